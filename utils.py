@@ -1,0 +1,109 @@
+"""Helpers that every command shares: how it ends, which device it uses, how it writes a file."""
+import contextlib
+import errno
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+# An operating-system error of these kinds is the user's to mend (a full disk, a read-only folder), not a bug.
+USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
+               errno.ENAMETOOLONG, errno.EFBIG}
+
+
+class UserError(Exception):
+    """Bad input. The message is one sentence that names the file or flag and says what to do."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived: handled like Ctrl-C, so that the work so far is saved on the same path."""
+
+
+def run_command(main):
+    """Run a command's `main()` and end the process as every command here does.
+
+    Exit code 2 and one sentence on stderr for bad input (UserError, or an OSError that the user can mend), 130 after
+    Ctrl-C, 143 after SIGTERM. Anything else is a bug and keeps its traceback.
+    """
+    def on_sigterm(*_):
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, on_sigterm)
+    name = Path(sys.argv[0]).name
+    try:
+        main()
+    except UserError as error:
+        sys.exit(_fail(name, str(error)))
+    except OSError as error:
+        if error.errno not in USER_ERRNOS:
+            raise
+        where = f' {error.filename}' if error.filename else ''
+        sys.exit(_fail(name, f'cannot write{where}: {error.strerror}; free some space or choose another folder.'))
+    except KeyboardInterrupt as stop:
+        print(f'\n{name}: stopped; whatever was finished is on disk.', file=sys.stderr)
+        sys.exit(143 if isinstance(stop, Terminated) else 130)
+
+
+def _fail(name, sentence):
+    print(f'{name}: error: {sentence}', file=sys.stderr)
+    return 2
+
+
+def select_device(name='auto'):
+    """The torch.device that `--device` names: auto (CUDA if there is one, else the CPU), cpu, cuda, cuda:N or mps.
+
+    Raises UserError where this machine has no such device.
+    """
+    if name == 'auto':
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    device = torch.device(name)
+    if device.type == 'cuda':
+        if not torch.cuda.is_available():
+            raise UserError(f'--device {name}: PyTorch finds no CUDA device here; use --device cpu.')
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(f'--device {name}: there are only {torch.cuda.device_count()} CUDA devices here.')
+    if device.type == 'mps' and not torch.backends.mps.is_available():
+        raise UserError('--device mps: PyTorch finds no Metal device here; use --device cpu.')
+    return device
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """Yield a temporary path beside `path` (same suffix); it takes the place of `path` when the block succeeds.
+
+    A block that fails or is interrupted leaves neither the temporary file nor a changed `path`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f'.{path.stem}-', suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(temporary)
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's 0600 would lock colleagues out
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def to_uint8(image):
+    """(…,C,H,W) floats in [-1, 1] (clamped) to a uint8 numpy array (…,H,W,C), rounding to nearest."""
+    return ((image.clamp(-1, 1) + 1) * 127.5 + 0.5).clamp(0, 255).byte().movedim(-3, -1).cpu().numpy()
+
+
+def save_image_row(path, images):
+    """Write (B,3,H,W) images in [-1, 1] side by side as one PNG, atomically."""
+    with atomic_path(path) as temporary:
+        Image.fromarray(np.concatenate(list(to_uint8(images)), axis=1)).save(temporary)
