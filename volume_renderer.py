@@ -1,0 +1,333 @@
+"""The signed-distance field and its volume rendering (Or-El et al., StyleSDF, CVPR 2022, sections 3.1 to 3.3).
+
+A ray with origin o and direction d carries N samples p = o + d t. A FiLM-SIREN network, modulated by the latent w,
+gives each sample a signed distance, a colour and a feature vector; the distance becomes a density and everything is
+summed along the ray. Shapes in the comments: B images, H x W rays an image, R rays in a tile, N samples a ray, C width.
+"""
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+INITIAL_BETA = 0.1
+# Points evaluated together without gradients. On a CPU a tile's activations stay in the cache (measured:
+# docs/performance.md); on a GPU the tile only bounds memory.
+TILE_POINTS = {'cpu': 4096, 'cuda': 1 << 19}
+LAST_SPACING = 1e10  # the last sample of a ray reaches to infinity
+
+
+# ---------------------------------------------------------------------------------------------- the field
+
+def film_linear(in_features, out_features):
+    """The linear map from a latent to FiLM gains or shifts: 0.25 x Kaiming-normal weights, PyTorch's own biases."""
+    layer = nn.Linear(in_features, out_features)
+    nn.init.kaiming_normal_(layer.weight, a=0.2, nonlinearity='leaky_relu')
+    with torch.no_grad():
+        layer.weight.mul_(0.25)
+    return layer
+
+
+class FiLMSiren(nn.Linear):
+    """sin(g * (W x + b) + h) with gain g and shift h from a latent (pi-GAN's FiLM-SIREN; StyleSDF equation 1)."""
+
+    def __init__(self, in_features, out_features, style_dim, first=False):
+        super().__init__(in_features, out_features)
+        bound = 1 / 3 if first else math.sqrt(6 / in_features) / 25
+        nn.init.uniform_(self.weight, -bound, bound)
+        self.gamma = film_linear(style_dim, out_features)
+        self.beta = film_linear(style_dim, out_features)
+
+    def fold(self, w):
+        """Fold the modulation into the layer: W' (B,in,out) and b' (B,1,out), so that the layer is sin(x W' + b').
+
+        Done once for a latent, it takes the modulation out of the work done for every point.
+        """
+        gain = 15 * self.gamma(w) + 30
+        shift = 0.25 * self.beta(w)
+        return ((gain[:, :, None] * self.weight).transpose(1, 2),
+                torch.addcmul(shift, gain, self.bias)[:, None])
+
+
+class SirenField(nn.Module):
+    """Signed distance, colour and features as a function of position, view direction and latent (paper, figure 2).
+
+    depth: hidden layers. width: channels of each. style_dim: size of the latent w.
+    """
+
+    def __init__(self, depth=8, width=256, style_dim=256):
+        super().__init__()
+        self.width = width
+        self.pts_linears = nn.ModuleList(
+            [FiLMSiren(3, width, style_dim, first=True)]
+            + [FiLMSiren(width, width, style_dim) for _ in range(depth - 1)])
+        self.views_linears = FiLMSiren(width + 3, width, style_dim)
+        self.rgb_linear = nn.Linear(width, 3)
+        self.sigma_linear = nn.Linear(width, 1)
+        bound = math.sqrt(6 / width) / 25
+        for head in (self.rgb_linear, self.sigma_linear):
+            nn.init.uniform_(head.weight, -bound, bound)
+
+    def fold(self, w):
+        """The field of each latent in w (B,style_dim), ready to be evaluated at points: a FoldedField."""
+        return FoldedField([layer.fold(w) for layer in self.pts_linears], self.views_linears.fold(w),
+                           (self.sigma_linear.weight, self.sigma_linear.bias),
+                           (self.rgb_linear.weight, self.rgb_linear.bias))
+
+
+class FoldedField(NamedTuple):
+    """A SirenField with B latents folded into its weights. Points are (B,P,3), already scaled to about [-1, 1]."""
+    points: list   # for each hidden layer: weight (B,in,C), bias (B,1,C)
+    views: tuple   # weight (B,C+3,C), bias (B,1,C)
+    sigma: tuple   # weight (1,C), bias (1,)
+    rgb: tuple     # weight (3,C), bias (3,)
+
+    def image(self, b):
+        """The field of image b alone."""
+        return self._replace(points=[(weight[b:b + 1], bias[b:b + 1]) for weight, bias in self.points],
+                             views=tuple(tensor[b:b + 1] for tensor in self.views))
+
+    def hidden(self, points):
+        """Activations (B,P,C) of the last hidden layer at points (B,P,3)."""
+        for weight, bias in self.points:
+            points = _sin(torch.baddbmm(bias, points, weight))
+        return points
+
+    def sdf(self, hidden):
+        """Signed distance (B,P,1): negative inside. Without an SDF (--no_sdf) the same head is a raw density."""
+        return F.linear(hidden, *self.sigma)
+
+    def features(self, hidden, viewdirs):
+        """Features (B,P,C) from activations (B,P,C); viewdirs (B,R,3) unit vectors, one for each P / R points."""
+        weight, bias = self.views
+        from_view = torch.baddbmm(bias, viewdirs, weight[:, -3:])  # once a ray, not once a sample
+        from_point = torch.bmm(hidden, weight[:, :-3])
+        batch, rays, width = from_view.shape
+        samples = from_point.view(batch, rays, -1, width)
+        return _sin(samples + from_view[:, :, None] if samples.requires_grad
+                    else samples.add_(from_view[:, :, None])).view(batch, -1, width)
+
+    def rgb_logits(self, features):
+        """Colour before the sigmoid (B,P,3) from features (B,P,C)."""
+        return F.linear(features, *self.rgb)
+
+
+def _sin(x):
+    return x.sin() if x.requires_grad else x.sin_()
+
+
+# ---------------------------------------------------------------------------------------------- rays and samples
+
+def camera_directions(resolution, focal):
+    """Ray directions (B,H*W,3) in the camera frame through the pixel centres, row by row, not normalised.
+
+    focal: (B,1,1) in pixels. x right, y up, z = -1.
+    """
+    centre = torch.arange(resolution, device=focal.device, dtype=focal.dtype) + 0.5 - resolution / 2
+    offset = centre / focal[:, 0]  # (B,W)
+    x = offset[:, None, :].expand(-1, resolution, -1)
+    y = -offset[:, :, None].expand(-1, -1, resolution)
+    return torch.stack([x, y, -torch.ones_like(x)], dim=-1).flatten(1, 2)
+
+
+def sample_depths(near, far, samples, *, offset_sampling=True, perturb=0., rays=1, generator=None):
+    """Sample positions t along the rays, in units of the ray direction (spec section 2, Samples along a ray).
+
+    near, far: (B,1,1). Returns (B,1,N) without jitter, else (B,rays,N). offset_sampling: N equal steps that share
+    one random offset a ray; otherwise stratified sampling, each sample jittered inside its own bin.
+    """
+    end = 1 - 1 / samples if offset_sampling else 1.
+    steps = torch.linspace(0., end, samples, device=near.device, dtype=near.dtype)
+    t = near * (1 - steps) + far * steps
+    if perturb <= 0:
+        return t
+    if offset_sampling:
+        lower, upper = t, torch.cat([t[..., 1:], far], dim=-1)
+        shape = (len(t), rays, 1)
+    else:
+        middle = (t[..., 1:] + t[..., :-1]) / 2
+        lower, upper = torch.cat([t[..., :1], middle], dim=-1), torch.cat([middle, t[..., -1:]], dim=-1)
+        shape = (len(t), rays, samples)
+    return lower + (upper - lower) * torch.rand(shape, device=t.device, dtype=t.dtype, generator=generator)
+
+
+# ---------------------------------------------------------------------------------------------- densities and weights
+
+def sdf_to_density(sdf, beta):
+    """Density from signed distance: sigmoid(-sdf / beta) / beta (StyleSDF equation 5). beta: the sharpness."""
+    return torch.sigmoid(-sdf / beta) / beta
+
+
+def ray_weights(density, spacing, force_background=False):
+    """Weights of the samples of a ray (NeRF's quadrature; StyleSDF equation 4).
+
+    density, spacing: (…,N). The weight is alpha times the transmittance before the sample. force_background gives
+    the last sample all that is left, so that the weights sum to one.
+    """
+    alpha = 1 - torch.exp(-density * spacing)
+    transmittance = torch.cumprod(1 - alpha + 1e-10, dim=-1)
+    weights = torch.cat([alpha[..., :1], alpha[..., 1:] * transmittance[..., :-1]], dim=-1)
+    if force_background:
+        weights = torch.cat([weights[..., :-1], 1 - weights[..., :-1].sum(-1, keepdim=True)], dim=-1)
+    return weights
+
+
+def sphere_sdf(points, near, far):
+    """Signed distance (…,1) of points (…,3) to the sphere that training starts from: radius (far - near) / 4."""
+    return points.norm(dim=-1, keepdim=True) - (far - near) / 4
+
+
+# ---------------------------------------------------------------------------------------------- the renderer
+
+class Rendering(NamedTuple):
+    """What a rendering holds; None where it was not asked for."""
+    thumbnail: Tensor | None  # (B,3,H,W) colour in [-1, 1]
+    features: Tensor | None   # (B,C,H,W) input of the decoder
+    xyz: Tensor               # (B,3,H,W) expected surface point in the world
+    mask: Tensor              # (B,1,H,W) weight of the last sample: probability of background
+    sdf: Tensor | None        # (B,H,W,N,1)
+    eikonal: Tensor | None    # (B,H,W,N,3) gradient of the sdf by the (unscaled) sample positions
+
+
+class VolumeRenderer(nn.Module):
+    """Renders a SirenField into thumbnails, features, surface points and signed distances.
+
+    Arguments are the flags of the same names: resolution is renderer_spatial_output_dim, samples N_samples; sdf,
+    z_normalize and offset_sampling are the opposites of --no_sdf, --no_z_normalize and --no_offset_sampling.
+    """
+
+    def __init__(self, style_dim=256, resolution=64, samples=24, depth=8, width=256, *, sdf=True, z_normalize=True,
+                 static_viewdirs=False, offset_sampling=True, perturb=1., raw_noise_std=0., force_background=False):
+        super().__init__()
+        self.resolution, self.samples = resolution, samples
+        self.z_normalize, self.static_viewdirs, self.offset_sampling = z_normalize, static_viewdirs, offset_sampling
+        self.perturb, self.raw_noise_std, self.force_background = perturb, raw_noise_std, force_background
+        self.has_sdf = sdf
+        if sdf:
+            self.sigmoid_beta = nn.Parameter(torch.full((1,), INITIAL_BETA))
+        self.network = SirenField(depth, width, style_dim)
+
+    def forward(self, w, cameras, *, resolution=None, samples=None, colour=True, features=True, sdf=False,
+                eikonal=False, generator=None):
+        """Render latents w (B,style_dim) from B cameras whose focal lengths are for `resolution`. Returns a Rendering.
+
+        resolution, samples: rays a side and samples a ray, if other than the renderer's own. colour=False leaves the
+        view branch out altogether (surfaces need only the sdf, xyz and mask). Without gradients the rays are worked
+        through in tiles, so that memory does not grow with them.
+        """
+        resolution, samples = resolution or self.resolution, samples or self.samples
+        local = camera_directions(resolution, cameras.focal)
+        directions = local @ cameras.extrinsics[:, :, :3].transpose(1, 2)
+        viewdirs = F.normalize(local if self.static_viewdirs else directions, dim=-1)
+        t = sample_depths(cameras.near, cameras.far, samples, offset_sampling=self.offset_sampling,
+                          perturb=self.perturb, rays=resolution ** 2, generator=generator)
+        t = t.expand(-1, resolution ** 2, -1)
+        wanted = {'colour': colour, 'features': colour and features, 'sdf': sdf, 'eikonal': eikonal}
+        with torch.set_grad_enabled(torch.is_grad_enabled() or eikonal):
+            field = self.network.fold(w)
+            if torch.is_grad_enabled():
+                rays = self._march(field, cameras, directions, viewdirs, t, wanted, generator)
+            else:
+                rays = self._march_tiles(field, cameras, directions, viewdirs, t, wanted, generator)
+
+        def as_image(x):  # (B,R,C) -> (B,C,H,W)
+            return None if x is None else x.transpose(1, 2).unflatten(2, (resolution, resolution))
+
+        def as_volume(x):  # (B,R,N,C) -> (B,H,W,N,C)
+            return None if x is None else x.unflatten(1, (resolution, resolution))
+
+        return Rendering(as_image(rays['thumbnail']), as_image(rays['features']), as_image(rays['xyz']),
+                         as_image(rays['mask']), as_volume(rays['sdf']), as_volume(rays['eikonal']))
+
+    def _march_tiles(self, field, cameras, directions, viewdirs, t, wanted, generator):
+        """_march over one image and a tile of rays at a time."""
+        batch, rays, samples = t.shape
+        tile = max(1, TILE_POINTS.get(t.device.type, TILE_POINTS['cuda']) // samples)
+        whole = {}
+        for b in range(batch):
+            image_field, camera = field.image(b), cameras[b:b + 1]
+            for start in range(0, rays, tile):
+                part = slice(start, start + tile)
+                marched = self._march(image_field, camera, directions[b:b + 1, part], viewdirs[b:b + 1, part],
+                                      t[b:b + 1, part], wanted, generator)
+                for name, value in marched.items():
+                    if value is None:
+                        whole[name] = None
+                        continue
+                    if name not in whole:
+                        whole[name] = value.new_empty(batch, rays, *value.shape[2:])
+                    whole[name][b:b + 1, part] = value
+        return whole
+
+    def _march(self, field, cameras, directions, viewdirs, t, wanted, generator):
+        """Evaluate and integrate rays: directions, viewdirs (B,R,3), t (B,R,N). Returns a dict of (B,R,…) tensors."""
+        batch, rays, samples = t.shape
+        origins = cameras.extrinsics[:, None, None, :, 3]
+        points = origins + directions[:, :, None] * t[..., None]  # (B,R,N,3)
+        if wanted['eikonal']:
+            points.requires_grad_()
+        hidden = field.hidden(self.scale(points, cameras).flatten(1, 2))
+        raw = field.sdf(hidden).view(batch, rays, samples)
+        gradient = None
+        if wanted['eikonal']:
+            gradient, = torch.autograd.grad(raw.sum(), points, create_graph=True)
+
+        spacing = torch.cat([t[..., 1:] - t[..., :-1], torch.full_like(t[..., :1], LAST_SPACING)], dim=-1)
+        weights = ray_weights(self.density(raw, generator), spacing * directions.norm(dim=-1, keepdim=True),
+                              self.force_background)
+        thumbnail = features = None
+        if wanted['colour']:
+            features = field.features(hidden, viewdirs)
+            colour = torch.sigmoid(field.rgb_logits(features)).view(batch, rays, samples, 3)
+            thumbnail = 2 * _integrate(weights, colour) - 1
+            features = _integrate(weights, features.view(batch, rays, samples, -1)) if wanted['features'] else None
+        return {'thumbnail': thumbnail, 'features': features, 'xyz': _integrate(weights, points),
+                'mask': weights[..., -1:], 'sdf': raw[..., None] if wanted['sdf'] else None, 'eikonal': gradient}
+
+    def scale(self, points, cameras):
+        """World points (B,…,3) in the field's own units: the near and far planes at about -1 and 1."""
+        if not self.z_normalize:
+            return points
+        depth = (cameras.far - cameras.near).view(-1, *[1] * (points.dim() - 1))
+        return points * (2 / depth)
+
+    def density(self, raw, generator=None):
+        """Density from the field's first output (spec section 2): of the SDF, or softplus of a raw density."""
+        if self.has_sdf:
+            return sdf_to_density(raw, self.sigmoid_beta)
+        if self.raw_noise_std > 0:
+            raw = raw + self.raw_noise_std * torch.randn(raw.shape, device=raw.device, generator=generator)
+        return F.softplus(raw)
+
+    def colour_at(self, w, points, viewdirs, cameras):
+        """The field's own colour (P,3) in [0, 1] at world points (P,3) seen along unit viewdirs (P,3), for one latent.
+
+        cameras: one camera, for the scale of the points.
+        """
+        field = self.network.fold(w)
+        colours = []
+        for part in torch.arange(len(points), device=points.device).split(
+                TILE_POINTS.get(points.device.type, TILE_POINTS['cuda'])):
+            hidden = field.hidden(self.scale(points[None, part], cameras))
+            colours.append(torch.sigmoid(field.rgb_logits(field.features(hidden, viewdirs[None, part])))[0])
+        return torch.cat(colours) if colours else points.new_zeros(0, 3)
+
+    def sphere_initialisation_loss(self, w, cameras, generator=None):
+        """L1 between the field and a sphere's SDF at stratified points of the cameras' rays (spec section 3, start).
+
+        Training begins from a sphere because a random field has no surface to improve on.
+        """
+        directions = camera_directions(self.resolution, cameras.focal) @ cameras.extrinsics[:, :, :3].transpose(1, 2)
+        t = sample_depths(cameras.near, cameras.far, self.samples, offset_sampling=False, perturb=1.,
+                          rays=directions.shape[1], generator=generator)
+        points = cameras.extrinsics[:, None, None, :, 3] + directions[:, :, None] * t[..., None]
+        field = self.network.fold(w)
+        sdf = field.sdf(field.hidden(self.scale(points, cameras).flatten(1, 2)))
+        target = sphere_sdf(points.flatten(1, 2), cameras.near, cameras.far)
+        return F.l1_loss(sdf, target)
+
+
+def _integrate(weights, values):
+    """Weighted sums (B,R,C) over the samples of each ray: weights (B,R,N), values (B,R,N,C)."""
+    return (weights[..., None, :] @ values)[..., 0, :]
