@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 # An operating-system error of these kinds is the user's to mend (a full disk, a read-only folder), not a bug.
-USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
+USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
                errno.ENAMETOOLONG, errno.EFBIG}
 
 
@@ -92,6 +92,18 @@ def atomic_path(path):
         raise
 
 
+def writable_folder(path, flag):
+    """Make the folder that a flag names, and check before long work begins that files can be written there."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f'{flag} {path}: cannot write there ({error.strerror}); choose another folder.') from None
+    return path
+
+
 def _umask():
     mask = os.umask(0)
     os.umask(mask)
@@ -104,6 +116,6 @@ def to_uint8(image):
 
 
 def save_image_row(path, images):
-    """Write (B,3,H,W) images in [-1, 1] side by side as one PNG, atomically."""
+    """Write uint8 images (H,W,3) side by side as one PNG, atomically."""
     with atomic_path(path) as temporary:
-        Image.fromarray(np.concatenate(list(to_uint8(images)), axis=1)).save(temporary)
+        Image.fromarray(np.concatenate(images, axis=1)).save(temporary)

@@ -1,0 +1,194 @@
+"""Checkpoints: where they live, strict and safe loading, atomic saving.
+
+A checkpoint is a dict of state dicts under 'g', 'd' and 'g_ema', as the original writes it; ours may hold more beside
+them. Files are untrusted: they are read with weights_only=True, which cannot run code.
+"""
+import hashlib
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+
+from model import build_generator, channels_at
+from options import replaced
+from utils import UserError, atomic_path
+
+FINAL_MODELS = Path('full_models')
+RENDERERS = Path('pretrained_renderer')
+
+
+# ---------------------------------------------------------------------------------------------- where files live
+
+def final_model_path(expname):
+    """The finished stage-2 model, which generation looks for first."""
+    return FINAL_MODELS / f'{expname}.pt'
+
+
+def renderer_path(expname):
+    """The finished stage-1 model, which stage 2 starts from."""
+    return RENDERERS / f'{expname}_vol_renderer.pt'
+
+
+def stage_folder(opt, stage):
+    """Folder of an experiment's checkpoints; stage: 'volume_renderer' or 'full_pipeline'."""
+    return Path(opt.training.checkpoints_dir) / opt.experiment.expname / stage
+
+
+def iteration_path(opt, stage, iteration):
+    """The checkpoint of one training step."""
+    return stage_folder(opt, stage) / f'models_{iteration:07d}.pt'
+
+
+def find_model(opt):
+    """(path, name of its results folder) of the model that --expname and --ckpt name.
+
+    The finished model comes first, then the full pipeline's checkpoint --ckpt, then what stage 1 finished with (a
+    field without decoder). Raises UserError that lists where it looked.
+    """
+    iteration = opt.experiment.ckpt
+    candidates = [(final_model_path(opt.experiment.expname), 'final_model'),
+                  (iteration_path(opt, 'full_pipeline', iteration), f'iter_{iteration:07d}'),
+                  (renderer_path(opt.experiment.expname), 'vol_renderer')]
+    for path, name in candidates:
+        if path.is_file():
+            return path, name
+    raise UserError(f'no checkpoint for --expname {opt.experiment.expname}: looked for '
+                    f'{", ".join(str(path) for path, _ in candidates)}; train one, run download_models.py, or check '
+                    'the name and the folder you are in.')
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+def read(path, key='g_ema'):
+    """The checkpoint at `path` as a dict on the CPU, checked to hold finite tensors under `key`.
+
+    Raises UserError for a file that is missing, damaged, not a checkpoint, or that would have to run code to load.
+    """
+    path = Path(path)
+    try:
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f'{path} does not exist; check the path.') from None
+    except OSError as error:
+        raise UserError(f'{path} cannot be read ({error.strerror}); check its permissions.') from None
+    except pickle.UnpicklingError as error:
+        raise UserError(f'{path} {_pickle_reason(path, error)}; get the file again from a source you trust.') from None
+    except Exception:  # a damaged file can fail anywhere in the unpickler, with any exception
+        raise UserError(f'{path} is damaged or incomplete and cannot be read; copy or download it again.') from None
+    state = checkpoint.get(key) if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise UserError(f"{path} is not a StyleSDF checkpoint: it holds no state dict under '{key}'.")
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f'{path} holds values that are not finite numbers (in {name}): the training that wrote it '
+                            'diverged; use an earlier checkpoint.')
+    return checkpoint
+
+
+def _pickle_reason(path, error):
+    if 'Unsupported global' in str(error) or 'Unsupported class' in str(error) or 'GLOBAL' in str(error):
+        return 'holds Python code or objects beside tensors, which could do anything when loaded, and was refused'
+    if zipfile.is_zipfile(path):
+        return 'is damaged or holds something else than tensors, and was refused'
+    return 'is not a PyTorch checkpoint (or is damaged)'
+
+
+def file_hash(path):
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def model_sizes(state, path, spatial=64):
+    """The flags that the shapes of a generator's state dict determine, as a dict by flag name.
+
+    state: names to tensors. spatial: renderer_spatial_output_dim, which no weight tells. A field without decoder has
+    no size and no channel_multiplier. Raises UserError where the shapes are no StyleSDF generator's.
+    """
+    def shape(name, dim):
+        if name not in state or state[name].dim() <= dim:
+            raise UserError(f'{path} is not a StyleSDF generator: {name} is missing.')
+        return state[name].shape[dim]
+
+    def count(prefix):
+        return len({name[len(prefix):].split('.')[0] for name in state if name.startswith(prefix)})
+
+    sizes = {'style_dim': shape('style.0.weight', 0), 'width': shape('renderer.network.sigma_linear.weight', 1),
+             'depth': count('renderer.network.pts_linears.'), 'no_sdf': 'renderer.sigmoid_beta' not in state}
+    if any(name.startswith('decoder.') for name in state):
+        doublings = count('decoder.to_rgbs.')
+        sizes['size'] = spatial * 2 ** doublings
+        last = f'decoder.convs.{2 * doublings - 1}' if doublings else 'decoder.conv1'
+        channels = shape(f'{last}.conv.weight', 1)
+        sizes['channel_multiplier'] = max(1, round(channels / channels_at(sizes['size'], 1)))
+    return sizes
+
+
+def fit_options(opt, state, path):
+    """The option tree with the model's sizes read off a generator's state dict.
+
+    A default that differs from the file is corrected with one line saying so. Raises UserError where the user typed
+    a value that contradicts the file.
+    """
+    flags = {**opt.model, **opt.rendering}
+    sizes = model_sizes(state, path, opt.model.renderer_spatial_output_dim)
+    wrong = {name: value for name, value in sizes.items() if flags[name] != value}
+    typed = [name for name in wrong if name in opt.given]
+    if typed:
+        name = typed[0]
+        contradiction = f'--{name}' if wrong[name] is False else f'--{name} {flags[name]}'
+        raise UserError(f'{contradiction} contradicts {path}, which has {name} {wrong[name]}; leave the flag out, and '
+                        'the value is read from the file.')
+    if wrong:
+        print(f'{path} has {", ".join(f"{name} {value}" for name, value in wrong.items())}: using that.')
+    return replaced(opt, **wrong)
+
+
+def load_state(module, state, path):
+    """Load a state dict into a module, strictly: names and shapes must agree.
+
+    The one exception are noise maps of another size, as official files have them: they are left as they are, with
+    one line saying so. Raises UserError that names the first missing, unknown or misshapen entry.
+    """
+    own = module.state_dict()
+    skipped = [name for name in own if name in state and name.startswith('decoder.noises.')
+               and own[name].shape != state[name].shape]
+    for what, names in (('lacks', own.keys() - state.keys()), ('has the unknown entry', state.keys() - own.keys())):
+        if names:
+            more = f' (and {len(names) - 1} more)' if len(names) > 1 else ''
+            raise UserError(f'{path} does not fit this model: it {what} {min(names)}{more}; check the model flags and '
+                            'which stage the file comes from.')
+    for name, tensor in own.items():
+        if name not in skipped and tensor.shape != state[name].shape:
+            raise UserError(f'{path} does not fit this model: {name} is {tuple(state[name].shape)} there and '
+                            f'{tuple(tensor.shape)} here; check the model flags.')
+    if skipped:
+        print(f'{path}: {len(skipped)} noise maps of another size left out '
+              f'({", ".join(name.rpartition(".")[2] for name in skipped)}); other maps stand in for them.')
+    module.load_state_dict({**state, **{name: own[name] for name in skipped}})
+    return module
+
+
+def load_generator(opt, device):
+    """The generator that --expname names, on `device`, for inference. Returns (generator, opt, path, results name).
+
+    The option tree comes back with the sizes that the checkpoint has.
+    """
+    path, name = find_model(opt)
+    state = read(path)['g_ema']
+    opt = fit_options(opt, state, path)
+    torch.manual_seed(opt.experiment.seed)  # for noise maps that the file may lack
+    generator = build_generator(opt, full_pipeline=any(key.startswith('decoder.') for key in state))
+    return load_state(generator, state, path).to(device).eval().requires_grad_(False), opt, path, name
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+def save(path, checkpoint):
+    """Write a checkpoint atomically: whoever reads `path` finds the old file or the whole new one."""
+    with atomic_path(path) as temporary:
+        torch.save(checkpoint, temporary)

@@ -1,0 +1,279 @@
+"""Every flag once: its default, help and check; one option tree for all commands.
+
+`parse(command)` gives a tree of groups (`opt.model.size`, `opt.camera.fov`, …). A command's --help shows the groups it
+uses; it accepts the others' flags too, so that one --config file serves all commands. Nobody edits the tree:
+`replaced` makes a changed copy, and what follows from a choice of command is set here.
+"""
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import configargparse
+from munch import Munch
+
+from utils import UserError
+
+MAX_SEED = 2 ** 63 - 1
+
+
+# ---------------------------------------------------------------------------------------------- checks
+
+def at_least(low, kind=int):
+    """A flag type: a number no smaller than `low`."""
+    def check(text):
+        value = kind(text)
+        if not value >= low:
+            raise ValueError(f'must be at least {low}')
+        return value
+    return check
+
+
+def above(low):
+    """A flag type: a number greater than `low`."""
+    def check(text):
+        value = float(text)
+        if not low < value < float('inf'):
+            raise ValueError(f'must be a number above {low}')
+        return value
+    return check
+
+
+def half_angle(text):
+    """A field of view, which is half the opening angle: between 0 and 90 degrees."""
+    value = float(text)
+    if not 0 < value < 90:
+        raise ValueError('must lie between 0 and 90 degrees (it is half the opening angle)')
+    return value
+
+
+def radius(text):
+    """A distance from the origin that stays clear of the camera, which is 1 away."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise ValueError('must lie between 0 and 1 (the cameras are 1 away from the origin)')
+    return value
+
+
+def power_of_two(low):
+    """A flag type: a power of two no smaller than `low`."""
+    def check(text):
+        value = int(text)
+        if value < low or value & (value - 1):
+            raise ValueError(f'must be a power of two, {low} or more')
+        return value
+    return check
+
+
+def seed(text):
+    """A seed of PyTorch's random generators."""
+    value = int(text)
+    if not 0 <= value <= MAX_SEED:
+        raise ValueError(f'must lie between 0 and {MAX_SEED}')
+    return value
+
+
+def seed_list(text):
+    """'0-7,42' to (0, 1, …, 7, 42), without repetitions."""
+    seeds = []
+    for part in text.split(','):
+        match = re.fullmatch(r'\s*(\d+)(?:-(\d+))?\s*', part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last or last > MAX_SEED or last - first >= 10_000_000:
+            raise ValueError('must be numbers and ranges such as 0-7,42')
+        seeds.extend(range(first, last + 1))
+    return tuple(dict.fromkeys(seeds))
+
+
+def device_name(text):
+    """auto, cpu, cuda, cuda:N or mps."""
+    if not re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?', text):
+        raise ValueError('must be auto, cpu, cuda, cuda:N or mps')
+    return text
+
+
+# ---------------------------------------------------------------------------------------------- the flags
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag. type: text to value, raising ValueError with a reason; bool for a switch that is off by default."""
+    name: str
+    default: Any
+    help: str
+    type: Any = str
+    choices: tuple = None
+
+
+GROUPS = {
+    'dataset': (
+        Flag('dataset_path', './datasets/FFHQ', 'LMDB made by prepare_data.py'),
+    ),
+    'experiment': (
+        Flag('expname', 'debug', 'name of the experiment: the folder of its checkpoints and results'),
+        Flag('ckpt', 300000, 'iteration of the checkpoint to use where there is no final model', at_least(0)),
+        Flag('continue_training', False, 'resume from the newest checkpoint', bool),
+        Flag('seed', 1234, 'seed of all random numbers', seed),
+    ),
+    'training': (
+        Flag('checkpoints_dir', './checkpoint', 'where checkpoints are kept'),
+        Flag('iter', 300000, 'training steps (stage 1: 200000 unless given)', at_least(1)),
+        Flag('batch', 4, 'images per step and process', at_least(1)),
+        Flag('chunk', 4, 'images at a time: a batch is split to save memory, the gradient stays the same', at_least(1)),
+        Flag('val_n_sample', 8, 'identities in the sample grids', at_least(1)),
+        Flag('d_reg_every', 16, 'stage 2: steps between R1 regularisations', at_least(1)),
+        Flag('g_reg_every', 4, 'stage 2: steps between path length regularisations (0: never)', at_least(0)),
+        Flag('local_rank', 0, 'set by distributed launchers', int),
+        Flag('mixing', 0.9, 'stage 2: probability of style mixing', at_least(0, float)),
+        Flag('lr', 0.002, 'stage 2: learning rate', above(0)),
+        Flag('r1', 10., 'weight of the R1 penalty', at_least(0, float)),
+        Flag('view_lambda', 15., 'stage 1: weight of the viewpoint loss', at_least(0, float)),
+        Flag('eikonal_lambda', 0.1, 'stage 1: weight of the eikonal loss', at_least(0, float)),
+        Flag('min_surf_lambda', 0.05, 'stage 1: weight of the minimal surface loss', at_least(0, float)),
+        Flag('min_surf_beta', 100., 'stage 1: how closely the minimal surface loss hugs the surface', above(0)),
+        Flag('path_regularize', 2., 'stage 2: weight of the path length penalty', at_least(0, float)),
+        Flag('path_batch_shrink', 2, 'stage 2: the path length batch is this much smaller', at_least(1)),
+        Flag('wandb', False, 'log to Weights & Biases too', bool),
+        Flag('no_sphere_init', False, 'stage 1: do not begin with a sphere', bool),
+    ),
+    'inference': (
+        Flag('results_dir', './evaluations', 'where results go'),
+        Flag('truncation_ratio', 0.5, 'truncation psi: 1 is the full variety, 0 the mean', at_least(0, float)),
+        Flag('truncation_mean', 10000, 'latents that the mean for truncation is taken over', at_least(1)),
+        Flag('identities', 16, 'how many identities to generate', at_least(1)),
+        Flag('num_views_per_id', 1, 'random views of each identity', at_least(1)),
+        Flag('no_surface_renderings', False, 'images only, no meshes', bool),
+        Flag('no_surface_videos', False, 'no depth videos', bool),
+        Flag('fixed_camera_angles', False, 'the 13 fixed views instead of random ones', bool),
+        Flag('azim_video', False, 'the camera moves from side to side instead of on an ellipse', bool),
+        Flag('seeds', None, 'one identity for each of these seeds, such as 0-7,42, instead of --identities', seed_list),
+        Flag('mesh_format', 'obj', 'file format of the meshes', choices=('obj', 'ply', 'glb')),
+        Flag('vertex_colors', False, 'colour the vertices of the meshes', bool),
+    ),
+    'model': (
+        Flag('size', 256, 'side of the generated images', power_of_two(8)),
+        Flag('style_dim', 256, 'size of the latents w', at_least(1)),
+        Flag('channel_multiplier', 2, "multiplies the decoder's channels", at_least(1)),
+        Flag('n_mlp', 8, 'accepted for the sake of old command lines; the mapping has three layers', at_least(1)),
+        Flag('lr_mapping', 0.01, "learning rate multiplier of the decoder's mapping", above(0)),
+        Flag('renderer_spatial_output_dim', 64, 'rays along a side of the thumbnail', power_of_two(4)),
+        Flag('project_noise', False, 'video: noise that sticks to the surface', bool),
+    ),
+    'camera': (
+        Flag('uniform', False, 'viewpoints uniform in +-range instead of Gaussian', bool),
+        Flag('azim', 0.3, 'standard deviation or range of the azimuth, radians', at_least(0, float)),
+        Flag('elev', 0.15, 'standard deviation or range of the elevation, radians', at_least(0, float)),
+        Flag('fov', 6., 'half the field of view, degrees', half_angle),
+        Flag('dist_radius', 0.12, 'near and far planes lie this far before and behind the origin', radius),
+    ),
+    'rendering': (
+        Flag('depth', 8, 'hidden layers of the field', at_least(1)),
+        Flag('width', 256, 'channels of the field', at_least(1)),
+        Flag('no_sdf', False, 'a raw density instead of a signed distance', bool),
+        Flag('no_z_normalize', False, 'do not scale points to [-1, 1] before the field', bool),
+        Flag('static_viewdirs', False, 'view directions of the camera frame, whatever the viewpoint', bool),
+        Flag('N_samples', 24, 'samples along a ray', at_least(2)),
+        Flag('no_offset_sampling', False, 'stratified sampling instead of one offset a ray', bool),
+        Flag('perturb', 1., 'training: jitter the samples along the rays (0: do not)', at_least(0, float)),
+        Flag('raw_noise_std', 0., 'noise added to the raw density (with --no_sdf)', at_least(0, float)),
+        Flag('force_background', False, 'the last sample takes all the weight that is left', bool),
+        Flag('return_xyz', False, 'accepted for the sake of old command lines; surface points are always there', bool),
+        Flag('return_sdf', False, 'accepted for the sake of old command lines; the SDF is there when needed', bool),
+    ),
+    'machine': (
+        Flag('device', 'auto', 'auto (CUDA if there is one), cpu, cuda, cuda:N or mps', device_name),
+        Flag('precision', 'fp32', "number format of the decoder's convolutions", choices=('fp32', 'fp16', 'bf16')),
+    ),
+}
+
+# The groups that a command uses, and so shows in --help.
+COMMANDS = {
+    'train_volume_renderer': ('dataset', 'experiment', 'training', 'model', 'camera', 'rendering', 'machine'),
+    'train_full_pipeline': ('dataset', 'experiment', 'training', 'model', 'camera', 'rendering', 'machine'),
+    'generate_shapes_and_images': ('experiment', 'training', 'inference', 'model', 'camera', 'rendering', 'machine'),
+    'render_video': ('experiment', 'training', 'inference', 'model', 'camera', 'rendering', 'machine'),
+}
+
+# Values that a command always runs with (spec section 5).
+_INFERENCE = {'perturb': 0., 'force_background': True, 'static_viewdirs': True}
+FORCED = {
+    'generate_shapes_and_images': _INFERENCE,
+    'render_video': _INFERENCE | {'N_samples': 64},
+}
+STAGE1_ITERATIONS = 200000
+
+
+# ---------------------------------------------------------------------------------------------- parsing
+
+class Parser(configargparse.ArgumentParser):
+    """An argument parser whose errors are one sentence (UserError) and that never guesses at abbreviated flags."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message):
+        raise UserError(f'{message}; see --help.')
+
+
+def parse(command, description, argv=None):
+    """The option tree of a command (a Munch of Munches, by group), from argv (default: the process's own).
+
+    Besides the groups it holds `given`, the names of the flags that the user set. Raises UserError for anything that
+    is not a known flag with a sensible value.
+    """
+    parser = Parser(description=description, default_config_files=[])
+    parser.add_argument('--config', is_config_file=True, metavar='FILE', help='read flags from this file (lines of the form: name = value)')
+    for group, flags in GROUPS.items():
+        shown = group in COMMANDS[command]
+        target = parser.add_argument_group(group) if shown else parser
+        for flag in flags:
+            _add_flag(target, flag, shown)
+    try:
+        values = vars(parser.parse_args(argv))
+    except configargparse.ConfigFileParserException as error:
+        raise UserError(f'--config: {" ".join(str(error).split())}') from None
+    values.pop('config')
+    return _tree(command, values)
+
+
+def _add_flag(target, flag, shown):
+    names = [f'--{flag.name}']
+    if '_' in flag.name:
+        names.append(f'--{flag.name.replace("_", "-")}')  # today's launchers write --local-rank
+    default = '' if flag.default in (None, False) else f' (default: {flag.default})'
+    text = (flag.help + default).replace('%', '%%') if shown else configargparse.SUPPRESS
+    if flag.type is bool:
+        target.add_argument(*names, dest=flag.name, action='store_true', default=configargparse.SUPPRESS, help=text)
+    else:
+        target.add_argument(*names, dest=flag.name, type=_explained(flag.type), choices=flag.choices,
+                            default=configargparse.SUPPRESS, help=text,
+                            metavar=None if flag.choices else flag.name.upper())
+
+
+def _explained(convert):
+    """Wrap a flag type so that argparse shows the reason, with the value, instead of the function's name."""
+    def checked(text):
+        try:
+            return convert(text)
+        except ValueError as error:
+            reason = str(error) if str(error).startswith('must') else 'must be a number'
+            raise configargparse.ArgumentTypeError(f'{reason}, not {text!r}') from None
+    return checked
+
+
+def _tree(command, given):
+    """Defaults, then what the user set, then what the command forces."""
+    forced = FORCED.get(command, {})
+    tree = Munch(given=frozenset(given))
+    for group, flags in GROUPS.items():
+        tree[group] = Munch((flag.name, forced.get(flag.name, given.get(flag.name, flag.default))) for flag in flags)
+    if command == 'train_volume_renderer' and 'iter' not in given:
+        tree.training.iter = STAGE1_ITERATIONS
+    return tree
+
+
+def replaced(tree, **values):
+    """A copy of the tree with some flags changed, by name."""
+    copy = Munch((name, Munch(group) if isinstance(group, Munch) else group) for name, group in tree.items())
+    for name, value in values.items():
+        group = next(group for group, flags in GROUPS.items() if any(flag.name == name for flag in flags))
+        copy[group][name] = value
+    return copy
