@@ -1,0 +1,60 @@
+"""Fixtures: the golden numbers of the original (skipped where ../shared is absent) and formula weights."""
+import json
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / 'shared'
+os.environ.setdefault('STYLESDF_OPS', 'auto')
+
+
+@pytest.fixture(scope='session')
+def golden():
+    """golden('cameras') is the dict of that file's arrays as tensors."""
+    def load(name):
+        path = SHARED / 'golden' / f'{name}.npz'
+        if not path.exists():
+            pytest.skip('needs the golden numbers in ../shared')
+        with np.load(path) as arrays:
+            return {key: torch.from_numpy(arrays[key].copy()) for key in arrays.files}
+    return load
+
+
+@pytest.fixture(scope='session')
+def manifest():
+    path = SHARED / 'golden' / 'manifest.json'
+    if not path.exists():
+        pytest.skip('needs the golden numbers in ../shared')
+    return json.loads(path.read_text())
+
+
+def formula(name, shape, std=1.):
+    """The golden README's pseudo-random tensor: it depends on the name alone."""
+    generator = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
+    return torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32) * np.float32(std))
+
+
+def load_formula_weights(module, entries, **fixed):
+    """Fill a module's state dict by the formula; blur kernels and beta keep their values. fixed: name end -> value."""
+    state = module.state_dict()
+    for name, tensor in state.items():
+        if not name.endswith(('.kernel', 'sigmoid_beta')):
+            tensor.copy_(formula(name, tensor.shape, entries[name]['formula_std']))
+        for end, value in fixed.items():
+            if name.endswith(end):
+                tensor.fill_(value)
+    return module
+
+
+def assert_close(actual, expected, rtol=1e-5, what=''):
+    """The largest error is below rtol times the largest expected magnitude."""
+    actual, expected = actual.detach().double(), expected.detach().double()
+    assert actual.shape == expected.shape, f'{what}: {tuple(actual.shape)} is not {tuple(expected.shape)}'
+    error = (actual - expected).abs().max().item()
+    scale = expected.abs().max().item()
+    assert error <= rtol * scale, f'{what}: error {error:.3g} at scale {scale:.3g} (ratio {error / scale:.2g})'
