@@ -1,0 +1,194 @@
+"""Checkpoints: strict and safe loading, sizes read off the file, where files are looked for."""
+import pickle
+
+import pytest
+import torch
+
+import checkpoint
+from model import build_generator
+from options import parse
+from utils import UserError
+
+TINY = ['--size', '32', '--style_dim', '8', '--width', '8', '--depth', '2', '--channel_multiplier', '1',
+        '--renderer_spatial_output_dim', '8', '--N_samples', '4']
+
+
+def options(arguments=TINY, *more):
+    return parse('generate_shapes_and_images', '', [*arguments, *more])
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """(path, generator) of a tiny checkpoint."""
+    torch.manual_seed(0)
+    generator = build_generator(options())
+    path = tmp_path / 'tiny.pt'
+    checkpoint.save(path, {'g_ema': generator.state_dict()})
+    return path, generator
+
+
+def test_round_trip(tiny):
+    path, generator = tiny
+    torch.manual_seed(1)
+    other = checkpoint.load_state(build_generator(options()), checkpoint.read(path)['g_ema'], path)
+    assert all(torch.equal(a, b) for a, b in zip(generator.state_dict().values(), other.state_dict().values(),
+                                                 strict=True))
+    assert [p.name for p in path.parent.iterdir()] == ['tiny.pt']  # no temporary file is left
+
+
+class Bomb:
+    """Unpickling this writes a file."""
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return open, (str(self.target), 'w')
+
+
+def test_a_file_with_code_is_refused_and_never_run(tmp_path):
+    target = tmp_path / 'boom'
+    for path, write in ((tmp_path / 'zip.pt', lambda p: torch.save({'g_ema': Bomb(target)}, p)),
+                        (tmp_path / 'raw.pt', lambda p: p.write_bytes(pickle.dumps({'g_ema': Bomb(target)})))):
+        write(path)
+        with pytest.raises(UserError, match=path.name):
+            checkpoint.read(path)
+    assert not target.exists()
+    with pytest.raises(UserError, match='code'):
+        checkpoint.read(tmp_path / 'zip.pt')
+
+
+def damaged_files(tmp_path, good):
+    data = good.read_bytes()
+    yield 'truncated', data[:len(data) // 2]
+    yield 'header', data[:100]
+    yield 'empty', b''
+    yield 'text', b'this is not a checkpoint\n'
+    yield 'html', b'<!DOCTYPE html><html></html>'
+    yield 'flipped', data[:3000] + bytes(64) + data[3064:]
+
+
+def test_damaged_files_are_one_sentence(tmp_path, tiny):
+    for name, data in damaged_files(tmp_path, tiny[0]):
+        path = tmp_path / f'{name}.pt'
+        path.write_bytes(data)
+        try:
+            state = checkpoint.read(path)['g_ema']
+            checkpoint.load_state(build_generator(options()), state, path)
+            assert name == 'flipped'  # zeros in the middle of a weight are still weights
+        except UserError as error:
+            assert f'{name}.pt' in str(error) and '\n' not in str(error)
+
+
+@pytest.mark.parametrize('content', [{}, {'g': {}}, [1, 2], torch.zeros(3), {'g_ema': 3}, {'g_ema': {'a': 1}}])
+def test_other_content_is_named(tmp_path, content):
+    path = tmp_path / 'other.pt'
+    torch.save(content, path)
+    with pytest.raises(UserError, match='other.pt is not a StyleSDF checkpoint'):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_values_that_are_not_finite(tmp_path, tiny, value):
+    path, generator = tiny
+    state = generator.state_dict()
+    state['style.1.bias'][3] = value
+    checkpoint.save(path, {'g_ema': state})
+    with pytest.raises(UserError, match='style.1.bias'):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize('change, named', [
+    (lambda s: s.pop('style.0.weight'), 'style.0.weight'),
+    (lambda s: s.update(extra=torch.zeros(1)), 'extra'),
+    (lambda s: s.update({'style.1.weight': torch.zeros(8, 9)}), 'style.1.weight'),
+    (lambda s: s.pop('decoder.noises.noise_1'), 'noise_1'),
+    (lambda s: s.update({'decoder.conv1.noise.weight': torch.zeros(2)}), 'decoder.conv1.noise.weight'),
+])
+def test_strict_loading_names_the_entry(tiny, change, named):
+    path, generator = tiny
+    state = dict(generator.state_dict())
+    change(state)
+    with pytest.raises(UserError, match=named):
+        checkpoint.load_state(build_generator(options()), state, path)
+
+
+def test_noise_maps_of_another_size_are_skipped_once_and_said(tiny, capsys):
+    path, generator = tiny
+    state = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
+    state['decoder.noises.noise_2'] = torch.zeros(1, 1, 5, 5)
+    state['decoder.noises.noise_3'] = torch.zeros(1, 1, 7, 7)
+    fresh = build_generator(options())
+    kept = fresh.decoder.noises.noise_2.clone()
+    checkpoint.load_state(fresh, state, path)
+    assert torch.equal(fresh.decoder.noises.noise_2, kept)
+    assert torch.equal(fresh.decoder.noises.noise_0, generator.decoder.noises.noise_0)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 and '2 noise maps' in lines[0] and 'noise_2' in lines[0]
+
+
+def test_sizes_come_from_the_file(tiny, capsys):
+    path, generator = tiny
+    opt = checkpoint.fit_options(options(['--renderer_spatial_output_dim', '8']), generator.state_dict(), path)
+    assert (opt.model.size, opt.model.style_dim, opt.model.channel_multiplier, opt.rendering.width,
+            opt.rendering.depth) == (32, 8, 2, 8, 2)  # at 32 pixels the channels do not depend on the multiplier
+    checkpoint.load_state(build_generator(opt), generator.state_dict(), path)
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert checkpoint.fit_options(options(), generator.state_dict(), path) == options()
+    assert capsys.readouterr().out == ''
+
+
+@pytest.mark.parametrize('size, multiplier', [(64, 1), (128, 1), (256, 1), (256, 2), (512, 4), (1024, 2)])
+def test_size_and_multiplier_of_every_decoder(size, multiplier):
+    opt = options(['--size', str(size), '--channel_multiplier', str(multiplier), '--style_dim', '2', '--width', '2',
+                   '--depth', '1'])
+    with torch.device('meta'):
+        state = build_generator(opt).state_dict()
+    sizes = checkpoint.model_sizes(state, 'x.pt')
+    assert (sizes['size'], sizes['channel_multiplier']) == (size, multiplier)
+
+
+@pytest.mark.parametrize('flag, value', [('size', '64'), ('style_dim', '16'), ('width', '16'), ('depth', '3')])
+def test_a_typed_contradiction_is_refused(tiny, flag, value):
+    path, generator = tiny
+    with pytest.raises(UserError, match=f'--{flag} {value} contradicts'):
+        checkpoint.fit_options(options([*TINY, f'--{flag}', value]), generator.state_dict(), path)
+
+
+def test_a_field_without_sdf_or_decoder_is_recognised(tmp_path):
+    opt = options([*TINY, '--no_sdf'])
+    state = build_generator(opt, full_pipeline=False).state_dict()
+    fitted = checkpoint.fit_options(options(), state, 'field.pt')
+    assert fitted.rendering.no_sdf and fitted.model.size == 32
+    with pytest.raises(UserError, match='--no_sdf'):
+        checkpoint.fit_options(opt, build_generator(options()).state_dict(), 'sdf.pt')
+
+
+def test_where_models_are_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    opt = options(['--expname', 'cats', '--ckpt', '200'])
+    with pytest.raises(UserError) as error:
+        checkpoint.find_model(opt)
+    for place in ('full_models/cats.pt', 'checkpoint/cats/full_pipeline/models_0000200.pt',
+                  'pretrained_renderer/cats_vol_renderer.pt'):
+        assert place in str(error.value)
+    for path, name in (('pretrained_renderer/cats_vol_renderer.pt', 'vol_renderer'),
+                       ('checkpoint/cats/full_pipeline/models_0000200.pt', 'iter_0000200'),
+                       ('full_models/cats.pt', 'final_model')):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).touch()
+        found, found_name = checkpoint.find_model(opt)
+        assert (str(found), found_name) == (path, name)
+
+
+def test_an_interrupted_save_keeps_the_old_file(tiny, monkeypatch):
+    path, _ = tiny
+    before = path.read_bytes()
+
+    def interrupted(data, target):
+        target.write_bytes(b'half')
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, 'save', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(path, {})
+    assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == ['tiny.pt']

@@ -1,0 +1,290 @@
+"""The generation command: the original's pictures and meshes, seeds, bounded chunks, and every bad input."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from conftest import ROOT, SHARED
+from PIL import Image
+
+import checkpoint
+import generate_shapes_and_images as generate
+from model import build_generator
+from options import parse
+from utils import run_command
+
+SHAPE = ['--expname', 'shape', '--size', '256', '--channel_multiplier', '1', '--style_dim', '64', '--width', '64',
+         '--depth', '4', '--N_samples', '24', '--device', 'cpu']
+TINY = ['--size', '16', '--style_dim', '8', '--width', '8', '--depth', '2', '--channel_multiplier', '1',
+        '--renderer_spatial_output_dim', '8', '--N_samples', '4', '--truncation_mean', '50', '--device', 'cpu']
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """run(*arguments) -> (exit code, stderr) of the command, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['generate_shapes_and_images.py', *map(str, arguments)])
+        try:
+            run_command(generate.main)
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        return code, capsys.readouterr().err
+
+    yield command
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def tiny_model(tmp_path):
+    """A tiny untrained model under full_models/tiny.pt, with its flags."""
+    torch.manual_seed(0)
+    state = build_generator(parse('generate_shapes_and_images', '', TINY)).state_dict()
+    checkpoint.save(tmp_path / 'full_models' / 'tiny.pt', {'g_ema': state})
+    return ['--expname', 'tiny', *TINY]
+
+
+@pytest.fixture
+def small_surfaces(monkeypatch):
+    """Surfaces at 16 x 16 x 16, to test what is around them."""
+    monkeypatch.setattr('surface.SURFACE_RESOLUTION', 16)
+
+
+# ---------------------------------------------------------------------------------------------- the original's results
+
+def link_shape(tmp_path):
+    source = SHARED / 'golden' / 'shape.pt'
+    if not source.exists():
+        pytest.skip('needs the golden checkpoint in ../shared')
+    (tmp_path / 'full_models').mkdir()
+    os.symlink(source, tmp_path / 'full_models' / 'shape.pt')
+
+
+@pytest.mark.parametrize('name, folder, arguments', [
+    ('random', 'evaluations/shape/final_model/random_angles', ['--identities', 2, '--num_views_per_id', 2]),
+    ('fixed', 'evaluations/shape/final_model/fixed_angles', ['--identities', 1, '--fixed_camera_angles']),
+    ('uniform', 'uniform/shape/final_model/random_angles',
+     ['--identities', 1, '--truncation_ratio', 0.9, '--num_views_per_id', 3, '--uniform', '--azim', 0.5,
+      '--elev', 0.2, '--fov', 7, '--results_dir', './uniform']),
+])
+def test_the_originals_pictures_and_meshes(run, tmp_path, name, folder, arguments):
+    link_shape(tmp_path)
+    assert run(*SHAPE, *arguments)[0] == 0
+    golden, folder = SHARED / 'golden' / 'shape', tmp_path / folder
+    pictures = sorted(golden.glob(f'{name}_0*.png'))
+    assert sorted(path.name for path in (folder / 'images').iterdir()) == [p.name[len(name) + 1:] for p in pictures]
+    for picture in pictures:
+        expected = np.asarray(Image.open(picture)).astype(int)
+        actual = np.asarray(Image.open(folder / 'images' / picture.name[len(name) + 1:])).astype(int)
+        difference = np.abs(actual - expected)
+        assert difference.mean() < 0.5 and difference.max() <= 8, picture.name
+    with np.load(golden / f'{name}_meshes.npz') as expected:
+        files = {key.split(':')[0] for key in expected.files}
+        assert files == {path.stem for path in folder.glob('*_meshes/*.obj')}
+        for key in expected.files:
+            file, what = key.split(':')
+            kind = 'marching_cubes' if 'marching' in file else 'depth_map'
+            mesh = trimesh.load(folder / f'{kind}_meshes' / f'{file}.obj', process=False, maintain_order=True)
+            if what == 'count':
+                assert [len(mesh.vertices), len(mesh.faces)] == expected[key].tolist(), file
+                assert kind == 'depth_map' or (mesh.is_watertight and mesh.volume > 0), file
+            elif what == 'vertices':
+                assert np.abs(mesh.vertices - expected[key]).max() < 2e-4, file
+            else:
+                assert np.array_equal(mesh.faces, expected[key]), file
+
+
+# ---------------------------------------------------------------------------------------------- seeds, views, files
+
+def picture(path):
+    return np.asarray(Image.open(path))
+
+
+def test_an_identity_comes_from_its_own_seed_alone(run, tmp_path, tiny_model, small_surfaces):
+    code, _ = run(*tiny_model, '--seeds', '3-5,42', '--results_dir', 'a')
+    assert code == 0
+    assert run(*tiny_model, '--seeds', '42', '--num_views_per_id', '1', '--results_dir', 'b')[0] == 0
+    several, alone = (tmp_path / name / 'tiny/final_model/random_angles' for name in 'ab')
+    assert sorted(path.name for path in (several / 'images').iterdir()) == sorted(
+        f'seed{seed:07d}{end}.png' for seed in (3, 4, 5, 42) for end in ('', '_thumb'))
+    for file in ('images/seed0000042.png', 'images/seed0000042_thumb.png'):
+        assert np.array_equal(picture(several / file), picture(alone / file))
+    assert not np.array_equal(picture(several / 'images/seed0000003.png'), picture(several / 'images/seed0000004.png'))
+    mesh, = alone.glob('depth_map_meshes/sample_seed42_*.obj')
+    assert mesh.read_bytes() == (several / 'depth_map_meshes' / mesh.name).read_bytes()
+
+
+def test_chunks_of_views_do_not_change_the_pictures(run, tmp_path, tiny_model, monkeypatch):
+    arguments = [*tiny_model, '--identities', '1', '--num_views_per_id', '11', '--no_surface_renderings']
+    assert run(*arguments, '--results_dir', 'a')[0] == 0
+    monkeypatch.setitem(generate.PIXELS_AT_ONCE, 'cpu', 2 * 16 * 16)
+    assert run(*arguments, '--results_dir', 'b')[0] == 0
+    a, b = (picture(tmp_path / name / 'tiny/final_model/random_angles/images/0000000.png') for name in 'ab')
+    assert a.shape == (16, 11 * 16, 3)
+    assert np.abs(a.astype(int) - b).max() <= 1
+
+
+def test_index_lists_what_was_made_and_keeps_earlier_results(run, tmp_path, tiny_model, small_surfaces):
+    assert run(*tiny_model, '--seeds', '1,2')[0] == 0
+    assert run(*tiny_model, '--seeds', '2,7', '--no_surface_renderings')[0] == 0
+    folder = tmp_path / 'evaluations/tiny/final_model/random_angles'
+    index = json.loads((folder / 'index.json').read_text())
+    assert sorted(index['results']) == ['seed0000001', 'seed0000002', 'seed0000007']
+    for name, entry in index['results'].items():
+        assert entry['seed'] == int(name[4:]) and len(entry['views']) == 1
+        assert entry['checkpoint']['sha256'] == checkpoint.file_hash(tmp_path / 'full_models/tiny.pt')
+        assert all((folder / file).is_file() for file in entry['files'])
+    assert any('depth_mesh' in file for file in index['results']['seed0000001']['files'])
+
+
+@pytest.mark.parametrize('mesh_format', ['obj', 'ply', 'glb'])
+def test_mesh_formats_and_vertex_colours(run, tmp_path, tiny_model, small_surfaces, mesh_format):
+    assert run(*tiny_model, '--identities', '1', '--mesh_format', mesh_format, '--vertex_colors')[0] == 0
+    path, = (tmp_path / 'evaluations/tiny/final_model/random_angles/depth_map_meshes').iterdir()
+    mesh = trimesh.load(path, force='mesh', process=False)
+    assert path.suffix == f'.{mesh_format}' and len(mesh.vertices) == 256
+    assert mesh.visual.kind == 'vertex' and len(mesh.visual.vertex_colors) == 256
+
+
+def test_vertex_colours_are_those_of_the_picture(run, tmp_path):
+    """On the surface of the golden head, a vertex has about the colour that its pixel shows."""
+    link_shape(tmp_path)
+    arguments = [*SHAPE, '--seeds', '0', '--azim', '0', '--elev', '0', '--mesh_format', 'ply', '--vertex_colors']
+    assert run(*arguments)[0] == 0
+    folder = tmp_path / 'evaluations/shape/final_model/random_angles'
+    thumbnail = picture(folder / 'images/seed0000000_thumb.png').astype(int)
+    depth = trimesh.load(next(folder.glob('depth_map_meshes/*.ply')), process=False)
+    colours = depth.visual.vertex_colors[:, :3].reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))
+    inside = (slice(24, 48), slice(20, 44))
+    assert np.abs(colours - thumbnail)[inside].mean() < 6
+    # the marching-cubes mesh lies in another frame: compare by projecting its frontal vertices
+    mesh = trimesh.load(next(folder.glob('marching_cubes_meshes/*.ply')), process=False)
+    front = mesh.vertex_normals[:, 2] > 0.8
+    x, y = mesh.vertices[front, 0], mesh.vertices[front, 1]
+    column, row = ((x / 0.12 + 1) * 32).astype(int), ((1 - y / 0.12) * 32).astype(int)
+    keep = (column > 20) & (column < 44) & (row > 24) & (row < 48)
+    difference = np.abs(mesh.visual.vertex_colors[front, :3] - thumbnail[row.clip(0, 63), column.clip(0, 63)])
+    assert keep.sum() > 500 and difference[keep].mean() < 12
+
+
+def test_a_field_without_decoder_gives_thumbnails_and_meshes(run, tmp_path, tiny_model, small_surfaces):
+    opt = parse('generate_shapes_and_images', '', TINY)
+    state = build_generator(opt, full_pipeline=False).state_dict()
+    checkpoint.save(tmp_path / 'pretrained_renderer/field_vol_renderer.pt', {'g_ema': state})
+    assert run(*TINY, '--expname', 'field', '--identities', '1')[0] == 0
+    folder = tmp_path / 'evaluations/field/vol_renderer/random_angles'
+    assert [path.name for path in (folder / 'images').iterdir()] == ['0000000_thumb.png']
+    assert list(folder.glob('depth_map_meshes/*.obj'))
+
+
+def test_no_zero_crossing_is_said_and_generation_goes_on(run, tmp_path, tiny_model, small_surfaces):
+    path = tmp_path / 'full_models/tiny.pt'
+    state = checkpoint.read(path)['g_ema']
+    state['renderer.network.sigma_linear.bias'] += 5
+    checkpoint.save(path, {'g_ema': state})
+    code, stderr = run(*tiny_model, '--identities', '2')
+    folder = tmp_path / 'evaluations/tiny/final_model/random_angles'
+    assert code == 0 and len(list(folder.glob('depth_map_meshes/*.obj'))) == 2
+    assert not (folder / 'marching_cubes_meshes').exists()
+
+
+def test_truncation_ratio_one_and_same_view_names(run, tmp_path, tiny_model, small_surfaces):
+    """The original crashes at ratio 1, and overwrites meshes whose views agree in whole degrees."""
+    code, stderr = run(*tiny_model, '--truncation_ratio', '1', '--identities', '1', '--num_views_per_id', '3',
+                       '--azim', '0', '--elev', '0')
+    assert code == 0, stderr
+    names = [p.name for p in (tmp_path / 'evaluations/tiny/final_model/random_angles/depth_map_meshes').iterdir()]
+    assert len(names) == 3 and 'sample_0_depth_mesh_azim0_elev0.obj' in names
+
+
+# ---------------------------------------------------------------------------------------------- bad input
+
+def check_refused(outcome, *words):
+    code, stderr = outcome
+    assert code == 2, stderr
+    assert 'Traceback' not in stderr and len(stderr.strip().splitlines()) == 1, stderr
+    for word in words:
+        assert str(word) in stderr
+
+
+def test_no_such_checkpoint(run):
+    check_refused(run('--expname', 'nobody'), 'full_models/nobody.pt', 'models_0300000.pt')
+
+
+def test_sizes_that_contradict_the_file(run, tiny_model):
+    check_refused(run(*tiny_model, '--width', '32'), '--width 32', 'tiny.pt')
+
+
+@pytest.mark.parametrize('arguments, word', [
+    (['--size', '100'], '--size'), (['--identities', '-1'], '--identities'), (['--identities', '0'], '--identities'),
+    (['--frobnicate'], '--frobnicate'), (['--seeds', '5-'], '--seeds'), (['--device', 'tpu'], '--device')])
+def test_bad_flags(run, tiny_model, arguments, word):
+    check_refused(run(*tiny_model, *arguments), word)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='has CUDA')
+def test_cuda_without_cuda(run, tiny_model):
+    check_refused(run(*tiny_model, '--device', 'cuda'), '--device cuda')
+
+
+@pytest.mark.parametrize('damage, word', [
+    (lambda data: data[:len(data) // 3], 'incomplete'), (lambda data: b'hello, I am text', 'no PyTorch checkpoint')])
+def test_damaged_checkpoints(run, tmp_path, tiny_model, damage, word):
+    path = tmp_path / 'full_models/tiny.pt'
+    path.write_bytes(damage(path.read_bytes()))
+    check_refused(run(*tiny_model), 'tiny.pt', word)
+
+
+def test_results_folder_that_cannot_be_written(run, tmp_path, tiny_model):
+    (tmp_path / 'file').write_text('')
+    check_refused(run(*tiny_model, '--results_dir', 'file'), '--results_dir')
+    check_refused(run(*tiny_model, '--results_dir', '/proc/nowhere'), '--results_dir')
+
+
+def test_a_foreign_index_is_not_overwritten(run, tmp_path, tiny_model):
+    folder = tmp_path / 'evaluations/tiny/final_model/random_angles'
+    folder.mkdir(parents=True)
+    (folder / 'index.json').write_text('[1, 2]')
+    check_refused(run(*tiny_model), 'index.json')
+    assert (folder / 'index.json').read_text() == '[1, 2]'
+
+
+def test_full_disk(run, tiny_model, monkeypatch):
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(generate, 'save_image_row', full)
+    code, stderr = run(*tiny_model, '--identities', '1')
+    assert code == 2 and 'No space left' in stderr and 'Traceback' not in stderr
+
+
+@pytest.mark.parametrize('how, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_leaves_whole_files_only(tmp_path, tiny_model, how, code):
+    process = subprocess.Popen(
+        [sys.executable, ROOT / 'generate_shapes_and_images.py', *tiny_model, '--seeds', '0-9999'],
+        cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    folder = tmp_path / 'evaluations/tiny/final_model/random_angles'
+    deadline = time.monotonic() + 120
+    while not (folder / 'index.json').exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(how)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code and 'Traceback' not in stderr and 'stopped' in stderr
+    index = json.loads((folder / 'index.json').read_text())
+    for entry in index['results'].values():
+        assert all((folder / file).is_file() for file in entry['files'])
+    for path in folder.rglob('*'):
+        assert not path.name.startswith('.')
+        if path.suffix == '.png':
+            Image.open(path).load()

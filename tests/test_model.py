@@ -1,0 +1,193 @@
+"""Networks against the original's: names, shapes, initial spreads, and what they compute."""
+import pytest
+import torch
+from conftest import assert_close, formula, load_formula_weights
+
+from camera import cameras_at
+from model import (
+    Decoder,
+    Discriminator,
+    Generator,
+    MeanLatents,
+    ModulatedConv2d,
+    VolumeDiscriminator,
+    minibatch_stddev,
+    truncate,
+)
+from volume_renderer import VolumeRenderer
+
+SIZES = {'ffhq1024': (1024, 2, 256, 8, 256), 'afhq512': (512, 2, 256, 8, 256), 'size256': (256, 2, 256, 8, 256),
+         'small': (256, 1, 64, 4, 64)}
+
+
+def build(name):
+    """The network that a manifest entry such as 'small.full.g' describes."""
+    model, stage, part = name.split('.')
+    size, multiplier, style_dim, depth, width = SIZES[model]
+    if part == 'd':
+        return Discriminator(size, multiplier) if stage == 'full' else VolumeDiscriminator()
+    decoder = Decoder(size, style_dim, multiplier, 64, width) if stage == 'full' else None
+    return Generator(style_dim, VolumeRenderer(style_dim, depth=depth, width=width), decoder)
+
+
+def small_pipeline(manifest, **renderer):
+    settings = {'depth': 4, 'width': 64, 'perturb': 0., 'force_background': True, 'static_viewdirs': True, **renderer}
+    generator = Generator(64, VolumeRenderer(64, **settings), Decoder(256, 64, 1, 64, 64))
+    return load_formula_weights(generator, manifest['small.full.g'], sigmoid_beta=0.02)
+
+
+@pytest.mark.parametrize('name', [
+    'ffhq1024.full.g', 'ffhq1024.volume_renderer.g', 'ffhq1024.volume_renderer.d', 'ffhq1024.full.d',
+    'afhq512.full.g', 'afhq512.full.d', 'size256.full.g', 'size256.full.d', 'small.full.g', 'small.volume_renderer.g',
+    'small.volume_renderer.d', 'small.full.d'])
+def test_names_shapes_and_initial_spreads(manifest, name):
+    torch.manual_seed(0)
+    network, entries = build(name), manifest[name]
+    parameters = {key for key, _ in network.named_parameters()}
+    state = network.state_dict()
+    assert {key: list(tensor.shape) for key, tensor in state.items()} == {k: e['shape'] for k, e in entries.items()}
+    assert parameters == {key for key, entry in entries.items() if entry['kind'] == 'parameter'}
+    for key, tensor in state.items():
+        entry, n = entries[key], tensor.numel()
+        if not entry['std']:  # constants
+            assert tensor.mean().item() == pytest.approx(entry['mean'], abs=1e-7) or n == 1, key
+            continue
+        if n >= 64:  # two draws of n numbers: their spreads agree to a few standard errors
+            assert tensor.std().item() == pytest.approx(entry['std'], rel=6 / n ** 0.5), key
+        # a uniform distribution's bound shows in few numbers; a normal one's largest does not
+        largest = max(entry['max'], -entry['min'])
+        if n >= 64 and largest < 1.8 * entry['std']:
+            assert tensor.abs().max().item() == pytest.approx(largest, rel=0.1), key
+
+
+def test_generator(golden, manifest):
+    expected = golden('generator')
+    generator, cameras = small_pipeline(manifest), cameras_at(expected['poses'])
+    means = MeanLatents(expected['mean_renderer'], expected['mean_decoder'])
+    with torch.no_grad():
+        plain = generator(expected['z'], cameras, noise='fixed')
+        truncated = generator(expected['z'], cameras, noise='fixed', truncation=0.5, means=means)
+        mixed = generator((expected['z'], expected['z2']), cameras, noise='fixed', switch=3)
+    assert_close(plain.rendering.thumbnail, expected['plain_thumb'])
+    assert_close(plain.latents, expected['decoder_latent'])
+    # the golden images are float16: half a unit in the last place is 2^-11 of a value
+    assert_close(plain.image, expected['plain_rgb'], 6e-4)
+    assert_close(truncated.image, expected['truncated_rgb'], 6e-4)
+    assert_close(mixed.image, expected['mixed_rgb'], 6e-4)
+    difference = (plain.image.half().float() - expected['plain_rgb'].float()).abs()
+    assert difference.mean() < 2e-5 * expected['plain_rgb'].float().abs().max()  # rounding, not a shift
+
+
+def test_mean_latents(golden, manifest):
+    expected = golden('generator')
+    means = small_pipeline(manifest).mean_latents(1000, torch.Generator().manual_seed(11))
+    assert_close(means.renderer, expected['mean_latent_seed11_n1000_renderer'])
+    assert_close(means.decoder, expected['mean_latent_seed11_n1000_decoder'])
+
+
+def test_latents_in_and_out(golden, manifest):
+    """W of the renderer and W' of the decoder can be taken out and put back."""
+    expected = golden('generator')
+    generator, cameras = small_pipeline(manifest), cameras_at(expected['poses'])
+    with torch.no_grad():
+        whole = generator(expected['z'], cameras, noise='fixed')
+        w = generator.map(expected['z'])
+        rendering = generator.renderer(w, cameras)
+        image = generator.decoder(rendering.features, generator.decoder.latents(w), generator.decoder.fixed_noise())
+    assert torch.equal(image, whole.image)
+
+
+def test_views_of_one_identity_share_its_latent(manifest):
+    generator = small_pipeline(manifest)
+    cameras = cameras_at(torch.tensor([[0.2, 0.], [-0.1, 0.1]]))
+    z = formula('z', (1, 64))
+    with torch.no_grad():
+        shared = generator(z, cameras, noise='fixed')
+        repeated = generator(z.expand(2, -1), cameras, noise='fixed')
+    assert_close(shared.image, repeated.image, 1e-5)
+    assert_close(shared.rendering.thumbnail, repeated.rendering.thumbnail, 1e-5)
+
+
+def test_noise_is_random_fixed_or_given(manifest):
+    generator = small_pipeline(manifest)
+    cameras, z = cameras_at(torch.zeros(1, 2)), formula('z', (1, 64))
+
+    def image(noise, seed=0):
+        with torch.no_grad():
+            return generator(z, cameras, noise=noise, generator=torch.Generator().manual_seed(seed)).image
+
+    assert torch.equal(image('random', 1), image('random', 1)) and not torch.equal(image('random', 1), image('random'))
+    maps = generator.decoder.random_noise(1, torch.Generator().manual_seed(1))
+    assert [layer.shape[-1] for layer in maps] == [64, 128, 128, 256, 256]
+    assert torch.equal(image(maps), image('random', 1))
+    assert torch.equal(image('fixed'), image(generator.decoder.fixed_noise()))
+
+
+@pytest.mark.parametrize('precision, tolerance', [(torch.float16, 0.02), (torch.bfloat16, 0.1)])
+def test_half_precision_decoder(golden, manifest, precision, tolerance):
+    expected = golden('generator')
+    generator, cameras = small_pipeline(manifest), cameras_at(expected['poses'][:1])
+    with torch.no_grad():
+        full = generator(expected['z'][:1], cameras, noise='fixed').image
+        generator.decoder.dtype = precision
+        half = generator(expected['z'][:1], cameras, noise='fixed').image
+    assert half.dtype == torch.float32
+    error = (half - full).abs().mean() / full.abs().mean()
+    assert 0 < error < tolerance
+
+
+@pytest.mark.parametrize('name, options', [
+    ('plain', {}), ('up', {'up': True}), ('down', {'down': True})])
+def test_modulated_convolution(golden, name, options):
+    check_modulated_convolution(golden, name, 3, options)
+
+
+def test_modulated_convolution_without_demodulation(golden):
+    check_modulated_convolution(golden, '1x1_no_demodulation', 1, {'demodulate': False})
+
+
+def check_modulated_convolution(golden, name, kernel_size, options):
+    conv = ModulatedConv2d(3, 5, kernel_size, 6, **options)
+    state = conv.state_dict()
+    for key in ('weight', 'modulation.weight', 'modulation.bias'):
+        state[key].copy_(formula(f'modconv.{key}', state[key].shape))
+    x, style = formula('modconv.x', (2, 3, 8, 8)), formula('modconv.style', (2, 6))
+    assert_close(conv(x, style), golden('ops')[f'modconv_{name}'])
+    one = conv(x, style[:1])  # one latent for all images
+    assert_close(one, conv(x, style[:1].expand(2, -1)), 1e-5)
+
+
+def test_discriminators(golden, manifest):
+    expected = golden('discriminators')
+    volume = load_formula_weights(VolumeDiscriminator(), manifest['small.volume_renderer.d'])
+    full = load_formula_weights(Discriminator(256, 1), manifest['small.full.d'])
+    images = formula('im256', (4, 3, 256, 256), 0.5)
+    with torch.no_grad():
+        logits, view = volume(formula('im64', (2, 3, 64, 64), 0.5))
+        assert_close(logits, expected['volume_pred'])
+        assert_close(view, expected['volume_view'])
+        assert_close(full(images), expected['full_pred'])
+        assert_close(full(torch.cat([images, images[:2]])), expected['full_pred_batch6'])
+
+
+def test_volume_discriminator_without_view_and_with_other_widths():
+    logits, view = VolumeDiscriminator(32, predict_view=False, width=0.25)(torch.zeros(3, 3, 32, 32))
+    assert logits.shape == (3, 1) and view is None
+
+
+@pytest.mark.parametrize('batch, group', [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 3), (8, 4), (10, 2)])
+def test_minibatch_stddev_groups(batch, group):
+    x = torch.randn(batch, 2, 3, 3)
+    y = minibatch_stddev(x)
+    assert y.shape == (batch, 3, 3, 3) and torch.equal(y[:, :2], x)
+    members = [x[i::batch // group] for i in range(batch // group)]
+    for i, images in enumerate(members):
+        expected = (images.var(0, unbiased=False) + 1e-8).sqrt().mean()
+        assert_close(y[i::batch // group, 2], expected.expand(group, 3, 3), 1e-5)
+
+
+def test_truncation():
+    latent, mean = torch.randn(4, 8), torch.randn(1, 8)
+    assert truncate(latent, 1, None) is latent
+    assert_close(truncate(latent, 0, mean), mean.expand(4, 8), 1e-6)
+    assert_close(truncate(latent, 0.3, mean), mean + 0.3 * (latent - mean), 1e-6)

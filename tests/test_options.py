@@ -1,0 +1,125 @@
+"""The option tree: the specification's flags and defaults, config files, and errors instead of guesses."""
+import re
+
+import pytest
+from conftest import SHARED
+
+import options
+from options import COMMANDS, GROUPS, parse, replaced
+from utils import UserError
+
+COMMAND = 'generate_shapes_and_images'
+
+
+def test_every_flag_and_default_of_the_specification():
+    path = SHARED / 'spec.md'
+    if not path.exists():
+        pytest.skip('needs ../shared/spec.md')
+    section = path.read_text().split('## 5 Commands')[1].split('Generation and video always run')[0]
+    section = section[section.index('dataset: '):].replace('\n', ' ')
+    section = re.sub(r'\([^)]*\)', '', section).rstrip(' .')
+    expected = {}
+    for item in re.sub(r'\w+: ', '', section.replace(' · ', ', ')).split(', '):
+        name, _, value = item.strip().partition('=')
+        expected[name] = value or 'off'  # a list of switches ends in the one with "=off"
+    del expected['config']
+    assert len(expected) > 55
+    defaults = {flag.name: flag.default for flags in GROUPS.values() for flag in flags}
+    for name, value in expected.items():
+        assert name in defaults, name
+        if value == 'off':
+            assert defaults[name] is False, name
+        elif isinstance(defaults[name], str):
+            assert defaults[name] == value, name
+        else:
+            assert float(defaults[name]) == float(value), name
+
+
+def test_each_flag_has_one_group_and_a_help():
+    names = [flag.name for flags in GROUPS.values() for flag in flags]
+    assert len(names) == len(set(names))
+    assert all(flag.help for flags in GROUPS.values() for flag in flags)
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_each_command_shows_its_groups_and_accepts_all_flags(command, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        parse(command, 'does things', ['--help'])
+    assert exit_.value.code == 0
+    shown = capsys.readouterr().out
+    for group, flags in GROUPS.items():
+        for flag in flags:
+            assert bool(re.search(rf'--{flag.name}\b', shown)) == (group in COMMANDS[command]), flag.name
+    opt = parse(command, '', ['--dataset_path', 'elsewhere', '--r1', '50', '--identities', '3', '--size', '512'])
+    assert (opt.dataset.dataset_path, opt.training.r1, opt.inference.identities, opt.model.size) \
+        == ('elsewhere', 50, 3, 512)
+    assert opt.given == {'dataset_path', 'r1', 'identities', 'size'}
+
+
+def test_inference_forces_what_it_must():
+    for command in (COMMAND, 'render_video'):
+        rendering = parse(command, '', ['--perturb', '1']).rendering
+        assert (rendering.perturb, rendering.force_background, rendering.static_viewdirs) == (0, True, True)
+    assert parse('render_video', '', []).rendering.N_samples == 64
+    assert parse('train_volume_renderer', '', []).rendering.perturb == 1
+
+
+def test_stage_1_stops_earlier_unless_told():
+    assert parse('train_volume_renderer', '', []).training.iter == 200000
+    assert parse('train_volume_renderer', '', ['--iter', '300000']).training.iter == 300000
+    assert parse('train_full_pipeline', '', []).training.iter == 300000
+
+
+def test_config_file_and_command_line(tmp_path):
+    config = tmp_path / 'cats.txt'
+    config.write_text('# cats\nsize = 512\nazim: 0.15\nuniform = true\nseeds = 1-3\n')
+    opt = parse(COMMAND, '', ['--config', str(config), '--azim', '0.2'])
+    assert (opt.model.size, opt.camera.azim, opt.camera.uniform, opt.inference.seeds) == (512, 0.2, True, (1, 2, 3))
+    assert {'size', 'azim', 'uniform', 'seeds'} <= opt.given
+
+
+@pytest.mark.parametrize('text, seeds', [
+    ('0-3,42', (0, 1, 2, 3, 42)), ('7', (7,)), ('2,1,2', (2, 1)), (' 1, 3-4', (1, 3, 4))])
+def test_seeds(text, seeds):
+    assert parse(COMMAND, '', ['--seeds', text]).inference.seeds == seeds
+
+
+@pytest.mark.parametrize('arguments, named', [
+    (['--sise', '3'], '--sise'), (['--siz', '256'], '--siz'), (['stray'], 'stray'),
+    (['--size', '300'], '--size'), (['--size', '4'], '--size'), (['--size', 'big'], '--size'),
+    (['--identities', '0'], '--identities'), (['--identities', '-3'], '--identities'),
+    (['--num_views_per_id', '0'], '--num_views_per_id'),
+    (['--seeds', '3-1'], '--seeds'), (['--seeds', 'a'], '--seeds'), (['--seeds', '1,,2'], '--seeds'),
+    (['--seeds', '-1'], '--seeds'), (['--seed', '-1'], '--seed'), (['--seeds', '99999999999999999999'], '--seeds'),
+    (['--fov', '90'], '--fov'), (['--fov', 'nan'], '--fov'), (['--dist_radius', '1'], '--dist_radius'),
+    (['--truncation_ratio', '-0.1'], '--truncation_ratio'), (['--truncation_ratio', 'nan'], '--truncation_ratio'),
+    (['--N_samples', '1'], '--N_samples'), (['--device', 'gpu'], '--device'), (['--precision', 'int8'], '--precision'),
+    (['--mesh_format', 'stl'], '--mesh_format'), (['--lr', '0'], '--lr'), (['--batch'], '--batch'),
+    (['--config', 'no/such/file'], 'no/such/file'),
+])
+def test_bad_flags_are_one_sentence(arguments, named):
+    with pytest.raises(UserError) as error:
+        parse(COMMAND, '', arguments)
+    assert named in str(error.value) and '\n' not in str(error.value)
+
+
+def test_unknown_name_in_a_config_file(tmp_path):
+    config = tmp_path / 'bad.txt'
+    config.write_text('sise = 512\n')
+    with pytest.raises(UserError, match='sise'):
+        parse(COMMAND, '', ['--config', str(config)])
+
+
+def test_launchers_local_rank():
+    assert parse('train_full_pipeline', '', ['--local-rank=3']).training.local_rank == 3
+    assert parse('train_full_pipeline', '', ['--local_rank', '3']).training.local_rank == 3
+
+
+def test_replaced_leaves_the_tree_alone():
+    opt = parse(COMMAND, '', [])
+    changed = replaced(opt, size=512, width=64)
+    assert (changed.model.size, changed.rendering.width) == (512, 64)
+    assert (opt.model.size, opt.rendering.width) == (256, 256)
+    with pytest.raises(StopIteration):
+        replaced(opt, no_such_flag=1)
+    assert options.parse(COMMAND, '', []) == opt

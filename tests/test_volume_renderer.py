@@ -1,0 +1,155 @@
+"""The field and its volume rendering against the original's numbers, and what tiling must not change."""
+import pytest
+import torch
+from conftest import assert_close, formula, load_formula_weights
+
+import volume_renderer
+from camera import cameras_at
+from losses import eikonal_loss, minimal_surface_loss
+from model import Generator
+from volume_renderer import VolumeRenderer, ray_weights, sample_depths, sphere_sdf
+
+SWITCHES = {
+    'default': {},
+    'force_background': {'force_background': True},
+    'no_sdf': {'sdf': False},
+    'stratified_positions': {'offset_sampling': False},
+    'no_z_normalize': {'z_normalize': False},
+    'static_viewdirs': {'static_viewdirs': True},
+}
+
+
+def small_generator(manifest, beta=None, **switches):
+    """The golden numbers' small field, with formula weights."""
+    settings = {'style_dim': 64, 'resolution': 64, 'samples': 24, 'depth': 4, 'width': 64, 'perturb': 0., **switches}
+    fixed = {} if beta is None else {'sigmoid_beta': beta}
+    return load_formula_weights(Generator(64, VolumeRenderer(**settings)), manifest['small.full.g'], **fixed)
+
+
+@pytest.mark.parametrize('name', SWITCHES)
+def test_every_switch(golden, manifest, name):
+    expected = golden('volume_renderer')
+    generator = small_generator(manifest, 0.02, **SWITCHES[name])
+    with torch.no_grad():
+        w = generator.map(expected['z'])
+        rendering = generator.renderer(w, cameras_at(expected['poses']), sdf=True)
+    assert_close(w, expected['latent'])
+    assert_close(rendering.thumbnail, expected[f'{name}_rgb'], what='rgb')
+    assert_close(rendering.xyz, expected[f'{name}_xyz'], what='xyz')
+    assert_close(rendering.mask, expected[f'{name}_mask'], what='mask')
+    assert_close(rendering.sdf[:, ::16, ::16], expected[f'{name}_sdf_rows'], what='sdf')
+    assert_close(rendering.features[:, :, ::16, ::16], expected[f'{name}_features_rows'], what='features')
+
+
+def test_training_gradients(golden, manifest):
+    expected = golden('volume_renderer')
+    generator = small_generator(manifest)
+    rendering = generator.renderer(generator.map(expected['z']), cameras_at(expected['poses']), features=False,
+                                   sdf=True, eikonal=True)
+    eikonal = eikonal_loss(rendering.eikonal)
+    minimal_surface = minimal_surface_loss(rendering.sdf, 100.)
+    (eikonal + minimal_surface + rendering.thumbnail.square().mean()).backward()
+    assert_close(rendering.thumbnail, expected['train_thumb'])
+    assert_close(rendering.sdf[:, ::16, ::16], expected['train_sdf_rows'])
+    assert_close(rendering.eikonal[:, ::16, ::16], expected['train_eikonal_rows'])
+    assert_close(eikonal, expected['eikonal_loss'])
+    assert_close(minimal_surface, expected['minimal_surface_loss'])
+    parameters = dict(generator.named_parameters())
+    for key in expected:
+        if key.startswith('grad:'):
+            assert_close(parameters[key[5:]].grad, expected[key], 2e-5, key)  # sums over 200,000 points
+
+
+def test_eikonal_is_the_slope_of_the_sdf(manifest):
+    """Finite differences in double precision, by the unscaled points."""
+    renderer = small_generator(manifest, resolution=2, samples=3).double().renderer
+    w = formula('w', (1, 64)).double()
+    cameras = cameras_at(torch.tensor([[0.3, 0.1]], dtype=torch.float64), resolution=2)
+    analytic = renderer(w, cameras, eikonal=True).eikonal
+    step = 1e-6
+    for axis in range(3):
+        shifted = []
+        for sign in (1, -1):
+            extrinsics = cameras.extrinsics.clone()
+            extrinsics[:, axis, 3] += sign * step
+            moved = volume_renderer_cameras(cameras, extrinsics)
+            shifted.append(renderer(w, moved, sdf=True, colour=False).sdf[..., 0])
+        assert_close((shifted[0] - shifted[1]) / (2 * step), analytic[..., axis], 1e-5)
+
+
+def volume_renderer_cameras(cameras, extrinsics):
+    return type(cameras)(extrinsics, cameras.focal, cameras.near, cameras.far, cameras.viewpoint)
+
+
+@pytest.mark.parametrize('switches', [{}, {'force_background': True}, {'sdf': False}])
+def test_tiles_do_not_change_the_picture(manifest, monkeypatch, switches):
+    generator = small_generator(manifest, 0.02, resolution=9, samples=7, **switches)
+    w = formula('w', (3, 64))
+    cameras = cameras_at(formula('poses', (3, 2), 0.2), resolution=9)
+    whole = generator.renderer(w.requires_grad_(), cameras, sdf=True)  # with gradients: one piece
+    monkeypatch.setitem(volume_renderer.TILE_POINTS, 'cpu', 50)        # 7 rays a tile: 81 is no multiple
+    with torch.no_grad():
+        tiled = generator.renderer(w, cameras, sdf=True)
+        surface = generator.renderer(w, cameras, colour=False)
+    for name in ('thumbnail', 'features', 'xyz', 'mask', 'sdf'):
+        assert_close(getattr(tiled, name), getattr(whole, name), 1e-5, name)
+    assert surface.thumbnail is None and surface.features is None and surface.sdf is None
+    assert_close(surface.xyz, whole.xyz, 1e-5)
+
+
+def test_weights_with_forced_background_sum_to_one():
+    density = torch.rand(5, 11) * 30
+    weights = ray_weights(density, torch.full((5, 11), 0.02), force_background=True)
+    assert_close(weights.sum(-1), torch.ones(5), 1e-6)
+    plain = ray_weights(density, torch.full((5, 11), 0.02))
+    assert_close(plain[:, :-1], weights[:, :-1], 1e-6)
+    transmittance = torch.exp(-(density[:, :-1] * 0.02).sum(-1))  # Beer-Lambert
+    assert_close(weights[:, -1], transmittance, 1e-5)
+
+
+@pytest.mark.parametrize('offset_sampling', [True, False])
+def test_jitter_stays_in_its_bin(offset_sampling):
+    near, far = torch.full((2, 1, 1), 0.88), torch.full((2, 1, 1), 1.12)
+    settings = {'offset_sampling': offset_sampling, 'rays': 50}
+    still = sample_depths(near, far, 8, **settings)
+    jittered = sample_depths(near, far, 8, perturb=1., generator=torch.Generator().manual_seed(0), **settings)
+    again = sample_depths(near, far, 8, perturb=1., generator=torch.Generator().manual_seed(0), **settings)
+    assert torch.equal(jittered, again)
+    assert jittered.shape == (2, 50, 8) and (jittered.diff(dim=-1) >= 0).all()
+    assert jittered.min() >= 0.88 and jittered.max() <= 1.12 + 1e-6
+    if offset_sampling:  # one offset a ray: equal spacing
+        assert_close(jittered.diff(dim=-1), torch.full((2, 50, 7), 0.03), 1e-4)
+    else:
+        middle = (still[..., 1:] + still[..., :-1]) / 2
+        assert (jittered[..., 1:] >= middle - 1e-6).all() and (jittered[..., :-1] <= middle + 1e-6).all()
+        assert jittered.diff(dim=-1).std() > 1e-3
+
+
+def test_raw_noise_changes_only_the_density_without_sdf(manifest):
+    generator = small_generator(manifest, resolution=4, samples=5, sdf=False, raw_noise_std=1.)
+    w, cameras = formula('w', (1, 64)), cameras_at(torch.zeros(1, 2), resolution=4)
+    with torch.no_grad():
+        first, second = generator.renderer(w, cameras, sdf=True), generator.renderer(w, cameras, sdf=True)
+    assert torch.equal(first.sdf, second.sdf) and not torch.equal(first.thumbnail, second.thumbnail)
+
+
+def test_sphere_initialisation_loss_vanishes_for_a_sphere(manifest):
+    generator = small_generator(manifest, resolution=4, samples=5)
+    cameras = cameras_at(torch.tensor([[0.2, 0.1], [-0.4, 0.]]), resolution=4)
+    loss = generator.renderer.sphere_initialisation_loss(formula('w', (2, 64)), cameras)
+    assert loss > 0 and loss.requires_grad
+    surface = torch.tensor([[0.06, 0., 0.], [0., 0.12, 0.]])
+    assert_close(sphere_sdf(surface, cameras.near[0], cameras.far[0]), torch.tensor([[0.], [0.06]]), 1e-6)
+
+
+def test_colour_at_equals_the_rendered_samples(manifest):
+    """One sample a ray with forced background: the thumbnail is that sample's own colour."""
+    generator = small_generator(manifest, resolution=3, samples=2, static_viewdirs=True, force_background=True)
+    w, cameras = formula('w', (1, 64)), cameras_at(torch.tensor([[0.3, -0.2]]), resolution=3)
+    with torch.no_grad():
+        generator.renderer.density = lambda raw, generator=None: torch.zeros_like(raw)  # all weight on the last sample
+        rendering = generator.renderer(w, cameras)
+        local = volume_renderer.camera_directions(3, cameras.focal)[0]
+        colours = generator.renderer.colour_at(w, rendering.xyz[0].flatten(1).T,
+                                               torch.nn.functional.normalize(local, dim=-1), cameras)
+    assert_close(2 * colours - 1, rendering.thumbnail[0].flatten(1).T, 1e-5)
