@@ -5,7 +5,7 @@ them. Files are untrusted: they are read with weights_only=True, which cannot ru
 """
 import hashlib
 import pickle
-import zipfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -67,15 +67,19 @@ def read(path, key='g_ema'):
     """
     path = Path(path)
     try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        with warnings.catch_warnings():  # about pickles that are refused anyway
+            warnings.simplefilter('ignore')
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:
         raise UserError(f'{path} does not exist; check the path.') from None
     except OSError as error:
         raise UserError(f'{path} cannot be read ({error.strerror}); check its permissions.') from None
-    except pickle.UnpicklingError as error:
-        raise UserError(f'{path} {_pickle_reason(path, error)}; get the file again from a source you trust.') from None
-    except Exception:  # a damaged file can fail anywhere in the unpickler, with any exception
-        raise UserError(f'{path} is damaged or incomplete and cannot be read; copy or download it again.') from None
+    except Exception as error:  # a damaged file can fail anywhere in the unpickler, with any exception
+        if isinstance(error, pickle.UnpicklingError) and 'GLOBAL' in str(error):
+            raise UserError(f'{path} holds Python code or objects beside tensors, which could do anything when loaded, '
+                            'and was refused; get the file from a source you trust.') from None
+        raise UserError(f'{path} is no PyTorch checkpoint, or a damaged or incomplete one; copy or download it '
+                        'again.') from None
     state = checkpoint.get(key) if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise UserError(f"{path} is not a StyleSDF checkpoint: it holds no state dict under '{key}'.")
@@ -84,14 +88,6 @@ def read(path, key='g_ema'):
             raise UserError(f'{path} holds values that are not finite numbers (in {name}): the training that wrote it '
                             'diverged; use an earlier checkpoint.')
     return checkpoint
-
-
-def _pickle_reason(path, error):
-    if 'Unsupported global' in str(error) or 'Unsupported class' in str(error) or 'GLOBAL' in str(error):
-        return 'holds Python code or objects beside tensors, which could do anything when loaded, and was refused'
-    if zipfile.is_zipfile(path):
-        return 'is damaged or holds something else than tensors, and was refused'
-    return 'is not a PyTorch checkpoint (or is damaged)'
 
 
 def file_hash(path):
@@ -123,8 +119,8 @@ def model_sizes(state, path, spatial=64):
         doublings = count('decoder.to_rgbs.')
         sizes['size'] = spatial * 2 ** doublings
         last = f'decoder.convs.{2 * doublings - 1}' if doublings else 'decoder.conv1'
-        channels = shape(f'{last}.conv.weight', 1)
-        sizes['channel_multiplier'] = max(1, round(channels / channels_at(sizes['size'], 1)))
+        if channels_at(sizes['size'], 1) != channels_at(sizes['size'], 2):  # small images do not depend on it
+            sizes['channel_multiplier'] = max(1, shape(f'{last}.conv.weight', 1) // channels_at(sizes['size'], 1))
     return sizes
 
 

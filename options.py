@@ -220,7 +220,8 @@ def parse(command, description, argv=None):
     is not a known flag with a sensible value.
     """
     parser = Parser(description=description, default_config_files=[])
-    parser.add_argument('--config', is_config_file=True, metavar='FILE', help='read flags from this file (lines of the form: name = value)')
+    parser.add_argument('--config', is_config_file=True, metavar='FILE',
+                        help='read flags from this file, lines of the form: name = value')
     for group, flags in GROUPS.items():
         shown = group in COMMANDS[command]
         target = parser.add_argument_group(group) if shown else parser

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 # An operating-system error of these kinds is the user's to mend (a full disk, a read-only folder), not a bug.
-USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
-               errno.ENAMETOOLONG, errno.EFBIG}
+USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
+               errno.EEXIST, errno.ENAMETOOLONG, errno.EFBIG}
 
 
 class UserError(Exception):
