@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from op import fused_leaky_relu, upfirdn2d
-from volume_renderer import Rendering, VolumeRenderer
+from volume_renderer import Rendering, VolumeRenderer, draw
 
 BLUR_TAPS = (1., 3., 3., 1.)
 DECODER_STYLE_LAYERS = 5
@@ -111,7 +111,7 @@ class Upsample(nn.Module):
 class BiasedLeakyReLU(nn.Module):
     """Add a bias to each channel, then leaky ReLU 0.2 with a gain."""
 
-    def __init__(self, channels, gain=math.sqrt(2), bias_bound=0.):
+    def __init__(self, channels, gain=2 ** 0.5, bias_bound=0.):
         super().__init__()
         self.bias = nn.Parameter(torch.empty(channels).uniform_(-bias_bound, bias_bound))
         self.gain = gain
@@ -247,7 +247,7 @@ class Decoder(nn.Module):
     def random_noise(self, batch, generator=None):
         """Fresh noise maps for each of `batch` images: a list of (batch,1,h,w)."""
         device = self.noises.noise_0.device
-        return [torch.randn(batch, 1, size, size, generator=generator, device=device) for size in self.noise_sizes]
+        return [draw(torch.randn, (batch, 1, size, size), generator, device=device) for size in self.noise_sizes]
 
     def latents(self, w, truncation=1., mean=None, switch=None):
         """Per-layer latents (B,L,2*style_dim) from the renderer's latents w (B,style_dim).
@@ -331,8 +331,9 @@ class Generator(nn.Module):
         """Generate B images; returns a Generated.
 
         z: (B,style_dim), or (1,style_dim) for B views of one identity, or a pair of them for style mixing (the renderer
-        and the first layers use the first, layers from `switch` on the second). cameras: B of them. means: MeanLatents, needed where truncation is not 1. noise: 'random', 'fixed'
-        (the checkpoint's) or a list of (B,1,h,w). rendering: passed on to VolumeRenderer.forward.
+        and the first layers use the first, layers from `switch` on the second). cameras: B of them. means: MeanLatents,
+        needed where truncation is not 1. noise: 'random', 'fixed' (the checkpoint's) or a list of (B,1,h,w). rendering:
+        passed on to VolumeRenderer.forward.
         """
         pair = z if isinstance(z, (tuple, list)) else (z,)
         w = [self.map(part, truncation, means) for part in pair]
@@ -450,13 +451,18 @@ class ResBlock(nn.Module):
         return (self.conv2(self.conv1(x)) + self.skip(x)) / math.sqrt(2)
 
 
-def minibatch_stddev(x, group=4):
+def stddev_group(batch):
+    """How many images minibatch_stddev compares: 4, or 3 or 2 where 4 does not divide the batch."""
+    return next((group for group in (4, 3, 2) if batch % group == 0), batch)
+
+
+def minibatch_stddev(x):
     """Append one channel: the mean standard deviation over groups of images (ProGAN section 3).
 
-    x (B,C,H,W). Groups of 4 images, or of 3 or 2 where 4 does not divide the batch.
+    x (B,C,H,W). A group is every (B / group size)-th image.
     """
     batch, _, height, width = x.shape
-    group = next((g for g in (group, 3, 2) if batch % g == 0), batch)
+    group = stddev_group(batch)
     grouped = x.view(group, -1, *x.shape[1:])
     deviation = torch.sqrt(grouped.var(0, unbiased=False) + 1e-8).mean(dim=(1, 2, 3))  # (B/group,)
     return torch.cat([x, deviation.repeat(group)[:, None, None, None].expand(-1, -1, height, width)], dim=1)

@@ -119,6 +119,17 @@ def _sin(x):
 
 # ---------------------------------------------------------------------------------------------- rays and samples
 
+def draw(sampler, shape, generator=None, **kind):
+    """Random numbers of `shape` (B,…) by `sampler`, torch.rand or torch.randn.
+
+    generator: one, or a list with one for each image: then an image's numbers do not depend on the rest of its batch.
+    kind: device and dtype.
+    """
+    if isinstance(generator, list):
+        return torch.cat([sampler(1, *shape[1:], generator=own, **kind) for own in generator])
+    return sampler(shape, generator=generator, **kind)
+
+
 def camera_directions(resolution, focal):
     """Ray directions (B,H*W,3) in the camera frame through the pixel centres, row by row, not normalised.
 
@@ -149,7 +160,7 @@ def sample_depths(near, far, samples, *, offset_sampling=True, perturb=0., rays=
         middle = (t[..., 1:] + t[..., :-1]) / 2
         lower, upper = torch.cat([t[..., :1], middle], dim=-1), torch.cat([middle, t[..., -1:]], dim=-1)
         shape = (len(t), rays, samples)
-    return lower + (upper - lower) * torch.rand(shape, device=t.device, dtype=t.dtype, generator=generator)
+    return lower + (upper - lower) * draw(torch.rand, shape, generator, device=t.device, dtype=t.dtype)
 
 
 # ---------------------------------------------------------------------------------------------- densities and weights
@@ -247,10 +258,11 @@ class VolumeRenderer(nn.Module):
         whole = {}
         for b in range(batch):
             image_field, camera = field.image(b), cameras[b:b + 1]
+            own = generator[b:b + 1] if isinstance(generator, list) else generator
             for start in range(0, rays, tile):
                 part = slice(start, start + tile)
                 marched = self._march(image_field, camera, directions[b:b + 1, part], viewdirs[b:b + 1, part],
-                                      t[b:b + 1, part], wanted, generator)
+                                      t[b:b + 1, part], wanted, own)
                 for name, value in marched.items():
                     if value is None:
                         whole[name] = None
@@ -297,7 +309,7 @@ class VolumeRenderer(nn.Module):
         if self.has_sdf:
             return sdf_to_density(raw, self.sigmoid_beta)
         if self.raw_noise_std > 0:
-            raw = raw + self.raw_noise_std * torch.randn(raw.shape, device=raw.device, generator=generator)
+            raw = raw + self.raw_noise_std * draw(torch.randn, raw.shape, generator, device=raw.device)
         return F.softplus(raw)
 
     def colour_at(self, w, points, viewdirs, cameras):

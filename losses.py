@@ -1,0 +1,67 @@
+"""Every loss of both training stages: pure functions of tensors that average over the batch and carry no weight.
+
+Sources: StyleSDF (Or-El et al., CVPR 2022), section on training, by the symbol of each loss; StyleGAN2 (Karras et al.
+2020); R1 (Mescheder et al. 2018). The weights are flags (options.py), the schedules are the training scripts'.
+"""
+import math
+
+import torch
+import torch.nn.functional as F
+
+PATH_LENGTH_DECAY = 0.01
+
+
+def logistic_loss(real_logits, fake_logits):
+    """The discriminator's part of L_adv: softplus(-D(real)) + softplus(D(fake)). Logits (B,1)."""
+    return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
+
+
+def nonsaturating_loss(fake_logits):
+    """The generator's part of L_adv: softplus(-D(fake)) (Goodfellow et al. 2014, section 3). Logits (B,1)."""
+    return F.softplus(-fake_logits).mean()
+
+
+def r1_penalty(real_logits, real_images):
+    """R1 (Mescheder et al. 2018, equation 9, without gamma / 2): squared gradient of D at real images (B,…).
+
+    real_images must require gradients and have led to real_logits (B,1). Differentiable.
+    """
+    gradient, = torch.autograd.grad(real_logits.sum(), real_images, create_graph=True)
+    return gradient.square().flatten(1).sum(1).mean()
+
+
+def viewpoint_loss(predicted, true):
+    """L_view: smooth L1 between predicted and true (azimuth, elevation), both (B,2) in radians."""
+    return F.smooth_l1_loss(predicted, true)
+
+
+def eikonal_loss(gradient):
+    """L_eik: (|grad sdf| - 1)^2, so that the field measures distance. gradient (…,3) by position."""
+    return (gradient.norm(dim=-1) - 1).square().mean()
+
+
+def minimal_surface_loss(sdf, beta=100.):
+    """L_surf: exp(-beta |sdf|), against surfaces that nobody sees. sdf of any shape."""
+    return torch.exp(-beta * sdf.abs()).mean()
+
+
+def path_lengths(images, latents, noise):
+    """Lengths (B,) of the generator's Jacobian along random directions (StyleGAN2, equation 4).
+
+    images (B,3,H,W) made from latents (B,L,D) that require gradients; noise (B,3,H,W) from N(0, I). A length is the
+    norm of the gradient of sum(images noise) / sqrt(H W) by the latents, squares averaged over the L layers.
+    Differentiable where gradients are enabled.
+    """
+    projection = (images * noise).sum() / math.sqrt(images.shape[2] * images.shape[3])
+    gradient, = torch.autograd.grad(projection, latents, create_graph=torch.is_grad_enabled())
+    return gradient.square().sum(2).mean(1).sqrt()
+
+
+def path_length_penalty(lengths, mean):
+    """L_path (StyleGAN2, equation 4): squared distance of the lengths (B,) from their running mean.
+
+    mean: the running mean before this batch. Returns (penalty, new running mean). The new mean is what lengths are
+    compared with, and it passes gradients on, as in StyleGAN2.
+    """
+    mean = mean + PATH_LENGTH_DECAY * (lengths.mean() - mean)
+    return (lengths - mean).square().mean(), mean.detach()
