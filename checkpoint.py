@@ -4,6 +4,7 @@ A checkpoint is a dict of state dicts under 'g', 'd' and 'g_ema', as the origina
 them. Files are untrusted: they are read with weights_only=True, which cannot run code.
 """
 import hashlib
+import os
 import pickle
 import warnings
 from pathlib import Path
@@ -38,6 +39,13 @@ def stage_folder(opt, stage):
 def iteration_path(opt, stage, iteration):
     """The checkpoint of one training step."""
     return stage_folder(opt, stage) / f'models_{iteration:07d}.pt'
+
+
+def iteration_paths(opt, stage):
+    """{iteration: path} of a stage's checkpoints, the newest first."""
+    found = {int(path.stem.removeprefix('models_')): path for path in stage_folder(opt, stage).glob('models_*.pt')
+             if path.stem.removeprefix('models_').isdecimal()}
+    return dict(sorted(found.items(), reverse=True))
 
 
 def find_model(opt):
@@ -88,6 +96,16 @@ def read(path, key='g_ema'):
             raise UserError(f'{path} holds values that are not finite numbers (in {name}): the training that wrote it '
                             'diverged; use an earlier checkpoint.')
     return checkpoint
+
+
+def newest_whole(opt, stage):
+    """(path, checkpoint) of a stage's newest checkpoint that can be read, or None; says which it passes over."""
+    for path in iteration_paths(opt, stage).values():
+        try:
+            return path, read(path)
+        except UserError as error:
+            print(f'Passing over a checkpoint: {error}')
+    return None
 
 
 def file_hash(path):
@@ -185,6 +203,29 @@ def load_generator(opt, device):
 # ---------------------------------------------------------------------------------------------- writing
 
 def save(path, checkpoint):
-    """Write a checkpoint atomically: whoever reads `path` finds the old file or the whole new one."""
-    with atomic_path(path) as temporary:
-        torch.save(checkpoint, temporary)
+    """Write a checkpoint atomically: whoever reads `path` finds the old file or the whole new one.
+
+    Raises UserError where it cannot be written, for instance on a full disk; nothing is left of it then.
+    """
+    try:
+        with atomic_path(path) as temporary, open(temporary, 'wb') as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # PyTorch's own, in whose context the file's error is
+                raise error.__context__ if isinstance(error.__context__, OSError) else error
+            file.flush()
+            os.fsync(file.fileno())  # the new file is on the disk before it takes the old one's place
+    except OSError as error:
+        raise UserError(f'cannot write {path} ({error.strerror}); free some space or choose another folder.') from None
+
+
+def prune(opt, stage, keep):
+    """Remove a stage's oldest checkpoints until `keep` are left (0: keep all)."""
+    for path in list(iteration_paths(opt, stage).values())[keep:] if keep else ():
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(opt, stage):
+    """Remove the unfinished files that killed runs of a stage left behind."""
+    for path in stage_folder(opt, stage).glob('.models_*.pt'):
+        path.unlink(missing_ok=True)
