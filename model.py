@@ -122,6 +122,14 @@ class BiasedLeakyReLU(nn.Module):
 
 # ---------------------------------------------------------------------------------------------- decoder
 
+def convolve(convolution, x, weight, **settings):
+    """convolution(x, weight) in x's number format. A CPU has no float16 convolution worth the name (it takes a hundred
+    times as long), so there it is computed in float32 and rounded."""
+    if x.dtype == torch.float16 and x.device.type == 'cpu':
+        return convolution(x.float(), weight.float(), **settings).to(x.dtype)
+    return convolution(x, weight, **settings)
+
+
 class ModulatedConv2d(nn.Module):
     """StyleGAN2's weight-modulated convolution (Karras et al. 2020, equations 1 and 3), optionally up or down by 2."""
 
@@ -151,11 +159,11 @@ class ModulatedConv2d(nn.Module):
             x = x.reshape(1, -1, *x.shape[2:])  # each image becomes a group of channels of one image
         if self.up:
             weight = weight.transpose(1, 2).flatten(0, 1)
-            x = F.conv_transpose2d(x, weight, stride=2, groups=groups)
+            x = convolve(F.conv_transpose2d, x, weight, stride=2, groups=groups)
         else:
             if self.down:
                 x = self.blur(x)
-            x = F.conv2d(x, weight.flatten(0, 1), groups=groups, stride=2 if self.down else 1,
+            x = convolve(F.conv2d, x, weight.flatten(0, 1), groups=groups, stride=2 if self.down else 1,
                          padding=0 if self.down else self.kernel_size // 2)
         x = x.reshape(batch, out_channels, *x.shape[2:])
         return self.blur(x) if self.up else x
