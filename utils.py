@@ -11,6 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+# Large pages for PyTorch's CPU memory: fresh large tensors cost more in page faults than in arithmetic
+# (docs/performance.md). It is read at PyTorch's first large allocation.
+os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
+
 # An operating-system error of these kinds is the user's to mend (a full disk, a read-only folder), not a bug.
 USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
                errno.EEXIST, errno.ENAMETOOLONG, errno.EFBIG}

@@ -1,4 +1,6 @@
 """The field and its volume rendering against the original's numbers, and what tiling must not change."""
+import dataclasses
+
 import pytest
 import torch
 from conftest import assert_close, formula, load_formula_weights
@@ -19,11 +21,11 @@ SWITCHES = {
 }
 
 
-def small_generator(manifest, beta=None, **switches):
+def small_generator(manifest, beta=None, model='small.full.g', **switches):
     """The golden numbers' small field, with formula weights."""
     settings = {'style_dim': 64, 'resolution': 64, 'samples': 24, 'depth': 4, 'width': 64, 'perturb': 0., **switches}
     fixed = {} if beta is None else {'sigmoid_beta': beta}
-    return load_formula_weights(Generator(64, VolumeRenderer(**settings)), manifest['small.full.g'], **fixed)
+    return load_formula_weights(Generator(64, VolumeRenderer(**settings)), manifest[model], **fixed)
 
 
 @pytest.mark.parametrize('name', SWITCHES)
@@ -43,7 +45,7 @@ def test_every_switch(golden, manifest, name):
 
 def test_training_gradients(golden, manifest):
     expected = golden('volume_renderer')
-    generator = small_generator(manifest)
+    generator = small_generator(manifest, model='small.volume_renderer.g')
     rendering = generator.renderer(generator.map(expected['z']), cameras_at(expected['poses']), features=False,
                                    sdf=True, eikonal=True)
     eikonal = eikonal_loss(rendering.eikonal)
@@ -72,13 +74,9 @@ def test_eikonal_is_the_slope_of_the_sdf(manifest):
         for sign in (1, -1):
             extrinsics = cameras.extrinsics.clone()
             extrinsics[:, axis, 3] += sign * step
-            moved = volume_renderer_cameras(cameras, extrinsics)
+            moved = dataclasses.replace(cameras, extrinsics=extrinsics)
             shifted.append(renderer(w, moved, sdf=True, colour=False).sdf[..., 0])
         assert_close((shifted[0] - shifted[1]) / (2 * step), analytic[..., axis], 1e-5)
-
-
-def volume_renderer_cameras(cameras, extrinsics):
-    return type(cameras)(extrinsics, cameras.focal, cameras.near, cameras.far, cameras.viewpoint)
 
 
 @pytest.mark.parametrize('switches', [{}, {'force_background': True}, {'sdf': False}])
