@@ -4,6 +4,7 @@
 uses; it accepts the others' flags too, so that one --config file serves all commands. Nobody edits the tree:
 `replaced` makes a changed copy, and what follows from a choice of command is set here.
 """
+import argparse
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -196,12 +197,13 @@ GROUPS = {
     ),
 }
 
-# The groups that a command uses, and so shows in --help.
+# The groups (or single flags) that a command uses, and so shows in --help.
 COMMANDS = {
     'train_volume_renderer': ('dataset', 'experiment', 'training', 'model', 'camera', 'rendering', 'machine'),
     'train_full_pipeline': ('dataset', 'experiment', 'training', 'model', 'camera', 'rendering', 'machine'),
-    'generate_shapes_and_images': ('experiment', 'training', 'inference', 'model', 'camera', 'rendering', 'machine'),
-    'render_video': ('experiment', 'training', 'inference', 'model', 'camera', 'rendering', 'machine'),
+    'generate_shapes_and_images': ('experiment', 'checkpoints_dir', 'inference', 'model', 'camera', 'rendering',
+                                   'machine'),
+    'render_video': ('experiment', 'checkpoints_dir', 'inference', 'model', 'camera', 'rendering', 'machine'),
 }
 
 # Values that a command always runs with (spec section 5).
@@ -231,14 +233,14 @@ def parse(command, description, argv=None):
     Besides the groups it holds `given`, the names of the flags that the user set. Raises UserError for anything that
     is not a known flag with a sensible value.
     """
-    parser = Parser(description=description, default_config_files=[])
+    parser = Parser(description=description, usage='%(prog)s [--help] [flags]', default_config_files=[],
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', is_config_file=True, metavar='FILE',
                         help='read flags from this file, lines of the form: name = value')
     for group, flags in GROUPS.items():
-        shown = group in COMMANDS[command]
-        target = parser.add_argument_group(group) if shown else parser
+        target = parser.add_argument_group(group)
         for flag in flags:
-            _add_flag(target, flag, shown)
+            _add_flag(target, flag, shown=group in COMMANDS[command] or flag.name in COMMANDS[command])
     try:
         values = vars(parser.parse_args(argv))
     except configargparse.ConfigFileParserException as error:
@@ -249,8 +251,8 @@ def parse(command, description, argv=None):
 
 def _add_flag(target, flag, shown):
     names = [f'--{flag.name}']
-    if '_' in flag.name:
-        names.append(f'--{flag.name.replace("_", "-")}')  # today's launchers write --local-rank
+    if flag.name == 'local_rank':
+        names.append('--local-rank')  # as today's launchers write it
     default = '' if flag.default in (None, False) else f' (default: {flag.default})'
     text = (flag.help + default).replace('%', '%%') if shown else configargparse.SUPPRESS
     if flag.type is bool:
@@ -258,7 +260,7 @@ def _add_flag(target, flag, shown):
     else:
         target.add_argument(*names, dest=flag.name, type=_explained(flag.type), choices=flag.choices,
                             default=configargparse.SUPPRESS, help=text,
-                            metavar=None if flag.choices else flag.name.upper())
+                            metavar=None if flag.choices else 'N' if isinstance(flag.default, int | float) else 'VALUE')
 
 
 def _explained(convert):
