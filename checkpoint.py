@@ -41,11 +41,16 @@ def iteration_path(opt, stage, iteration):
     return stage_folder(opt, stage) / f'models_{iteration:07d}.pt'
 
 
+def iteration_of(path):
+    """The training step that a checkpoint's name tells, or None."""
+    number = path.stem.removeprefix('models_')
+    return int(number) if number.isdecimal() else None
+
+
 def iteration_paths(opt, stage):
     """{iteration: path} of a stage's checkpoints, the newest first."""
-    found = {int(path.stem.removeprefix('models_')): path for path in stage_folder(opt, stage).glob('models_*.pt')
-             if path.stem.removeprefix('models_').isdecimal()}
-    return dict(sorted(found.items(), reverse=True))
+    found = {iteration_of(path): path for path in stage_folder(opt, stage).glob('models_*.pt')}
+    return {iteration: found[iteration] for iteration in sorted(found.keys() - {None}, reverse=True)}
 
 
 def find_model(opt):
@@ -212,7 +217,7 @@ def save(path, checkpoint):
             try:
                 torch.save(checkpoint, file)
             except RuntimeError as error:  # PyTorch's own, in whose context the file's error is
-                raise error.__context__ if isinstance(error.__context__, OSError) else error
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
             file.flush()
             os.fsync(file.fileno())  # the new file is on the disk before it takes the old one's place
     except OSError as error:
