@@ -79,3 +79,32 @@ def azimuth_sweep(identities, azim, elev, views=8, generator=None, device=None):
 def fixed_viewpoints(azim, elev, device=None):
     """(13,2) viewpoints of --fixed_camera_angles: frontal, six azimuths, six elevations."""
     return torch.tensor(FIXED_VIEWS, device=device) * torch.tensor([azim, elev], device=device)
+
+
+def video_viewpoints(frames, azim, elev, uniform=False, azimuth_only=False, device=None):
+    """(frames,2) viewpoints of a video: once round an ellipse, the last frame where the first was (spec section 5).
+
+    azim, elev: the spread of the viewpoints that the model was trained on. The azimuth swings to +-1.5 azim, the
+    elevation to +-1.5 elev; with `uniform` to +-azim, and from 0 to elev. azimuth_only: from side to side at
+    elevation 0.
+    """
+    angle = torch.linspace(0, 2 * math.pi, frames, dtype=torch.float64)
+    if uniform:
+        azimuth, elevation = azim * angle.cos(), elev / 2 + elev / 2 * angle.sin()
+    else:
+        azimuth, elevation = 1.5 * azim * angle.cos(), 1.5 * elev * angle.sin()
+    if azimuth_only:
+        elevation = torch.zeros_like(angle)
+    return torch.stack([azimuth, elevation], dim=1).float().to(device)
+
+
+def project(points, cameras, resolution):
+    """Where world points (…,3) appear in one camera: pixel coordinates (…,2) and depth (…) along the viewing direction.
+
+    cameras: one camera, its focal length for images of `resolution`. Coordinates are (column, row), with pixel centres
+    at 0.5, 1.5, …
+    """
+    local = (points - cameras.extrinsics[0, :, 3]) @ cameras.extrinsics[0, :, :3]
+    depth = -local[..., 2]
+    pixels = torch.stack([local[..., 0], -local[..., 1]], dim=-1) / depth[..., None] * cameras.focal[0, 0]
+    return pixels + resolution / 2, depth

@@ -160,6 +160,16 @@ GROUPS = {
         Flag('mesh_format', 'obj', 'file format of the meshes', choices=('obj', 'ply', 'glb')),
         Flag('vertex_colors', False, 'colour the vertices of the meshes', bool),
     ),
+    'video': (
+        Flag('frames', 250, 'frames of a video', at_least(1)),
+        Flag('fps', 30, 'frames a second', at_least(1)),
+        Flag('format', 'mp4', 'file format of the videos; frames: a folder of PNGs',
+             choices=('mp4', 'gif', 'webp', 'frames')),
+        Flag('side_by_side', False, 'one more video, with image and surface beside each other', bool),
+        Flag('depth_style', 'phong', 'how the surface is drawn', choices=('phong', 'normals', 'depth')),
+        Flag('interpolate', None, 'one video that walks through the identities of these seeds and back to the first, '
+             'such as 3,7,9', seed_list),
+    ),
     'model': (
         Flag('size', 256, 'side of the generated images', power_of_two(8)),
         Flag('style_dim', 256, 'size of the latents w', at_least(1)),
@@ -203,7 +213,7 @@ COMMANDS = {
     'train_full_pipeline': ('dataset', 'experiment', 'training', 'model', 'camera', 'rendering', 'machine'),
     'generate_shapes_and_images': ('experiment', 'checkpoints_dir', 'inference', 'model', 'camera', 'rendering',
                                    'machine'),
-    'render_video': ('experiment', 'checkpoints_dir', 'inference', 'model', 'camera', 'rendering', 'machine'),
+    'render_video': ('experiment', 'checkpoints_dir', 'inference', 'video', 'model', 'camera', 'rendering', 'machine'),
 }
 
 # Values that a command always runs with (spec section 5).

@@ -1,0 +1,155 @@
+"""Video files written frame by frame: H.264 in mp4, gif, animated webp, or a folder of PNGs.
+
+Frames are encoded on a thread of their own and dropped then, so memory does not grow with the video. A recording that
+is stopped (Ctrl-C) is finished with the frames that it has.
+"""
+import contextlib
+import re
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
+from PIL import Image
+
+from utils import atomic_path
+
+FORMATS = ('mp4', 'gif', 'webp', 'frames')
+CODECS = {'mp4': 'libx264', 'gif': 'gif', 'webp': 'libwebp_anim'}
+CONTAINER_OPTIONS = {'mp4': {'movflags': 'faststart'},          # the index comes first: browsers play while they load
+                     'gif': {'loop': '0'}, 'webp': {'loop': '0'}}  # 0: for ever
+WEBP_QUALITY = 90
+BT709 = 1           # the standard's number for colour primaries and transfer (ITU-T H.273)
+WAITING_FRAMES = 4  # at most this many are held for the encoder
+
+
+def video_path(folder, name, kind):
+    """Where a video goes: a file, or a folder for the kind 'frames'."""
+    return Path(folder) / (name if kind == 'frames' else f'{name}.{kind}')
+
+
+@contextlib.contextmanager
+def video_writer(path, kind='mp4', fps=30, crf=10):
+    """Yield a function that adds one frame, a uint8 array (H,W,3) in RGB, to the video at `path`.
+
+    kind: one of FORMATS. fps: a whole number. crf: quality of H.264, from 0 (lossless) to 51. In a file, odd sizes get
+    one more row or column, a copy of the last: yuv420p halves them. The video appears when the block ends, and with
+    the frames so far when KeyboardInterrupt ends it; after any other exception, or without a frame, nothing changes.
+    """
+    stop = None
+    recording = _folder(Path(path)) if kind == 'frames' else _file(path, kind, fps, crf)
+    with recording as encode, ThreadPoolExecutor(1) as thread:
+        waiting, frames = deque(), 0
+
+        def add(frame):
+            nonlocal frames
+            frames += 1
+            waiting.append(thread.submit(encode, frame))
+            while len(waiting) > WAITING_FRAMES:
+                waiting.popleft().result()  # raises here what went wrong there
+
+        try:
+            yield add
+        except KeyboardInterrupt as interrupt:
+            if frames == 0:
+                raise
+            stop = interrupt
+        for encoded in waiting:
+            encoded.result()
+    if stop is not None:
+        raise stop
+
+
+@contextlib.contextmanager
+def _folder(path):
+    """Yield encode(frame) for a folder of numbered PNGs; frames left from a longer video are removed at the end."""
+    path.mkdir(parents=True, exist_ok=True)
+    count = 0
+
+    def encode(frame):
+        nonlocal count
+        with atomic_path(path / f'{count:05d}.png') as temporary:
+            Image.fromarray(frame).save(temporary)
+        count += 1
+
+    yield encode
+    for old in path.iterdir():
+        if re.fullmatch(r'\d{5,}\.png', old.name) and int(old.stem) >= count:
+            old.unlink()
+
+
+@contextlib.contextmanager
+def _file(path, kind, fps, crf):
+    """Yield encode(frame) for a video file made by FFmpeg."""
+    with atomic_path(path) as temporary:
+        recording = _Recording(temporary, kind, fps, crf)
+        try:
+            yield recording.encode
+        except BaseException:
+            with contextlib.suppress(Exception):  # what went wrong is on its way up already
+                recording.container.close()
+            raise
+        recording.close()
+
+
+class _Recording:
+    """A video file being written; the first frame decides its size."""
+
+    def __init__(self, path, kind, fps, crf):
+        self.kind, self.fps, self.crf, self.count = kind, fps, crf, 0
+        self.container = av.open(str(path), 'w', format=kind, options=CONTAINER_OPTIONS[kind])
+        self.stream = self.convert = None
+
+    def encode(self, frame):
+        frame = np.pad(frame, [(0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)], mode='edge')
+        if self.stream is None:
+            self._begin(*frame.shape[:2])
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format='rgb24')
+        picture.pts, picture.time_base = self.count, Fraction(1, self.fps)
+        self.container.mux(self.stream.encode(self.convert(picture)))
+        self.count += 1
+
+    def _begin(self, height, width):
+        self.stream = self.container.add_stream(CODECS[self.kind], rate=self.fps)
+        codec = self.stream.codec_context
+        codec.width, codec.height = width, height
+        if self.kind == 'gif':
+            codec.pix_fmt, self.convert = 'pal8', _palette_filter(height, width, self.fps)
+        elif self.kind == 'webp':
+            codec.pix_fmt, codec.options = 'bgra', {'quality': str(WEBP_QUALITY)}
+            self.convert = partial(av.VideoFrame.reformat, format='bgra')
+        else:
+            codec.pix_fmt, codec.options = 'yuv420p', {'crf': str(self.crf)}
+            codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG
+            codec.color_primaries = codec.color_trc = BT709
+            self.convert = partial(av.VideoFrame.reformat, format='yuv420p', dst_colorspace=Colorspace.ITU709,
+                                   dst_color_range=ColorRange.MPEG)
+
+    def close(self):
+        if self.stream is not None:
+            self.container.mux(self.stream.encode())
+        self.container.close()
+
+
+def _palette_filter(height, width, fps):
+    """A function that gives a frame a palette of its own (FFmpeg's palettegen, paletteuse): no second pass needed."""
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=width, height=height, format='rgb24', time_base=Fraction(1, fps))
+    split = graph.add('split')
+    make, use = graph.add('palettegen', 'stats_mode=single'), graph.add('paletteuse', 'new=1')
+    source.link_to(split)
+    split.link_to(use, 0, 0)
+    split.link_to(make, 1, 0)
+    make.link_to(use, 0, 1)
+    use.link_to(graph.add('buffersink'))
+    graph.configure()
+
+    def convert(picture):
+        graph.push(picture)
+        return graph.pull()
+
+    return convert
