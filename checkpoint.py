@@ -167,6 +167,21 @@ def fit_options(opt, state, path):
     return replaced(opt, **wrong)
 
 
+def adopt_options(opt, saved, path, names):
+    """The option tree with those of the flags `names` that a checkpoint's own options set otherwise.
+
+    Flags that the user typed stay as they are, and checkpoints without options (official ones) change nothing. One line
+    says what was adopted.
+    """
+    there = {name: value for group in saved.get('options', {}).values() for name, value in group.items()}
+    here = {name: value for group in opt.values() if isinstance(group, dict) for name, value in group.items()}
+    adopted = {name: there[name] for name in names
+               if name in there and name not in opt.given and there[name] != here[name]}
+    if adopted:
+        print(f'{path} was trained with {", ".join(f"{name} {value}" for name, value in adopted.items())}: using that.')
+    return replaced(opt, **adopted)
+
+
 def load_state(module, state, path):
     """Load a state dict into a module, strictly: names and shapes must agree.
 

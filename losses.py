@@ -45,15 +45,15 @@ def minimal_surface_loss(sdf, beta=100.):
     return torch.exp(-beta * sdf.abs()).mean()
 
 
-def path_lengths(images, latents, noise):
+def path_lengths(images, latents, noise, create_graph=True):
     """Lengths (B,) of the generator's Jacobian along random directions (StyleGAN2, equation 4).
 
     images (B,3,H,W) made from latents (B,L,D) that require gradients; noise (B,3,H,W) from N(0, I). A length is the
     norm of the gradient of sum(images noise) / sqrt(H W) by the latents, squares averaged over the L layers.
-    Differentiable where gradients are enabled.
+    Differentiable with create_graph.
     """
     projection = (images * noise).sum() / math.sqrt(images.shape[2] * images.shape[3])
-    gradient, = torch.autograd.grad(projection, latents, create_graph=torch.is_grad_enabled())
+    gradient, = torch.autograd.grad(projection, latents, create_graph=create_graph)
     return gradient.square().sum(2).mean(1).sqrt()
 
 

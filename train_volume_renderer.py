@@ -26,7 +26,7 @@ def accumulate_discriminator(discriminator, generator, real, fakes, opt, chunk):
     real: thumbnails (B,3,H,H); fakes: B Fakes. Returns the weighted terms of the loss and the mean scores.
     """
     terms = training.Terms()
-    for part in training.chunks(len(real), chunk):
+    for part in training.chunks(0, len(real), chunk):
         images, own = real[part].requires_grad_(), fakes.part(part)
         scale = len(images) / len(real)
         with torch.no_grad():
@@ -47,7 +47,7 @@ def accumulate_generator(generator, discriminator, fakes, opt, chunk):
     """Add the gradient of the generator's loss to its parameters. Returns the weighted terms of the loss."""
     terms = training.Terms()
     with training.frozen(discriminator):
-        for part in training.chunks(len(fakes.z), chunk):
+        for part in training.chunks(0, len(fakes.z), chunk):
             own = fakes.part(part)
             scale = len(own.z) / len(fakes.z)
             has_sdf = generator.renderer.has_sdf
@@ -79,7 +79,7 @@ def initialise_sphere(run, opt):
     for step in run.progress(first, steps, 'sphere'):
         fakes = training.draw_fakes(opt, 'sphere', step, range(SPHERE_BATCH), run.device)  # the same in every process
         terms = training.Terms()
-        for part in training.chunks(SPHERE_BATCH, run.chunk):
+        for part in training.chunks(0, SPHERE_BATCH, run.chunk):
             images = fakes.part(part)
             scale = len(images.z) / SPHERE_BATCH
             loss = state.g.renderer.sphere_initialisation_loss(state.g.map(images.z), images.cameras, images.random)

@@ -81,11 +81,12 @@ class Processes:
         return tensor
 
     def gather(self, tensor):
-        """Tensors (n,…) of all processes as (size * n,…), in order of rank."""
+        """Tensors (n,…) of all processes as (size * n,…), in order of rank. Gradients reach this process's part."""
         if self.size == 1:
             return tensor
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        self._together(dist.all_gather, parts, tensor.contiguous())
+        self._together(dist.all_gather, parts, tensor.detach().contiguous())
+        parts[self.rank] = tensor
         return torch.cat(parts)
 
     def broadcast(self, tensors):
@@ -137,9 +138,9 @@ def draw_fakes(opt, purpose, step, images, device):
 
 # ---------------------------------------------------------------------------------------------- gradients
 
-def chunks(total, size):
-    """Slices of at most `size` that cover range(total)."""
-    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+def chunks(start, stop, size):
+    """Slices of at most `size` that cover range(start, stop)."""
+    return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
 class Terms(dict):
@@ -500,7 +501,7 @@ def sample_grids(generator, opt, device):
     for i in range(identities):
         z = torch.randn(1, opt.model.style_dim, generator=random[i], device=device)
         views = {name: [] for name in grids}
-        for part in chunks(SAMPLE_VIEWS, checked_chunk(opt)):
+        for part in chunks(0, SAMPLE_VIEWS, checked_chunk(opt)):
             own = cameras[i * SAMPLE_VIEWS:(i + 1) * SAMPLE_VIEWS][part]
             generated = generator(z, own, truncation=SAMPLE_TRUNCATION, means=means, noise='fixed')
             if generator.full_pipeline:

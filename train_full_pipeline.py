@@ -1,0 +1,198 @@
+"""Stage 2: train the decoder on the frozen renderer's features (StyleSDF, section on training; StyleGAN2).
+
+    python train_full_pipeline.py --expname cats --dataset_path datasets/cats --size 256
+    torchrun --nproc_per_node 4 train_full_pipeline.py …
+
+Starts from stage 1's pretrained_renderer/EXPNAME_vol_renderer.pt (or --renderer_ckpt). Writes checkpoints, samples and
+logs under CHECKPOINTS_DIR/EXPNAME/full_pipeline, and at the end full_models/EXPNAME.pt, which generation takes.
+"""
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import checkpoint
+import losses
+import options
+import training
+from model import Discriminator, build_generator, stddev_group
+from utils import UserError, run_command
+from volume_renderer import draw
+
+STAGE = 'full_pipeline'
+BETAS = (0., 0.99)
+
+
+class Rendered(NamedTuple):
+    """What the decoder makes a batch of images from: all of it without gradients."""
+    w: list           # (B,style_dim), or two of them for style mixing
+    switch: int       # the layer from which on the second counts, or None
+    features: Tensor  # (B,C,h,w)
+    noise: list       # (B,1,h,w) for each layer
+
+    def part(self, index):
+        """The same of a slice of the batch."""
+        return Rendered([w[index] for w in self.w], self.switch, self.features[index],
+                        [noise[index] for noise in self.noise])
+
+
+@torch.no_grad()
+def render(generator, fakes, switch):
+    """The frozen half of the generator, for a whole batch: its memory does not grow with the rays."""
+    w = [generator.map(z) for z in ((fakes.z,) if switch is None else (fakes.z, fakes.second))]
+    features = generator.renderer(w[0], fakes.cameras, generator=fakes.random).features
+    return Rendered(w, switch, features, generator.decoder.random_noise(len(fakes.z), fakes.random))
+
+
+def decode(generator, rendered):
+    """Images (B,3,size,size) and the decoder's latents (B,L,2*style_dim)."""
+    latents = generator.decoder.latents(rendered.w, switch=rendered.switch)
+    return generator.decoder(rendered.features, latents, rendered.noise), latents
+
+
+def mixing(opt, purpose, step, layers):
+    """Style mixing (probability --mixing): the layer, 1 .. layers - 1, where the second latent takes over, or None."""
+    random, = training.image_generators(opt.experiment.seed, f'{purpose} mixing', step, [0], 'cpu')
+    mixed = torch.rand((), generator=random) < opt.training.mixing
+    return int(torch.randint(1, layers, (), generator=random)) if mixed else None
+
+
+# The discriminator compares images with each other (minibatch_stddev), so how they are grouped changes its gradient.
+# Here a group is always consecutive images of the batch, and the discriminator sees whole groups: then --chunk changes
+# nothing, nor does the number of processes where each holds whole groups of the same size (--batch a multiple of 4).
+
+def discriminator_parts(batch, chunk):
+    """Slices of a batch for the discriminator: whole groups, no more than --chunk unless a group is."""
+    group = stddev_group(batch)
+    size = max(size for size in range(group, batch + 1, group) if batch % size == 0 and size <= max(chunk, group))
+    return training.chunks(0, batch, size)
+
+
+def judge(discriminator, images):
+    """Logits (B,1), in another order, of images compared in groups of consecutive ones."""
+    return discriminator(images.unflatten(0, (-1, stddev_group(len(images)))).transpose(0, 1).flatten(0, 1))
+
+
+def accumulate_discriminator(discriminator, generator, real, rendered, opt, chunk, regularise):
+    """Add the gradient of the discriminator's loss, with R1 where `regularise`, to its parameters.
+
+    real: images (B,3,size,size); rendered: B fakes. Returns the weighted terms of the loss and the mean scores.
+    """
+    terms = training.Terms()
+    for part in discriminator_parts(len(real), chunk):
+        images = real[part].requires_grad_(regularise)
+        scale = len(images) / len(real)
+        with torch.no_grad():
+            fakes = torch.cat([decode(generator, rendered.part(piece))[0]
+                               for piece in training.chunks(part.start, part.stop, chunk)])
+        real_logits, fake_logits = judge(discriminator, images), judge(discriminator, fakes)
+        loss = {'d': losses.logistic_loss(real_logits, fake_logits)}
+        if regularise:
+            loss['r1'] = opt.training.r1 / 2 * opt.training.d_reg_every * losses.r1_penalty(real_logits, images)
+        (scale * sum(loss.values())).backward()
+        terms.add(scale, **loss, real_score=real_logits, fake_score=fake_logits)
+    return terms
+
+
+def accumulate_generator(generator, discriminator, rendered, chunk):
+    """Add the gradient of the generator's loss to the decoder's parameters. Returns the loss."""
+    batch, terms = len(rendered.features), training.Terms()
+
+    def images(part):
+        return decode(generator, rendered.part(part))[0]
+
+    def loss(fakes):
+        return len(fakes) / batch * losses.nonsaturating_loss(judge(discriminator, fakes))
+
+    with training.frozen(discriminator):
+        for part in discriminator_parts(batch, chunk):
+            terms.add(1, g=training.backward_in_chunks(images, training.chunks(part.start, part.stop, chunk), loss))
+    return terms
+
+
+def accumulate_path_length(generator, rendered, directions, mean, opt, chunk, processes):
+    """Add the gradient of the path length penalty, averaged over all processes' images, to the decoder's parameters.
+
+    directions: (B,3,size,size) from N(0, I); mean: the running mean of lengths. Returns the weighted penalty and the
+    mean length, and the new running mean.
+    """
+    weight = opt.training.path_regularize * opt.training.g_reg_every
+    means = []
+
+    def lengths(part):
+        differentiable = torch.is_grad_enabled()
+        with torch.enable_grad():
+            images, latents = decode(generator, rendered.part(part))
+            return losses.path_lengths(images, latents, directions[part], create_graph=differentiable)
+
+    def loss(own_lengths):
+        everyones = processes.gather(own_lengths)
+        penalty, new_mean = losses.path_length_penalty(everyones, mean)
+        means.extend([new_mean, everyones.detach().mean()])
+        return processes.size * weight * penalty  # the update averages over the processes what is a sum here
+
+    penalty = training.backward_in_chunks(lengths, training.chunks(0, len(directions), chunk), loss)
+    new_mean, length = means
+    return {'path': penalty / processes.size, 'path_length': length}, new_mean
+
+
+def find_renderer(opt):
+    """(path, state dict, option tree with its settings) of stage 1's result: --renderer_ckpt, else by --expname."""
+    path = opt.training.renderer_ckpt or checkpoint.renderer_path(opt.experiment.expname)
+    if not opt.training.renderer_ckpt and not path.is_file():
+        begun = next(iter(checkpoint.iteration_paths(opt, 'volume_renderer').values()), None)
+        raise UserError(f'no stage-1 result {path}; train it with train_volume_renderer.py, or name one with '
+                        f'--renderer_ckpt' + (f' (its newest checkpoint so far is {begun}).' if begun else '.'))
+    saved = checkpoint.read(path)
+    state = {name: tensor for name, tensor in saved['g_ema'].items() if not name.startswith('decoder.')}
+    opt = checkpoint.adopt_options(opt, saved, path, (*opt.camera, *opt.rendering, 'renderer_spatial_output_dim'))
+    return path, state, checkpoint.fit_options(opt, state, path)
+
+
+def lazy(every, lr):
+    """(lr, betas) of an optimiser that also takes a regulariser's step every so often (StyleGAN2, appendix B)."""
+    ratio = every / (every + 1) if every else 1
+    return lr * ratio, tuple(beta ** ratio for beta in BETAS)
+
+
+def main():
+    opt = options.parse('train_full_pipeline', __doc__)
+    with training.Processes(opt.machine.device) as processes:
+        start, opt = training.find_start(opt, STAGE)
+        if not start.path:
+            renderer_path, renderer_state, opt = find_renderer(opt)
+        run = training.Run(opt, STAGE, processes, checkpoint.final_model_path(opt.experiment.expname))
+        generator = build_generator(opt)
+        if not start.path:
+            checkpoint.load_state(generator, {**generator.state_dict(), **renderer_state}, renderer_path)
+        generator = generator.to(run.device).requires_grad_(False)
+        generator.decoder.requires_grad_(True)
+        discriminator = Discriminator(opt.model.size, opt.model.channel_multiplier).to(run.device)
+        g_optim = training.adam(generator.decoder.parameters(), *lazy(opt.training.g_reg_every, opt.training.lr))
+        d_optim = training.adam(discriminator.parameters(), *lazy(opt.training.d_reg_every, opt.training.lr))
+        state = training.State(generator, discriminator, g_optim, d_optim)
+        layers = generator.decoder.num_latents
+        path_batch = max(1, opt.training.batch // opt.training.path_batch_shrink)
+
+        with run.begin(state, start):
+            for real in run.steps():
+                step = state.iteration
+                rendered = render(generator, run.draw('discriminator'), mixing(opt, 'discriminator', step, layers))
+                terms = accumulate_discriminator(discriminator, generator, real, rendered, opt, run.chunk,
+                                                 regularise=step % opt.training.d_reg_every == 0)
+                run.update('d', d_optim, terms)
+
+                rendered = render(generator, run.draw('generator'), mixing(opt, 'generator', step, layers))
+                run.update('g', g_optim, accumulate_generator(generator, discriminator, rendered, run.chunk))
+
+                if opt.training.g_reg_every and step % opt.training.g_reg_every == 0:
+                    fakes = run.draw('path', path_batch)
+                    rendered = render(generator, fakes, mixing(opt, 'path', step, layers))
+                    directions = draw(torch.randn, real[:path_batch].shape, fakes.random, device=run.device)
+                    terms, state.path_mean = accumulate_path_length(generator, rendered, directions, state.path_mean,
+                                                                    opt, run.chunk, processes)
+                    run.update('path', g_optim, terms)
+
+
+if __name__ == '__main__':
+    run_command(main)
