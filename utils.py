@@ -7,7 +7,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -120,6 +119,10 @@ def to_uint8(image):
 
 
 def save_image_row(path, images):
-    """Write uint8 images (H,W,3) side by side as one PNG, atomically."""
+    """Write uint8 images (H,W,3) of one size side by side as one PNG, atomically."""
+    height, width, _ = images[0].shape
+    row = Image.new('RGB', (width * len(images), height))
+    for i, image in enumerate(images):
+        row.paste(Image.fromarray(image), (i * width, 0))
     with atomic_path(path) as temporary:
-        Image.fromarray(np.concatenate(images, axis=1)).save(temporary)
+        row.save(temporary)
