@@ -185,7 +185,7 @@ def test_an_interrupted_save_keeps_the_old_file(tiny, monkeypatch):
     before = path.read_bytes()
 
     def interrupted(data, target):
-        target.write_bytes(b'half')
+        target.write(b'half')
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, 'save', interrupted)
