@@ -1,0 +1,516 @@
+"""Photos to LMDB: every image of a folder or zip, at every wanted size, as `dataset.py` reads it.
+
+    python prepare_data.py --out_path datasets/FFHQ --size 64,512,1024 photos.zip
+
+The data set is an LMDB folder with these keys:
+
+    {size}-{index:05d}   PNG of image `index`, size x size, 8-bit RGB
+    length               how many images there are, in ASCII; every complete size has the indices 0 .. length - 1
+    source-{index:05d}   '{bytes} {name}' of the photo that became image `index`: its file size, its path inside IN
+    resample             the filter that made it: lanczos or bilinear
+
+An index belongs to one photo for good. Photos get indices in the order of their paths, broken ones get none, and an
+image is stored at all of its sizes in one transaction with its `source`. So a later run knows what is there and adds
+only what is missing: after an interruption, with more photos in IN (they go to the end, at every size that the data set
+has, so that one `length` is right for all) or with another --size (same indices). `length` changes only when a run has
+finished: a first run that was cut short leaves none, and a later one leaves the data set as it was until it is done.
+"""
+import argparse
+import collections
+import contextlib
+import io
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+import time
+import traceback
+import warnings
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import lmdb
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from utils import UserError, run_command
+
+RESAMPLE = {'lanczos': Image.Resampling.LANCZOS, 'bilinear': Image.Resampling.BILINEAR}
+MAX_SIZE = 4096
+MAX_ASPECT = 16  # a narrower strip is no photo, and would need much memory when its short side is enlarged
+MAX_FILE_BYTES = 2**30  # more is a decompression bomb or no photo
+PNG_LEVEL = 3  # two to three times as fast as Pillow's 6, for files that differ by a few percent
+COMMIT_SECONDS, COMMIT_BYTES = 1.0, 2**26  # a transaction's extent: what a kill can cost, and the memory that it holds
+GROWTH_BYTES = 2**30  # the map doubles until it grows by this much at a time
+SPARE_BYTES = 2**24  # LMDB's lock file lies in mapped memory: on a full disk it would end the process with SIGBUS
+MAKE_AGAIN = 'remove the folder and make the data set again with prepare_data.py'
+
+
+# ---- photos --------------------------------------------------------------------------------------
+
+class Photos:
+    """The images below a folder (class folders too) or inside a zip file.
+
+    `files`: {name: bytes}, sorted by name, which is the path inside `path` with '/' on every system. `ignored`: how
+    many other files there are, by suffix. Raises UserError where there is no image.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self._archive = None  # opened by each worker: a shared file position would mix up their reads
+        if self.path.is_dir():
+            found = dict(_walk(self.path))
+        elif self.path.suffix.lower() == '.zip' or (self.path.is_file() and zipfile.is_zipfile(self.path)):
+            found = _list_zip(self.path)
+        elif self.path.exists():
+            raise UserError(f'{path} is neither a folder nor a zip file; give a folder of images or a zip of them.')
+        else:
+            raise UserError(f'{path} does not exist; give a folder of images or a zip of them.')
+        readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+        self.files = {name: size for name, size in sorted(found.items()) if _suffix(name) in readable}
+        self.ignored = collections.Counter(_suffix(name) or 'no suffix' for name in found if name not in self.files)
+        if not self.files:
+            holds = f'only other files ({", ".join(sorted(self.ignored))})' if self.ignored else 'nothing'
+            raise UserError(f'{path} holds no images, {holds}; give a folder of images or a zip of them.')
+
+    def read(self, name):
+        """The bytes of one file."""
+        if self.files[name] > MAX_FILE_BYTES:
+            raise ValueError(f'the file is larger than {MAX_FILE_BYTES >> 20} MiB')
+        if self.path.is_dir():
+            return (self.path / name).read_bytes()
+        self._archive = self._archive or zipfile.ZipFile(self.path)
+        return self._archive.read(name)
+
+
+def _suffix(name):
+    return PurePosixPath(name).suffix.lower()
+
+
+def _hidden(name):
+    """Whether a file or folder name is a system's own (.DS_Store, and the shadows that macOS puts into zips)."""
+    return name.startswith('.') or name == '__MACOSX'
+
+
+def _walk(root):
+    """(name, bytes) of every regular file below a folder. Follows links to folders, each folder once."""
+    def on_error(error):
+        raise UserError(f'cannot read {error.filename}: {error.strerror}.')
+
+    seen = set()
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=on_error):
+        if (real := os.path.realpath(folder)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not _hidden(name))
+        for path in (Path(folder, name) for name in names if not _hidden(name)):
+            if path.is_file():
+                yield path.relative_to(root).as_posix(), path.stat().st_size
+
+
+def _list_zip(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {entry.filename: entry.file_size for entry in archive.infolist()
+                    if not entry.is_dir() and not any(map(_hidden, PurePosixPath(entry.filename).parts))}
+    except FileNotFoundError:
+        raise UserError(f'{path} does not exist; give a folder of images or a zip of them.') from None
+    except zipfile.BadZipFile as error:
+        raise UserError(f'{path} is a damaged zip file ({error}); fetch it again.') from None
+
+
+def load_image(data):
+    """The 8-bit RGB image in the bytes of a file, as a viewer shows it.
+
+    EXIF rotation is applied, transparency laid over white, 16-bit grey scaled to 8 bits; the first frame of several.
+    Raises whatever Pillow raises for a broken file, ValueError for a strip and for pixels whose range is unknown.
+    """
+    with warnings.catch_warnings():  # Pillow warns of odd metadata and of large images: neither is an error
+        warnings.simplefilter('ignore')
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        if max(image.size) > MAX_ASPECT * min(image.size):
+            raise ValueError(f'it is a strip of {image.width}x{image.height} pixels')
+        if image.mode.startswith('I'):
+            image = _to_8_bits(image)
+        elif image.mode == 'F':
+            raise ValueError('it has floating-point pixels, whose range is unknown')
+        if image.has_transparency_data:
+            image = image.convert('RGBA')
+            image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+        return image.convert('RGB')
+
+
+def _to_8_bits(image):
+    """Grey of modes I;16* (and I, in which some versions of Pillow read 16-bit files): v / 257, rounded."""
+    grey = np.asarray(image).astype(np.int32)
+    if grey.min() < 0 or grey.max() > 65535:
+        raise ValueError('it has 32-bit pixels, whose range is unknown')
+    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+
+
+def resize_and_crop(image, size, resample):
+    """Resize the short side to `size` pixels and cut a square from the centre: torchvision's resize, then center_crop.
+
+    The pixels are theirs exactly. (Resizing the square alone, with Pillow's `box`, would not give the same ones.)
+    """
+    width, height = (size * length // min(image.size) for length in image.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.resize((width, height), resample).crop((left, top, left + size, top + size))
+
+
+# ---- the LMDB ------------------------------------------------------------------------------------
+
+def image_key(size, index):
+    """The key of image `index` at `size` pixels."""
+    return f'{size}-{index:05d}'.encode()
+
+
+def source_key(index):
+    """The key of the photo that image `index` was made from."""
+    return f'source-{index:05d}'.encode()
+
+
+def open_lmdb(path):
+    """The LMDB at a folder, opened for reading only: no lock file, safe in any number of processes, forked ones too.
+
+    Raises UserError where it is damaged. A file cut short is noticed here, for reading past its end would be a SIGBUS.
+    """
+    data = Path(path, 'data.mdb')
+    try:
+        environment = lmdb.open(str(path), readonly=True, lock=False, readahead=False, meminit=False, create=False)
+    except lmdb.Error as error:
+        raise UserError(f'{data} cannot be opened ({error}); mend that, or {MAKE_AGAIN}.') from None
+    wanted = (environment.info()['last_pgno'] + 1) * environment.stat()['psize']
+    if (there := data.stat().st_size) < wanted:
+        environment.close()
+        raise UserError(f'{data} is cut short ({there} of {wanted} bytes); copy it again, or {MAKE_AGAIN}.')
+    return environment
+
+
+def begin_reading(environment):
+    """A transaction that sees what is in the LMDB now, also when another process has enlarged it meanwhile."""
+    try:
+        return environment.begin()
+    except lmdb.MapResizedError:
+        environment.set_mapsize(0)
+        return environment.begin()
+
+
+class Contents(NamedTuple):
+    """What an LMDB holds; see this file's head for the keys."""
+    length: int | None = None  # None: the run that makes the data set was cut short
+    sizes: dict = {}  # {size: set of indices}
+    sources: list = []  # 'bytes name' by index; empty for a data set that another program made
+    resample: str | None = None
+
+    def complete_sizes(self):
+        """The sizes that have every image, ascending."""
+        return sorted(size for size, indices in self.sizes.items() if indices.issuperset(range(self.length or 0)))
+
+
+def read_contents(environment):
+    """The Contents of an open LMDB. Raises UserError where it is damaged."""
+    sizes, sources = collections.defaultdict(set), {}
+    try:
+        with begin_reading(environment) as transaction:
+            for key in transaction.cursor().iternext(values=False):
+                head, _, index = key.decode().partition('-')
+                if head == 'source':
+                    sources[int(index)] = transaction.get(key).decode(errors='surrogateescape')
+                elif head not in ('length', 'resample'):
+                    sizes[int(head)].add(int(index))
+            length, resample = transaction.get(b'length'), transaction.get(b'resample')
+        return Contents(length and int(length), dict(sizes), [sources[index] for index in range(len(sources))],
+                        resample and resample.decode())
+    except (lmdb.Error, ValueError, KeyError):
+        raise UserError(f'{environment.path()} is damaged or an LMDB of something else; {MAKE_AGAIN}.') from None
+
+
+class Writer:
+    """Gathers keys and stores them a transaction at a time. The LMDB is made at the first one; its map grows as needed.
+
+    A failed or killed transaction leaves the LMDB as it was before it. flush() and put() raise UserError where the disk
+    is full or cannot be written to.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self._environment = None
+        self._start([])
+
+    def _start(self, batch):
+        self._batch, self._bytes, self._since = batch, 0, time.monotonic()
+
+    def put(self, entries):
+        """Add {key: value}, which stay together in one transaction."""
+        self._batch += entries.items()
+        self._bytes += sum(map(len, entries.values()))
+        if self._bytes >= COMMIT_BYTES or time.monotonic() - self._since >= COMMIT_SECONDS:
+            self.flush()
+
+    def flush(self):
+        """Store what is gathered. What fails is dropped: a second flush does not try again."""
+        batch, size = self._batch, self._bytes
+        self._start([])
+        try:
+            while batch and not self._commit(batch):
+                old = self._environment.info()['map_size']
+                grown = old + max(2 * size, min(old, GROWTH_BYTES))
+                self._environment.set_mapsize((grown >> 20) + 1 << 20)  # whole MiB: a multiple of any page size
+        except lmdb.Error as error:
+            full = shutil.disk_usage(self.path).free < SPARE_BYTES  # LMDB may call that an input/output error
+            why = 'its disk is full' if full else error
+            raise UserError(f'cannot write to {self.path} ({why}); what was finished is kept: free some space or mend '
+                            'the folder, then give the same command again to go on.') from None
+
+    def _commit(self, batch):
+        """Whether the transaction fitted into the map."""
+        self._environment = self._environment or self._open()
+        try:
+            with self._environment.begin(write=True) as transaction:
+                for key, value in batch:
+                    if not transaction.put(key, value, overwrite=not key.startswith(b'source-')):
+                        raise UserError(f'another prepare_data.py is writing to {self.path}; wait for it to end.')
+            return True
+        except lmdb.MapFullError:
+            return False
+
+    def _open(self):
+        self.path.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(self.path).free < SPARE_BYTES:
+            raise UserError(f'cannot write to {self.path} (less than {SPARE_BYTES >> 20} MiB are free on its disk); '
+                            'free some space or choose another --out_path.')
+        return lmdb.open(str(self.path), map_size=SPARE_BYTES)
+
+    def close(self):
+        if self._environment is not None:
+            self._environment.close()
+
+
+# ---- the run -------------------------------------------------------------------------------------
+
+class Job(NamedTuple):
+    """One photo and the sizes that it lacks. index None: not in the data set yet; gets the next if it can be read."""
+    index: int | None
+    name: str
+    sizes: list
+
+
+class Shrinker(Dataset):
+    """Job i -> {size: PNG bytes}, or a str: the reason why the photo cannot be read. Runs in the workers."""
+
+    def __init__(self, photos, jobs, resample):
+        self.photos, self.jobs, self.resample = photos, jobs, RESAMPLE[resample]
+
+    def __len__(self):
+        return len(self.jobs)
+
+    def __getitem__(self, i):
+        job = self.jobs[i]
+        try:
+            image = load_image(self.photos.read(job.name))
+        except UnidentifiedImageError:
+            return 'it is not an image, or of a kind that Pillow cannot read'
+        except Exception as error:  # Pillow's decoders raise errors of every kind for broken files
+            return ' '.join(str(error).split()) or type(error).__name__
+        return {size: _png(resize_and_crop(image, size, self.resample)) for size in job.sizes}
+
+
+def _png(image):
+    buffer = io.BytesIO()
+    image.save(buffer, 'PNG', compress_level=PNG_LEVEL)
+    return buffer.getvalue()
+
+
+def _as_is(item):
+    return item
+
+
+def _follow_parent(_worker):
+    """End this worker when its parent is killed, even while it waits to hand over a result."""
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+def load_in_workers(dataset, num_workers, **options):
+    """Yield what PyTorch's DataLoader with these options yields, in order; 0 workers: loaded in this process.
+
+    Leaves the global random state alone. Raises UserError, one sentence, for a worker's UserError and a worker's death.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message='This DataLoader will create')  # as many as the user asked for
+            loader = DataLoader(dataset, num_workers=num_workers, worker_init_fn=_follow_parent,
+                                generator=torch.Generator(), **options)  # else it draws from the global one
+            items = iter(loader)
+        yield from items
+        return
+    except UserError as error:  # from a worker it comes wrapped in its traceback, the sentence last
+        sentence = str(error).rstrip().rpartition('UserError: ')[2]
+        traceback.clear_frames(error.__traceback__)  # they hold the iterator, which holds the other workers
+    except RuntimeError as error:
+        if 'DataLoader worker' not in str(error):
+            raise
+        first = str(error).splitlines()[0].rstrip('.')
+        sentence = f'a worker process died ({first}); if memory ran out, use fewer workers.'
+        traceback.clear_frames(error.__traceback__)
+    items = None  # so that the workers end now
+    raise UserError(sentence)
+
+
+def existing_contents(out_path):
+    """The Contents of the data set to go on with, empty where there is none yet. Raises UserError for other folders."""
+    out_path = Path(out_path)
+    if out_path.exists() and not out_path.is_dir():
+        raise UserError(f'--out_path {out_path} is a file; choose a folder.')
+    names = {path.name for path in out_path.iterdir() if not _hidden(path.name)} if out_path.exists() else set()
+    if not names - {'lock.mdb'}:
+        return Contents()
+    if names - {'lock.mdb'} != {'data.mdb'}:
+        raise UserError(f'--out_path {out_path} holds other files and is not a data set; choose a new or empty folder.')
+    if not (out_path / 'data.mdb').stat().st_size:  # killed before the first transaction
+        return Contents()
+    with contextlib.closing(open_lmdb(out_path)) as environment:
+        contents = read_contents(environment)
+    if not contents.sources and contents.sizes:
+        raise UserError(f'--out_path {out_path} was made by another program and does not say which photo is which; '
+                        'choose another folder.')
+    return contents
+
+
+def plan_jobs(photos, contents, sizes):
+    """The Jobs that bring every image to `sizes`: those in the data set first, then new ones in order of their names.
+
+    Raises UserError where the data set was made from other photos than these.
+    """
+    known = [source.partition(' ')[::2] for source in contents.sources]
+    changed = [name for size, name in known if str(photos.files.get(name)) != size]
+    if changed:
+        raise UserError(f'--out_path was made from other photos: {len(changed)} of its {len(known)} are not in '
+                        f'{photos.path} or have changed, {changed[0]} for one; choose another --out_path.')
+    have = [contents.sizes.get(size, ()) for size in sizes]
+    jobs = []
+    for index, (_, name) in enumerate(known):
+        if missing := [size for size, indices in zip(sizes, have, strict=True) if index not in indices]:
+            jobs.append(Job(index, name, missing))
+    names = {name for _, name in known}
+    return jobs + [Job(None, name, list(sizes)) for name in photos.files if name not in names]
+
+
+def prepare(photos, out_path, sizes, *, n_worker=1, resample='lanczos', strict=False):
+    """Bring the data set at `out_path` to all of `photos` at `sizes` (pixels), and at the sizes that it has already.
+
+    Returns (number of images in it, number written now, {name: reason} of the broken photos, sizes). Raises UserError
+    for what the user can mend, and with `strict` at the first broken photo; what was finished by then is kept.
+    """
+    contents = existing_contents(out_path)
+    if contents.resample not in (None, resample):
+        raise UserError(f'--resample {resample}: {out_path} was made with {contents.resample}; pass '
+                        f'--resample {contents.resample} or choose another --out_path.')
+    if contents.length is not None:
+        sizes = sorted({*sizes, *contents.complete_sizes()})
+    jobs = plan_jobs(photos, contents, sizes)
+    count, done, broken = len(contents.sources), 0, {}
+    workers = min(n_worker, len(jobs))
+    results = load_in_workers(Shrinker(photos, jobs, resample), workers, batch_size=None, collate_fn=_as_is,
+                              prefetch_factor=4 if workers else None)
+    with contextlib.closing(Writer(out_path)) as writer:
+        bar = tqdm(zip(jobs, results, strict=True), total=len(jobs), unit=' images', desc=f'{count} there, adding')
+        try:
+            for job, result in bar:
+                if isinstance(result, str):
+                    _refuse(job, result, strict, out_path)
+                    broken[job.name] = result
+                    bar.set_postfix(broken=len(broken))
+                    continue
+                entries = {image_key(size, job.index if job.index is not None else count): png
+                           for size, png in result.items()}
+                if job.index is None:
+                    source = f'{photos.files[job.name]} {job.name}'
+                    entries[source_key(count)] = source.encode(errors='surrogateescape')
+                    if not count:
+                        entries[b'resample'] = resample.encode()
+                    count += 1
+                writer.put(entries)
+                done += 1
+        finally:
+            bar.close()
+            writer.flush()  # after Ctrl-C or a broken photo too
+        if not count:
+            name, reason = next(iter(broken.items()))
+            raise UserError(f'none of the {len(broken)} images in {photos.path} can be read; {name}: {reason}.')
+        if count != contents.length:
+            writer.put({b'length': str(count).encode()})
+            writer.flush()
+    return count, done, broken, sizes
+
+
+def _refuse(job, reason, strict, out_path):
+    """Stop at a broken photo where it may not be left out."""
+    if job.index is not None:  # leaving it out would leave a hole at this size
+        raise UserError(f'{job.name} is image {job.index:05d} of {out_path} and can no longer be read ({reason}); '
+                        'put it back and give the same command again.')
+    if strict:
+        raise UserError(f'--strict: {job.name} cannot be read ({reason}); mend or remove it and give the same command '
+                        'again to go on.')
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f'{message}; see --help.')
+
+
+def _sizes(text):
+    sizes = [int(part) for part in text.split(',') if part.strip().isdecimal()]
+    if len(sizes) != text.count(',') + 1 or not all(1 <= size <= MAX_SIZE for size in sizes):
+        raise argparse.ArgumentTypeError(f'{text!r} is no list of whole numbers from 1 to {MAX_SIZE} like 64,512,1024')
+    return sorted(set(sizes))
+
+
+def _workers(text):
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f'{text!r} is no whole number from 1')
+    return int(text)
+
+
+def parse_arguments(arguments=None):
+    """The command line as a namespace. Raises UserError."""
+    parser = _Parser(allow_abbrev=False, description='Make the LMDB data set that training reads from photos. Giving '
+                     'the same command again adds only what is missing.')
+    parser.add_argument('path', metavar='IN', help='folder of images, folder of class folders, or zip of either')
+    parser.add_argument('--out_path', required=True, metavar='OUT', help='folder of the LMDB')
+    parser.add_argument('--size', required=True, type=_sizes, metavar='64,512,1024', help='sizes to store, in pixels')
+    parser.add_argument('--n_worker', default=os.cpu_count(), type=_workers, metavar='N',
+                        help='worker processes (default: one per CPU core)')
+    parser.add_argument('--resample', default='lanczos', choices=sorted(RESAMPLE), help='filter (default: lanczos)')
+    parser.add_argument('--strict', action='store_true', help='stop at the first broken image instead of skipping it')
+    return parser.parse_args(arguments)
+
+
+def main():
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors='backslashreplace')  # photos may have names that the terminal cannot show
+    args = parse_arguments()
+    photos, start = Photos(args.path), time.monotonic()
+    count, done, broken, sizes = prepare(photos, args.out_path, args.size, n_worker=args.n_worker,
+                                         resample=args.resample, strict=args.strict)
+    seconds = time.monotonic() - start
+    print(f'{args.out_path}: {count} images at {", ".join(map(str, sizes))}; {done} of them written now, in '
+          f'{seconds:.1f} s ({done / seconds:.0f} images/s)')
+    if photos.ignored:
+        print(f'{photos.ignored.total()} other files ignored ({", ".join(sorted(photos.ignored))})')
+    if broken:
+        print(f'{len(broken)} broken images skipped:')
+        for name, reason in broken.items():
+            print(f'  {name}: {reason}')
+
+
+if __name__ == '__main__':
+    run_command(main)

@@ -1,0 +1,576 @@
+"""prepare_data.py: pixels, indices, resuming after any kind of end, and bad input."""
+import contextlib
+import io
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from multiprocessing import get_context
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
+
+import prepare_data
+from prepare_data import Photos, image_key, prepare
+from utils import UserError, run_command
+
+resource = pytest.importorskip('resource')
+fork = get_context('fork')  # runs the command in a process of its own without importing PyTorch again
+
+
+def noise(width, height, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def make_photos(folder, count, size=24, first=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(first, first + count):
+        noise(size, size, i).save(folder / f'{i:04d}.png')
+    return folder
+
+
+def small(seed, size):
+    return np.asarray(noise(24, 24, seed).resize((size, size), Image.Resampling.LANCZOS))
+
+
+def dump(path):
+    """{key: value} of a whole LMDB."""
+    with contextlib.closing(prepare_data.open_lmdb(path)) as environment, environment.begin() as transaction:
+        return dict(transaction.cursor())
+
+
+def pixels(path, size, index):
+    return np.asarray(Image.open(io.BytesIO(dump(path)[image_key(size, index)])))
+
+
+def run(monkeypatch, *arguments):
+    """The command's exit code, in this process."""
+    monkeypatch.setattr(sys, 'argv', ['prepare_data.py', *map(str, arguments)])
+    previous = signal.getsignal(signal.SIGTERM)
+    try:
+        run_command(prepare_data.main)
+        return 0
+    except SystemExit as stop:
+        return stop.code
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def child(log, *arguments, before=lambda: None, commit_seconds=0):
+    """The command in a started process of its own (group), with its output in the file `log`."""
+    def target():
+        os.setpgrp()
+        handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, 'w'), os.fdopen(2, 'w')  # not pytest's capture
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.argv = ['prepare_data.py', *map(str, arguments)]
+        prepare_data.COMMIT_SECONDS = commit_seconds
+        prepare_data.tqdm.set_lock(threading.RLock())  # its own is shared with forks, and lost when one is killed
+        before()
+        run_command(prepare_data.main)
+
+    process = fork.Process(target=target)
+    process.start()
+    return process
+
+
+def contents_of(path):
+    with contextlib.closing(prepare_data.open_lmdb(path)) as environment:
+        return prepare_data.read_contents(environment)
+
+
+def stored(out):
+    """How many photos are stored so far; 0 where the LMDB is just being made."""
+    try:
+        return len(contents_of(out).sources)
+    except UserError:
+        return 0
+
+
+def wait_until_stored(process, out, count):
+    while process.is_alive() and stored(out) < count:
+        time.sleep(0.005)
+
+
+# ---- pixels
+
+@pytest.mark.parametrize('resample', ['lanczos', 'bilinear'])
+@pytest.mark.parametrize('shape', [(100, 37), (37, 100), (64, 64), (65, 201), (30, 51), (300, 20), (129, 128), (1, 1)])
+def test_resize_and_crop_is_torchvisions(shape, resample):
+    image = noise(*shape, seed=sum(shape))
+    mode = {'lanczos': InterpolationMode.LANCZOS, 'bilinear': InterpolationMode.BILINEAR}[resample]
+    expected = F.center_crop(F.resize(image, 64, mode), [64, 64])
+    ours = prepare_data.resize_and_crop(image, 64, prepare_data.RESAMPLE[resample])
+    np.testing.assert_array_equal(np.asarray(ours), np.asarray(expected))
+
+
+def saved(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def loaded(image, kind='PNG', **options):
+    result = prepare_data.load_image(saved(image, kind, **options))
+    assert result.mode == 'RGB'
+    return np.asarray(result)
+
+
+def test_16_bit_grey_is_scaled():
+    grey = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    expected = np.repeat(np.rint(grey / 257)[..., None], 3, axis=-1)
+    for kind in 'PNG', 'TIFF':
+        np.testing.assert_array_equal(loaded(Image.fromarray(grey), kind), expected)
+    np.testing.assert_array_equal(np.asarray(prepare_data._to_8_bits(Image.fromarray(grey.astype(np.int32)))),
+                                  expected[..., 0])
+
+
+def test_transparency_lies_on_white():
+    rng = np.random.default_rng(1)
+    rgba = rng.integers(0, 256, (16, 16, 4), np.uint8)
+    alpha = rgba[..., 3:] / 255
+    np.testing.assert_allclose(loaded(Image.fromarray(rgba)), rgba[..., :3] * alpha + 255 * (1 - alpha), atol=1)
+    la = rgba[..., 2:]
+    expected = np.repeat(la[..., :1] * alpha + 255 * (1 - alpha), 3, -1)
+    np.testing.assert_allclose(loaded(Image.fromarray(la, 'LA')), expected, atol=1)
+    palette = Image.new('P', (2, 1))
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.putdata([0, 1])
+    np.testing.assert_array_equal(loaded(palette), [[[10, 20, 30], [200, 100, 50]]])
+    np.testing.assert_array_equal(loaded(palette, transparency=0), [[[255] * 3, [200, 100, 50]]])
+    key = Image.new('RGB', (2, 1), (1, 2, 3))
+    key.putpixel((1, 0), (4, 5, 6))
+    np.testing.assert_array_equal(loaded(key, transparency=(1, 2, 3)), [[[255] * 3, [4, 5, 6]]])
+
+
+def test_other_modes():
+    image = noise(16, 16)
+    rgb, grey, bits = (np.asarray(image.convert(mode)) for mode in ('RGB', 'L', '1'))
+    np.testing.assert_array_equal(loaded(image), rgb)
+    np.testing.assert_array_equal(loaded(image.convert('L')), np.repeat(grey[..., None], 3, -1))
+    np.testing.assert_array_equal(loaded(image.convert('1')), np.repeat(bits[..., None] * 255, 3, -1))
+    np.testing.assert_array_equal(loaded(image.convert('CMYK'), 'TIFF'), rgb)
+    np.testing.assert_array_equal(loaded(image, 'WEBP', lossless=True), rgb)
+    for mode, array in ('F', np.ones((2, 2), np.float32)), ('I', np.full((2, 2), 70000, np.int32)):
+        with pytest.raises(ValueError, match='whose range is unknown'):
+            loaded(Image.fromarray(array, mode), 'TIFF')
+    with pytest.raises(ValueError, match='a strip of 60000x1 pixels'):  # enlarged to 1024 it would take 188 GB
+        loaded(Image.new('RGB', (60000, 1)))
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_exif_rotation(orientation):
+    upright = np.asarray(noise(8, 4))
+    as_stored = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.swapaxes(0, 1),
+                 6: np.rot90(upright), 7: np.rot90(upright.swapaxes(0, 1), 2), 8: np.rot90(upright, -1)}[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    np.testing.assert_array_equal(loaded(Image.fromarray(np.ascontiguousarray(as_stored)), exif=exif), upright)
+
+
+# ---- what is stored under which index
+
+def test_class_folders_and_zip_give_the_same(tmp_path, monkeypatch, capsys):
+    photos = tmp_path / 'photos'
+    make_photos(photos / 'b', 2, first=2)
+    make_photos(photos / 'a' / 'deep', 2)
+    noise(30, 40, 9).save(photos / 'ROTATED.JPG')
+    (photos / 'notes.txt').write_text('not an image')
+    (photos / '.hidden.png').write_bytes(b'a shadow of macOS')
+    (photos / 'loop').symlink_to(photos)
+    assert run(monkeypatch, '--out_path', tmp_path / 'x', '--size', '16,8', '--n_worker', 2, photos) == 0
+    report = capsys.readouterr().out
+    assert re.search(r'5 images at 8, 16; 5 of them written now, in .* \(\d+ images/s\)', report)
+    assert '1 other files ignored (.txt)' in report
+    found = dump(tmp_path / 'x')
+    names = ['ROTATED.JPG', 'a/deep/0000.png', 'a/deep/0001.png', 'b/0002.png', 'b/0003.png']
+    assert [found[b'source-%05d' % i].decode().split(' ')[1] for i in range(5)] == names
+    assert found[b'length'] == b'5' and found[b'resample'] == b'lanczos' and len(found) == 2 + 5 + 10
+    for i, name in enumerate(names):
+        image = Image.open(photos / name)
+        for size in 8, 16:
+            expected = F.center_crop(F.resize(image, size, InterpolationMode.LANCZOS), [size, size])
+            np.testing.assert_array_equal(pixels(tmp_path / 'x', size, i), np.asarray(expected))
+
+    with zipfile.ZipFile(tmp_path / 'photos.zip', 'w') as archive:
+        for name in reversed(names):
+            archive.write(photos / name, name)
+        archive.writestr('__MACOSX/a/._0000.png', b'a shadow of macOS')
+    arguments = '--out_path', tmp_path / 'y', '--size', '8,16', tmp_path / 'photos.zip'
+    assert run(monkeypatch, '--n_worker', 1, *arguments) == 0
+    assert dump(tmp_path / 'y') == found
+    capsys.readouterr()
+    assert run(monkeypatch, *arguments) == 0
+    assert '5 images at 8, 16; 0 of them written now' in capsys.readouterr().out
+    assert dump(tmp_path / 'y') == found
+
+
+def test_broken_images_are_skipped_and_named(tmp_path, monkeypatch, capsys):
+    photos = make_photos(tmp_path / 'photos', 6)
+    whole = (photos / '0001.png').read_bytes()
+    (photos / '0001.png').write_bytes(whole[:len(whole) // 2])
+    (photos / '0003.png').write_text('text')
+    (photos / '0004.png').write_bytes(b'')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 30 * 30)  # an error beyond twice this
+    noise(50, 50).save(photos / '0006.png')
+    noise(40, 40).save(photos / '0007.png')
+    out, log = tmp_path / 'out', ['0001.png: ', '0003.png: ', '0004.png: ', '0006.png: ']
+    assert run(monkeypatch, '--out_path', out, '--size', 8, '--n_worker', 2, '--strict', photos) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(r'prepare_data.py: error: --strict: 0001.png cannot be read \(.+\); mend or remove .*', error)
+    assert contents_of(out).length is None and stored(out) == 1
+    assert run(monkeypatch, '--out_path', out, '--size', 8, '--n_worker', 2, photos) == 0
+    report = capsys.readouterr().out
+    assert '4 images at 8; 3 of them' in report and '4 broken images skipped:' in report
+    assert all(f'\n  {line}' in report for line in log) and 'decompression bomb' in report
+    before = dump(out)
+    assert [before[b'source-%05d' % i][-8:] for i in range(4)] == [b'0000.png', b'0002.png', b'0005.png', b'0007.png']
+    assert before[b'length'] == b'4'
+
+    (photos / '0001.png').write_bytes(whole)  # mended: it comes last, nobody else's index changes
+    assert run(monkeypatch, '--out_path', out, '--size', 8, photos) == 0
+    assert dump(out) == before | {b'length': b'5', b'source-00004': b'%d 0001.png' % len(whole),
+                                  b'8-00004': dump(out)[b'8-00004']}
+    np.testing.assert_array_equal(pixels(out, 8, 4), small(1, 8))
+
+
+def test_more_photos_and_another_size_add_only_what_is_missing(tmp_path, monkeypatch):
+    photos, out = make_photos(tmp_path / 'photos', 4, first=2), tmp_path / 'out'
+    assert prepare(Photos(photos), out, [8])[:2] == (4, 4)
+    first = dump(out)
+    make_photos(photos, 2)  # they sort before the others, but come after them
+    assert prepare(Photos(photos), out, [16]) == (6, 6, {}, [8, 16])  # new ones at the old size too
+    second = dump(out)
+    assert first.items() - {(b'length', b'4')} <= second.items() and second[b'length'] == b'6'
+    assert contents_of(out).complete_sizes() == [8, 16] and second[b'source-00004'].endswith(b' 0000.png')
+    for index, seed in enumerate([2, 3, 4, 5, 0, 1]):
+        np.testing.assert_array_equal(pixels(out, 16, index), small(seed, 16))
+    monkeypatch.setattr(prepare_data.Shrinker, '__getitem__', None)  # nothing is made again
+    assert prepare(Photos(photos), out, [8]) == (6, 0, {}, [8, 16])
+
+
+def test_a_photo_that_breaks_later_makes_no_hole(tmp_path):
+    photos, out = make_photos(tmp_path / 'photos', 3), tmp_path / 'out'
+    prepare(Photos(photos), out, [8])
+    (photos / '0001.png').write_bytes(bytes((photos / '0001.png').stat().st_size))
+    with pytest.raises(UserError, match='0001.png is image 00001 .* can no longer be read'):
+        prepare(Photos(photos), out, [8, 16])
+    assert contents_of(out).complete_sizes() == [8]
+
+
+def test_names_that_are_no_text(tmp_path, monkeypatch, capsys):
+    photos = make_photos(tmp_path / 'photos', 1)
+    for name in (b'caf\xe9.png', 'Ümläut 猫.png'.encode(), b'broken \xff.png'):
+        Path(os.fsdecode(os.fsencode(photos) + b'/' + name)).write_bytes(
+            b'' if name.startswith(b'broken') else (photos / '0000.png').read_bytes())
+    for written in 3, 0:
+        assert run(monkeypatch, '--out_path', tmp_path / 'out', '--size', 8, photos) == 0
+        report = capsys.readouterr().out
+        assert f'3 images at 8; {written} of them' in report and r'broken \udcff.png: ' in report
+    assert dump(tmp_path / 'out')[b'source-00001'].endswith(b' caf\xe9.png')
+
+
+# ---- every kind of end
+
+def test_killed_runs_complete_to_the_same(tmp_path):
+    photos, out = make_photos(tmp_path / 'photos', 150), tmp_path / 'out'
+    (photos / '0040.png').write_text('broken')
+    prepare(Photos(photos), tmp_path / 'whole', [32, 48])
+    expected, rng = dump(tmp_path / 'whole'), random.Random(0)
+    arguments = '--out_path', out, '--size', '32,48', '--n_worker', 2, photos
+
+    def kill_in_transaction(nth):
+        """SIGKILL in the nth transaction, between two of its puts."""
+        commit = prepare_data.Writer._commit
+
+        def killed(writer, batch):
+            nonlocal nth
+            nth -= 1
+
+            def entries():
+                yield batch[0]
+                os.kill(os.getpid(), signal.SIGKILL)
+            return commit(writer, batch if nth else entries())
+        prepare_data.Writer._commit = killed
+
+    seen = set()
+    for attempt in range(8):
+        if attempt % 2:
+            process = child(tmp_path / 'log', *arguments, before=lambda: kill_in_transaction(rng.randint(1, 9)))
+        else:  # from outside, at some moment: while it starts, makes the LMDB, or writes
+            process = child(tmp_path / 'log', *arguments)
+            wait_until_stored(process, out, stored(out) + rng.randint(0, 12) if attempt else 0)
+            time.sleep(rng.uniform(0, 0.02))
+            os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        if not (out / 'data.mdb').exists() or not (out / 'data.mdb').stat().st_size:
+            continue
+        found = dump(out)  # it opens, and what is there is a beginning of the whole
+        seen.add(len(found))
+        assert found.items() <= expected.items()
+        count = sum(key.startswith(b'source-') for key in found)
+        assert b'length' not in found or found == expected
+        assert {image_key(size, i) for size in (32, 48) for i in range(count)} <= found.keys()
+        assert len(found) == 3 * count + bool(count) + (b'length' in found)
+    assert len(seen) > 2, 'no kill hit a run at work'
+    process = child(tmp_path / 'log', *arguments)
+    process.join()
+    assert process.exitcode == 0 and dump(out) == expected
+
+
+@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='needs /proc')
+def test_workers_of_a_killed_run_end(tmp_path):
+    def running(pid):
+        try:
+            return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+        except FileNotFoundError:
+            return False
+
+    photos, out = make_photos(tmp_path / 'photos', 60, 256), tmp_path / 'out'  # results that fill the workers' pipes
+    process = child(tmp_path / 'log', '--out_path', out, '--size', '256', '--n_worker', 3, photos)
+    wait_until_stored(process, out, 2)
+    workers = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert len(workers) == 3
+    deadline = time.monotonic() + 60
+    while any(map(running, workers)):
+        assert time.monotonic() < deadline, 'workers outlive the run'
+        time.sleep(0.05)
+
+
+def test_a_killed_addition_leaves_the_old_data_set(tmp_path):
+    photos, out = make_photos(tmp_path / 'photos', 60), tmp_path / 'out'
+    prepare(Photos(photos), out, [8])
+    make_photos(photos, 60, first=60)
+    before = stored(out)
+    process = child(tmp_path / 'log', '--out_path', out, '--size', '8,32', photos,
+                    before=lambda: setattr(prepare_data, 'tqdm', kill_after(80)))
+    process.join()
+    contents = contents_of(out)
+    assert process.exitcode == -signal.SIGKILL and before == 60 < len(contents.sources) < 120
+    assert contents.length == 60 and contents.complete_sizes() == [8, 32]
+    assert prepare(Photos(photos), out, [8, 32])[0] == 120
+    prepare(Photos(photos), tmp_path / 'whole', [8, 32])
+    assert dump(out) == dump(tmp_path / 'whole')
+
+
+def kill_after(count):
+    """A stand-in for tqdm that kills its process after `count` items."""
+    class Bar:
+        def __init__(self, items, **_):
+            self.items = items
+
+        def __iter__(self):
+            for i, item in enumerate(self.items):
+                if i == count:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield item
+    return Bar
+
+
+@pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_stop_cleanly(tmp_path, number, code):
+    photos, out, log = make_photos(tmp_path / 'photos', 300), tmp_path / 'out', tmp_path / 'log'
+    arguments = '--out_path', out, '--size', 128, '--n_worker', 2, photos
+    process = child(log, *arguments)
+    wait_until_stored(process, out, 5)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does: workers too
+    else:
+        os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == code, log.read_text()
+    assert 'Traceback' not in log.read_text() and 'stopped; whatever was finished is on disk' in log.read_text()
+    done = stored(out)
+    assert 5 <= done < 300 and contents_of(out).length is None
+    assert prepare(Photos(photos), out, [128], n_worker=2)[:2] == (300, 300 - done)
+
+
+def test_a_dead_worker_is_told(tmp_path, monkeypatch, capfd):
+    photos = make_photos(tmp_path / 'photos', 20)
+    shrink, parent = prepare_data.Shrinker.__getitem__, os.getpid()
+
+    def deadly(self, i):
+        assert os.getpid() != parent
+        return shrink(self, i) if i < 15 else os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(prepare_data.Shrinker, '__getitem__', deadly)
+    assert run(monkeypatch, '--out_path', tmp_path / 'out', '--size', 8, '--n_worker', 1, photos) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert re.search(r'error: a worker process died \(DataLoader worker .*[^.]\); if memory .*, use fewer .*\.$', error)
+    assert prepare_data.open_lmdb(tmp_path / 'out').close() is None
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MiB."""
+    disk = tmp_path / 'disk'
+    disk.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=3m', 'tmpfs', disk], capture_output=True).returncode:
+        pytest.skip('mounting a file system needs root')
+    yield disk
+    subprocess.run(['umount', disk], check=True)
+
+
+def assert_full(process, log, out):
+    process.join()
+    assert process.exitcode == 2 and 'Traceback' not in log.read_text()
+    error = log.read_text().splitlines()[-1]
+    assert f'error: cannot write to {out} (' in error and 'free some space' in error
+    return error
+
+
+def test_full_disk(tmp_path, small_disk, monkeypatch):
+    monkeypatch.setattr(prepare_data, 'SPARE_BYTES', 2**20)
+    photos, out, log = make_photos(tmp_path / 'photos', 80, 128), small_disk / 'out', tmp_path / 'log'
+    arguments = '--out_path', out, '--size', 128, '--n_worker', 2, photos
+    assert 'its disk is full' in assert_full(child(log, *arguments), log, out)
+    done = stored(out)
+    assert 5 < done < 80
+    assert 'less than 1 MiB' in assert_full(child(log, *arguments), log, out)
+    assert stored(out) == done and contents_of(out).length is None
+    subprocess.run(['mount', '-o', 'remount,size=30m', small_disk], check=True)
+    assert prepare(Photos(photos), out, [128], n_worker=2)[:2] == (80, 80 - done)
+    prepare(Photos(photos), tmp_path / 'whole', [128], n_worker=2)
+    assert dump(out) == dump(tmp_path / 'whole')
+
+
+def test_file_size_limit(tmp_path):
+    photos, out, log = make_photos(tmp_path / 'photos', 60, 64), tmp_path / 'out', tmp_path / 'log'
+    limit = 2**18
+
+    def before():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    error = assert_full(child(log, '--out_path', out, '--size', 64, '--n_worker', 1, photos, before=before), log, out)
+    assert 'File too large' in error
+    done = stored(out)
+    assert 3 < done < 60
+    assert prepare(Photos(photos), out, [64])[:2] == (60, 60 - done)
+
+
+def test_map_grows_and_reserves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_data, 'SPARE_BYTES', 2**16)  # the first map
+    monkeypatch.setattr(prepare_data, 'COMMIT_BYTES', 2**20)  # more than it holds
+    photos, out = make_photos(tmp_path / 'photos', 40, 256), tmp_path / 'out'
+    assert prepare(Photos(photos), out, [256])[:2] == (40, 40)
+    data = sum(map(len, dump(out).values()))
+    assert data < (out / 'data.mdb').stat().st_size < 1.2 * data
+    with contextlib.closing(prepare_data.open_lmdb(out)) as environment:
+        assert environment.info()['map_size'] < 4 * data
+
+
+def test_two_runs_at_once_are_noticed(tmp_path):
+    photos, out = make_photos(tmp_path / 'photos', 3), tmp_path / 'out'
+    prepare(Photos(photos), out, [8])
+    with contextlib.closing(prepare_data.Writer(out)) as writer:
+        writer.put({b'8-00002': b'other', b'source-00002': b'other'})
+        with pytest.raises(UserError, match='another prepare_data.py is writing to'):
+            writer.flush()
+    assert b'other' not in dump(out).values()
+
+
+# ---- bad input
+
+def one_sentence(capsys):
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1 and error[0].startswith('prepare_data.py: error: ') and error[0].endswith('.'), error
+    return error[0]
+
+
+def test_bad_input_says_what_to_do(tmp_path, monkeypatch, capsys):
+    photos = make_photos(tmp_path / 'photos', 2)
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'texts').mkdir()
+    (tmp_path / 'texts' / 'a.txt').write_text('text')
+    (tmp_path / 'bad.zip').write_bytes(b'PK no zip')
+    with zipfile.ZipFile(tmp_path / 'no_images.zip', 'w') as archive:
+        archive.writestr('a.txt', 'text')
+    for source, message in {'gone': 'gone does not exist', 'gone.zip': 'gone.zip does not exist',
+                            'empty': 'empty holds no images, nothing', 'texts/a.txt': 'is neither a folder nor a zip',
+                            'texts': 'texts holds no images, only other files (.txt)',
+                            'bad.zip': 'is a damaged zip file',
+                            'no_images.zip': 'no_images.zip holds no images, only other files (.txt)'}.items():
+        assert run(monkeypatch, '--out_path', tmp_path / 'out', '--size', 8, tmp_path / source) == 2
+        assert message in one_sentence(capsys)
+    for arguments, message in {('--size', '8'): '--out_path', ('--out_path', 'x'): '--size',
+                               ('--size', '8,x', '--out_path', 'x'): "'8,x' is no list of whole numbers",
+                               ('--size', '0', '--out_path', 'x'): 'from 1 to 4096',
+                               ('--size', '8,', '--out_path', 'x'): '--size',
+                               ('--size', '8', '--out', 'x'): '--out',
+                               ('--size', '8', '--out_path', 'x', '--n_worker', '0'): "'0' is no whole number from 1",
+                               ('--size', '8', '--out_path', 'x', '--resample', 'box'): '--resample'}.items():
+        assert run(monkeypatch, *arguments, photos) == 2
+        assert message in one_sentence(capsys)
+    assert not (tmp_path / 'out').exists() and not Path('x').exists()
+
+
+def test_other_folders_are_left_alone(tmp_path, monkeypatch, capsys):
+    photos, out = make_photos(tmp_path / 'photos', 3), tmp_path / 'out'
+    prepare(Photos(photos), out, [8])
+    before = dump(out)
+    capsys.readouterr()
+
+    def refused(out, photos, *more):
+        assert run(monkeypatch, '--out_path', out, '--size', 8, *more, photos) == 2
+        return one_sentence(capsys)
+
+    assert 'holds other files and is not a data set' in refused(photos, photos)
+    assert 'is a file' in refused(photos / '0000.png', photos)
+    other = make_photos(tmp_path / 'other', 3)
+    assert '--resample lanczos' in refused(out, photos, '--resample', 'bilinear')
+    (other / '0002.png').unlink()
+    assert '1 of its 3 are not in' in refused(out, other)
+    noise(99, 99).save(other / '0002.png')  # the same names, another photo
+    assert '0002.png for one' in refused(out, other)
+    for entries, message in (({b'8-00000': b'png', b'length': b'1'}, 'another program'),
+                             ({b'x': b'y'}, 'something else')):
+        foreign = tmp_path / message
+        with lmdb.open(str(foreign)) as environment, environment.begin(write=True) as transaction:
+            for item in entries.items():
+                transaction.put(*item)
+        assert message in refused(foreign, photos)
+    assert dump(out) == before
+    size = (out / 'data.mdb').stat().st_size
+    os.truncate(out / 'data.mdb', size // 2)
+    assert 'is cut short' in refused(out, photos)
+    assert (out / 'data.mdb').stat().st_size == size // 2
+
+
+def test_nothing_readable_leaves_nothing(tmp_path, monkeypatch, capsys):
+    (tmp_path / 'photos').mkdir()
+    (tmp_path / 'photos' / 'a.png').write_text('text')
+    assert run(monkeypatch, '--out_path', tmp_path / 'out', '--size', 8, tmp_path / 'photos') == 2
+    assert 'none of the 1 images' in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / 'out').exists()
+
+
+def test_command_with_spawned_workers(tmp_path):
+    """As on systems that do not fork: the script as a process, its worker imports it again. Real photos if present."""
+    root = Path(__file__).resolve().parents[1]
+    photos = Photos(make_photos(tmp_path / 'photos', 3))
+    cats = root / '..' / 'shared' / 'data' / 'afhq_cat_256.zip'
+    if cats.exists():
+        with zipfile.ZipFile(cats) as archive:
+            for name in [name for name in archive.namelist() if name.endswith('.webp')][:8]:
+                archive.extract(name, photos.path)
+    (tmp_path / 'sitecustomize.py').write_text('import multiprocessing\nmultiprocessing.set_start_method("spawn")\n')
+    result = subprocess.run([sys.executable, root / 'prepare_data.py', '--out_path', tmp_path / 'out', '--size', '32',
+                             '--n_worker', '1', photos.path], capture_output=True, text=True,
+                            env=os.environ | {'PYTHONPATH': str(tmp_path)})
+    assert result.returncode == 0, result.stderr
+    prepare(Photos(photos.path), tmp_path / 'here', [32])
+    assert dump(tmp_path / 'out') == dump(tmp_path / 'here')
+    assert contents_of(tmp_path / 'out').length == len(Photos(photos.path).files) == (11 if cats.exists() else 3)
