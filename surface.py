@@ -1,19 +1,31 @@
-"""Surfaces from a rendered field: depth meshes, marching cubes, mesh files (paper, section 4.3 and figure 5).
+"""Surfaces from a rendered field: depth meshes, marching cubes, mesh files (paper, section 4.3 and figure 5),
+pictures of a surface, and noise that sticks to it (supplement C.1).
 
 Meshes are trimesh.Trimesh objects, oriented outward. A depth mesh lies in the world, as its view sees it. A
 marching-cubes mesh lies in the frame of the camera that the SDF volume was rendered from: x right, y up, z towards
 the camera, in a cube of half-width dist_radius.
 """
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 import trimesh
 from skimage.measure import marching_cubes
 
+from camera import project
 from utils import atomic_path
 from volume_renderer import sample_depths
 
 SURFACE_RESOLUTION = 128  # rays along a side, and samples a ray, that surfaces are taken from (spec section 5)
+SHADED_RESOLUTION = 512   # pixels along a side of pictures of a surface
+# Those pictures' light, and how white plaster reflects it (spec section 5; the shininess is PyTorch3D's default).
+LIGHT, AMBIENT, DIFFUSE, SPECULAR, SHININESS = (0., 1., 5.), 0.1, 0.65, 0.2, 64
+
+# Noise on surfaces: a point's place counts to a quarter of a pixel; triangles have edges of about 1/1.5 pixel in the
+# frontal view; the filter reaches over 4 pixels to each side and rolls off over 20% of the band.
+SUBPIXELS, SUBDIVISION, FILTER_REACH, FILTER_ROLLOFF = 4, 1.5, 4, 0.2
+FILTER_BLOCK = 64  # pixels filtered by one matrix product
 
 
 # ---------------------------------------------------------------------------------------------- rendering for surfaces
@@ -113,6 +125,194 @@ def volume_points(vertices, renderer, camera, size=SURFACE_RESOLUTION):
     t = torch.lerp(depths[0], depths[-1], position[:, 2:])
     rotation, origin = camera.extrinsics[0, :, :3], camera.extrinsics[0, :, 3]
     return origin + local @ rotation.T * t, F.normalize(local, dim=1)
+
+
+# ---------------------------------------------------------------------------------------------- pictures of a surface
+
+def grid_normals(xyz):
+    """Unit normals (3,H,W) of a depth mesh's vertices (3,H,W): the sum of their faces' normals, weighted by area."""
+    a, b, c, d = xyz[:, :-1, :-1], xyz[:, :-1, 1:], xyz[:, 1:, :-1], xyz[:, 1:, 1:]  # the two faces of grid_faces
+    upper, lower = torch.linalg.cross(c - a, b - a, dim=0), torch.linalg.cross(c - b, d - b, dim=0)
+    normals = torch.zeros_like(xyz)
+    normals[:, :-1, :-1] += upper
+    normals[:, :-1, 1:] += upper + lower
+    normals[:, 1:, :-1] += upper + lower
+    normals[:, 1:, 1:] += lower
+    return F.normalize(normals, dim=0)
+
+
+def phong(points, normals, eye):
+    """Phong's reflection (…) in [0, 1] at points (3,…) with unit normals (3,…), seen from `eye` (3,).
+
+    A white surface in the light of the videos (Phong 1975; constants above).
+    """
+    def towards(position):
+        return F.normalize(position.view(3, *[1] * (points.dim() - 1)) - points, dim=0)
+
+    to_light = towards(points.new_tensor(LIGHT))
+    cosine = (normals * to_light).sum(0)
+    mirrored = 2 * cosine * normals - to_light
+    highlight = (mirrored * towards(eye)).sum(0).clamp(min=0) * (cosine > 0)
+    return (AMBIENT + DIFFUSE * cosine.clamp(min=0) + SPECULAR * highlight ** SHININESS).clamp(max=1)
+
+
+def draw_surface(xyz, mask, camera, style='phong', size=SHADED_RESOLUTION):
+    """Picture (3,size,size) in [-1, 1] of one view's depth mesh from its own camera (1 of them).
+
+    xyz (3,H,W), mask (1,H,W): the view's surface points and probability of background. The mesh's vertices are the
+    pixels' own points, so no rasteriser is needed: points and normals are interpolated between pixel centres.
+
+    style: 'phong', plaster on white with the background's sheet, as the original draws it; 'normals', as colours (x
+    right, y up, z to the camera: red, green, blue) on white; 'depth', from white at the near plane to black at the far
+    one. The last two leave out the background.
+    """
+    def enlarged(x):
+        return F.interpolate(x[None], size=(size, size), mode='bilinear')[0]
+
+    points, normals, mask = enlarged(xyz), F.normalize(enlarged(grid_normals(xyz)), dim=0), enlarged(mask)
+    rotation, eye = camera.extrinsics[0, :, :3], camera.extrinsics[0, :, 3]
+    if style == 'phong':
+        # The mesh ends at the centres of the outermost pixels: beyond them there is nothing to see.
+        place = (torch.arange(size, device=xyz.device) + 0.5) / size * len(xyz[0]) - 0.5
+        inside = (place >= 0) & (place <= len(xyz[0]) - 1)
+        picture = torch.where(inside & inside[:, None], phong(points, normals, eye), 1.)[None]
+    elif style == 'normals':
+        local = torch.einsum('ij,ihw->jhw', rotation, normals)
+        picture = torch.lerp((local + 1) / 2, torch.ones_like(local), mask)
+    else:
+        depth = torch.einsum('i,ihw->hw', rotation[:, 2], eye[:, None, None] - points)
+        picture = ((camera.far - depth) / (camera.far - camera.near)).clamp(0, 1) * (1 - mask)
+    return 2 * picture.expand(3, -1, -1) - 1
+
+
+# ---------------------------------------------------------------------------------------------- noise on a surface
+
+def root_raised_cosine(step, reach, rolloff):
+    """Samples of the root-raised-cosine pulse, `step` of them a pixel, over `reach` pixels to both sides.
+
+    Its copies shifted by whole pixels are orthogonal (Nyquist's criterion), and it passes next to nothing of what a
+    grid of pixels cannot carry. Scaled to unit energy.
+    """
+    t = (torch.arange(2 * reach * step, dtype=torch.float64) + 0.5) / step - reach
+    pulse = (torch.sin(math.pi * t * (1 - rolloff)) + 4 * rolloff * t * torch.cos(math.pi * t * (1 + rolloff))) \
+        / (math.pi * t * (1 - (4 * rolloff * t) ** 2))
+    return (pulse / pulse.norm()).float()
+
+
+def filter_block(taps, pixels):
+    """(pixels, pixels * step + len(taps) - step) matrix that filters the subpixels around a block of pixels."""
+    step = SUBPIXELS
+    matrix = torch.zeros(pixels, pixels * step + len(taps) - step)
+    for i in range(pixels):
+        matrix[i, i * step:i * step + len(taps)] = taps
+    return matrix
+
+
+def filtered(subpixels, block):
+    """(size,size) pixels from (fine,fine) subpixels, filtered along both axes with a filter_block.
+
+    Matrix products over blocks of rows: on a CPU twice as fast as strided convolutions of one channel.
+    """
+    step = len(block) * SUBPIXELS
+    pad = (block.shape[1] - step) // 2
+    for _ in range(2):  # columns, then rows
+        padded = F.pad(subpixels, (0, 0, pad, pad))
+        subpixels = torch.cat([block @ padded[i:i + block.shape[1]] for i in range(0, len(subpixels), step)]).T
+    return subpixels
+
+
+def subdivision_weights(n):
+    """(n^2,3) barycentric coordinates of the centres of the n^2 equal triangles that a triangle divides into."""
+    upright = [(i + 1 / 3, j + 1 / 3) for i in range(n) for j in range(n - i)]
+    inverted = [(i + 2 / 3, j + 2 / 3) for i in range(n) for j in range(n - 1 - i)]
+    uv = torch.tensor(upright + inverted) / n
+    return torch.cat([1 - uv.sum(dim=1, keepdim=True), uv], dim=1)
+
+
+class SurfaceNoise:
+    """Noise maps for the decoder that stick to a surface (paper, supplement C.1).
+
+    Every triangle of a finely subdivided mesh owns one standard normal number a decoder layer. A view's map is the sum
+    of the numbers that each pixel sees, weighted by a filter around its centre and divided by the root of the summed
+    squared weights. So a pixel's noise is exactly N(0, 1); the filter's shifted copies are orthogonal, so pixels are
+    independent, as in training; and since it is smooth, a surface that moves by part of a pixel takes its noise along
+    instead of drawing a new number for the pixel, as the nearest vertex would.
+    """
+
+    def __init__(self, corners, sizes, generator=None):
+        """corners: (F,3,3) corners of the triangles in the world, counter-clockwise seen from outside. sizes: the side
+        of each decoder layer's map. generator: what the numbers are drawn from, on the device of the corners."""
+        self.corners = corners
+        self.normals = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0], dim=1)
+        self.numbers = [torch.randn(len(corners), self._divisions(size) ** 2, generator=generator,
+                                    device=corners.device) for size in sizes]
+        self.sizes = sizes
+        taps = root_raised_cosine(SUBPIXELS, FILTER_REACH, FILTER_ROLLOFF)
+        self.filters = {size: filter_block(taps, min(FILTER_BLOCK, size)).to(corners) for size in set(sizes)}
+
+    @staticmethod
+    def _divisions(size):
+        """Into how many parts the edges of the mesh, about a pixel long at SURFACE_RESOLUTION, are divided."""
+        return max(1, round(SUBDIVISION * size / SURFACE_RESOLUTION))
+
+    def maps(self, camera, resolution, fixed):
+        """The layers' noise maps, a list of (1,1,h,w), for one camera whose focal length is for `resolution`.
+
+        fixed: the maps that pixels keep where they see nothing of the mesh.
+        """
+        faces = self.visible_faces(camera, resolution)
+        maps, seen = [], {}
+        for size, numbers, background in zip(self.sizes, self.numbers, fixed, strict=True):
+            if size not in seen:
+                places = self._places(self.corners[faces], camera, resolution, size)
+                count = self._sums(places, torch.ones_like(places, dtype=torch.float32), size)
+                covered = F.max_pool2d(count[None], SUBPIXELS)[0] > 0
+                energy = filtered(count, self.filters[size].square())
+                seen[size] = places, covered, energy.clamp(min=1e-12).rsqrt()  # covered pixels have much more
+            places, covered, scale = seen[size]
+            projected = filtered(self._sums(places, numbers[faces].flatten(), size), self.filters[size]) * scale
+            maps.append(torch.where(covered, projected, background))
+        return maps
+
+    def visible_faces(self, camera, resolution):
+        """Indices of the triangles that face the camera with nothing in front of them."""
+        towards = camera.extrinsics[0, :, 3] - self.corners[:, 0]
+        front = ((towards * self.normals).sum(dim=1) > 0).nonzero()[:, 0]
+        cells, depth = _cells(self.corners[front].mean(dim=1), camera, resolution, SURFACE_RESOLUTION)
+        nearest = depth.new_full((SURFACE_RESOLUTION ** 2 + 1,), math.inf).scatter_reduce(0, cells, depth, 'amin')
+        steepness = 3 * resolution / SURFACE_RESOLUTION / camera.focal[0, 0, 0]  # 3 cells wide, at distance 1
+        return front[depth < nearest[cells] + steepness]
+
+    def _places(self, corners, camera, resolution, size):
+        """The subpixel that each small triangle's centre falls into."""
+        weights = subdivision_weights(self._divisions(size)).to(corners)
+        points = torch.einsum('kc,fcd->fkd', weights, corners).flatten(0, 1)
+        return _cells(points, camera, resolution, size * SUBPIXELS)[0]
+
+    @staticmethod
+    def _sums(places, values, size):
+        """(fine,fine) sums of the values in each subpixel."""
+        fine = size * SUBPIXELS
+        return values.new_zeros(fine ** 2 + 1).index_add(0, places, values)[:-1].view(fine, fine)
+
+
+def _cells(points, camera, resolution, size):
+    """Index (P,) of the cell of a size x size grid over the image in which each point (P,3) appears (size^2: in none),
+    and its depth (P,). The camera's focal length is for `resolution`."""
+    pixels, depth = project(points, camera.magnified(size / resolution), size)
+    column, row = pixels.floor().long().unbind(dim=-1)
+    inside = (column >= 0) & (column < size) & (row >= 0) & (row < size)
+    return torch.where(inside, row * size + column, size ** 2), depth
+
+
+def frontal_noise(mesh, renderer, camera, sizes, generator=None):
+    """SurfaceNoise on the marching-cubes mesh of a camera's view.
+
+    The mesh's own coordinates are those of a simplified box: its true place in the world comes from volume_points, else
+    the noise would slide over the surface from view to view.
+    """
+    points, _ = volume_points(mesh.vertices, renderer, camera)
+    return SurfaceNoise(points[torch.as_tensor(np.asarray(mesh.faces), device=points.device)], sizes, generator)
 
 
 # ---------------------------------------------------------------------------------------------- colours and files
