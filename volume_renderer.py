@@ -18,6 +18,11 @@ TILE_POINTS = {'cpu': 4096, 'cuda': 1 << 19}
 LAST_SPACING = 1e10  # the last sample of a ray reaches to infinity
 
 
+def tile_points(device):
+    """How many points to evaluate together on a device."""
+    return TILE_POINTS.get(device.type, TILE_POINTS['cuda'])
+
+
 # ---------------------------------------------------------------------------------------------- the field
 
 def film_linear(in_features, out_features):
@@ -94,6 +99,20 @@ class FoldedField(NamedTuple):
             points = _sin(torch.baddbmm(bias, points, weight))
         return points
 
+    def hidden_and_slope(self, points):
+        """What `hidden` gives, and the gradient (B,P,3) of the SDF by the points, written out by the chain rule.
+
+        With it the eikonal loss needs a derivative of first order only, and each sine and cosine is computed once.
+        """
+        cosines = []
+        for weight, bias in self.points:
+            points, cosine = _SinCos.apply(torch.baddbmm(bias, points, weight))
+            cosines.append(cosine)
+        slope = self.sigma[0]  # (1,C), then (B,P,C) and at last (B,P,3)
+        for (weight, _), cosine in zip(reversed(self.points), reversed(cosines), strict=True):
+            slope = torch.bmm(slope * cosine, weight.transpose(1, 2))
+        return points, slope
+
     def sdf(self, hidden):
         """Signed distance (B,P,1): negative inside. Without an SDF (--no_sdf) the same head is a raw density."""
         return F.linear(hidden, *self.sigma)
@@ -117,6 +136,22 @@ def _sin(x):
     return x.sin() if x.requires_grad else x.sin_()
 
 
+class _SinCos(torch.autograd.Function):
+    """(sin x, cos x): each is what the other's derivative needs."""
+
+    @staticmethod
+    def forward(ctx, x):
+        sine, cosine = x.sin(), x.cos()
+        ctx.save_for_backward(sine, cosine)
+        return sine, cosine
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_sine, d_cosine):
+        sine, cosine = ctx.saved_tensors
+        return (d_sine * cosine).addcmul_(d_cosine, sine, value=-1)
+
+
 # ---------------------------------------------------------------------------------------------- rays and samples
 
 def draw(sampler, shape, generator=None, **kind):
@@ -135,11 +170,19 @@ def camera_directions(resolution, focal):
 
     focal: (B,1,1) in pixels. x right, y up, z = -1.
     """
-    centre = torch.arange(resolution, device=focal.device, dtype=focal.dtype) + 0.5 - resolution / 2
-    offset = centre / focal[:, 0]  # (B,W)
-    x = offset[:, None, :].expand(-1, resolution, -1)
-    y = -offset[:, :, None].expand(-1, -1, resolution)
-    return torch.stack([x, y, -torch.ones_like(x)], dim=-1).flatten(1, 2)
+    pixels = torch.arange(resolution, device=focal.device, dtype=focal.dtype)
+    return pixel_directions(pixels[:, None], pixels, resolution, focal).flatten(1, 2)
+
+
+def pixel_directions(row, column, resolution, focal):
+    """Ray directions (B,…,3) in the camera frame through pixels (row, column), any numbers or tensors of them (…).
+
+    focal: (B,1,1) in pixels of an image with `resolution` of them along a side.
+    """
+    row, column = torch.broadcast_tensors(row, column)
+    focal = focal.view(-1, *[1] * row.dim())
+    x, y = (column + 0.5 - resolution / 2) / focal, -(row + 0.5 - resolution / 2) / focal
+    return torch.stack([x, y, -torch.ones_like(x)], dim=-1)
 
 
 def sample_depths(near, far, samples, *, offset_sampling=True, perturb=0., rays=1, generator=None):
@@ -235,12 +278,9 @@ class VolumeRenderer(nn.Module):
                           perturb=self.perturb, rays=resolution ** 2, generator=generator)
         t = t.expand(-1, resolution ** 2, -1)
         wanted = {'colour': colour, 'features': colour and features, 'sdf': sdf, 'eikonal': eikonal}
-        with torch.set_grad_enabled(torch.is_grad_enabled() or eikonal):
-            field = self.network.fold(w)
-            if torch.is_grad_enabled():
-                rays = self._march(field, cameras, directions, viewdirs, t, wanted, generator)
-            else:
-                rays = self._march_tiles(field, cameras, directions, viewdirs, t, wanted, generator)
+        field = self.network.fold(w)
+        march = self._march if torch.is_grad_enabled() else self._march_tiles
+        rays = march(field, cameras, directions, viewdirs, t, wanted, generator)
 
         def as_image(x):  # (B,R,C) -> (B,C,H,W)
             return None if x is None else x.transpose(1, 2).unflatten(2, (resolution, resolution))
@@ -254,7 +294,7 @@ class VolumeRenderer(nn.Module):
     def _march_tiles(self, field, cameras, directions, viewdirs, t, wanted, generator):
         """_march over one image and a tile of rays at a time."""
         batch, rays, samples = t.shape
-        tile = max(1, TILE_POINTS.get(t.device.type, TILE_POINTS['cuda']) // samples)
+        tile = max(1, tile_points(t.device) // samples)
         whole = {}
         for b in range(batch):
             image_field, camera = field.image(b), cameras[b:b + 1]
@@ -277,17 +317,15 @@ class VolumeRenderer(nn.Module):
         batch, rays, samples = t.shape
         origins = cameras.extrinsics[:, None, None, :, 3]
         points = origins + directions[:, :, None] * t[..., None]  # (B,R,N,3)
+        scaled, gradient = self.scale(points, cameras).flatten(1, 2), None
         if wanted['eikonal']:
-            points.requires_grad_()
-        hidden = field.hidden(self.scale(points, cameras).flatten(1, 2))
+            hidden, slope = field.hidden_and_slope(scaled)
+            gradient = self.scale(slope.view_as(points), cameras)  # by the unscaled points: the inner derivative
+        else:
+            hidden = field.hidden(scaled)
         raw = field.sdf(hidden).view(batch, rays, samples)
-        gradient = None
-        if wanted['eikonal']:
-            gradient, = torch.autograd.grad(raw.sum(), points, create_graph=True)
 
-        spacing = torch.cat([t[..., 1:] - t[..., :-1], torch.full_like(t[..., :1], LAST_SPACING)], dim=-1)
-        weights = ray_weights(self.density(raw, generator), spacing * directions.norm(dim=-1, keepdim=True),
-                              self.force_background)
+        weights = self.weights(raw, directions, t, generator)
         thumbnail = features = None
         if wanted['colour']:
             features = field.features(hidden, viewdirs)
@@ -296,6 +334,12 @@ class VolumeRenderer(nn.Module):
             features = _integrate(weights, features.view(batch, rays, samples, -1)) if wanted['features'] else None
         return {'thumbnail': thumbnail, 'features': features, 'xyz': _integrate(weights, points),
                 'mask': weights[..., -1:], 'sdf': raw[..., None] if wanted['sdf'] else None, 'eikonal': gradient}
+
+    def weights(self, raw, directions, t, generator=None):
+        """Weights (B,R,N) of the samples t (B,R,N) along the rays `directions` (B,R,3) from the field's first output."""
+        spacing = torch.cat([t[..., 1:] - t[..., :-1], torch.full_like(t[..., :1], LAST_SPACING)], dim=-1)
+        return ray_weights(self.density(raw, generator), spacing * directions.norm(dim=-1, keepdim=True),
+                           self.force_background)
 
     def scale(self, points, cameras):
         """World points (B,…,3) in the field's own units: the near and far planes at about -1 and 1."""
@@ -319,11 +363,16 @@ class VolumeRenderer(nn.Module):
         """
         field = self.network.fold(w)
         colours = []
-        for part in torch.arange(len(points), device=points.device).split(
-                TILE_POINTS.get(points.device.type, TILE_POINTS['cuda'])):
-            hidden = field.hidden(self.scale(points[None, part], cameras))
-            colours.append(torch.sigmoid(field.rgb_logits(field.features(hidden, viewdirs[None, part])))[0])
-        return torch.cat(colours) if colours else points.new_zeros(0, 3)
+        tile = tile_points(points.device)
+        for part, directions in zip(points[None].split(tile, dim=1), viewdirs[None].split(tile, dim=1), strict=True):
+            hidden = field.hidden(self.scale(part, cameras))
+            colours.append(torch.sigmoid(field.rgb_logits(field.features(hidden, directions)))[0])
+        return torch.cat(colours)
+
+    def sdf_at(self, field, points, cameras):
+        """Signed distances (P,) at world points (P,3) of a FoldedField of one latent. cameras: one, for the scale."""
+        return torch.cat([field.sdf(field.hidden(self.scale(part, cameras)))[0, :, 0]
+                          for part in points[None].split(tile_points(points.device), dim=1)])
 
     def sphere_initialisation_loss(self, w, cameras, generator=None):
         """L1 between the field and a sphere's SDF at stratified points of the cameras' rays (spec section 3, start).
