@@ -1,0 +1,127 @@
+"""Flicker of a video with fixed, random and projected noise: the numbers and the picture of docs/video.md.
+
+    python benchmarks/flicker.py --expname shape
+    python benchmarks/flicker.py --expname shape --untrained_decoder 1024
+
+Frame t is carried into frame t + GAP by the known surface and compared with it where both see the surface
+(view_consistency.py): the mean absolute difference, in levels of 255. Also takes render_video.py's flags.
+"""
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import options
+from camera import cameras_at, video_viewpoints
+from checkpoint import load_generator
+from model import Decoder
+from render_video import frontal_mesh
+from surface import frontal_noise, render_surface
+from utils import UserError, run_command, save_image_row, select_device, to_uint8
+from view_consistency import View, warp
+
+# The table's columns: by how many pixels the surface moves between the two frames.
+SPEEDS = {'all': (0, math.inf), '< 0.5': (0, 0.5), '0.5-1': (0.5, 1), '1-2': (1, 2), '2-4': (2, 4),
+          '> 4': (4, math.inf)}
+
+
+def noise_sources(generator, w, opt, random):
+    """The kinds of noise by name: functions from a camera to the decoder's maps."""
+    decoder, resolution = generator.decoder, generator.renderer.resolution
+    mesh, frontal = frontal_mesh(generator, w, opt)
+    if mesh is None:
+        raise UserError('this identity has no surface in the frontal view; try another --seed.')
+    on_surface = frontal_noise(mesh, generator.renderer, frontal, decoder.noise_sizes, random)
+    fixed = decoder.fixed_noise()
+    return {'none': lambda camera: [torch.zeros_like(noise) for noise in fixed],
+            'fixed': lambda camera: fixed,
+            'random': lambda camera: decoder.random_noise(1, random),
+            'projected': lambda camera: on_surface.maps(camera, resolution, fixed)}
+
+
+def views(generator, w, latents, camera, sources):
+    """A View of one camera for each kind of noise."""
+    rendering = generator.renderer(w, camera)
+    surface = render_surface(generator.renderer, w, camera)
+    return {name: View(generator.decoder(rendering.features, latents, noise(camera)), surface.xyz, surface.mask, camera,
+                       generator.renderer.resolution) for name, noise in sources.items()}
+
+
+def by_speed(source, target):
+    """(S,2): number of pixels and sum of their differences in each range of SPEEDS."""
+    carried = warp(source, target)
+    difference = (carried.image - target.image).abs().mean(dim=(0, 1)) * 127.5
+    inside = [carried.visible & (carried.motion >= low) & (carried.motion < high) for low, high in SPEEDS.values()]
+    return torch.tensor([[where.sum(), difference[where].sum()] for where in inside], dtype=torch.float64)
+
+
+def save_picture(path, frames):
+    """A row for each frame of: nothing added, then what fixed, random and projected noise add (x 3, on grey)."""
+    rows = []
+    for frame in frames:
+        clean = frame['none'].image
+        added = [(frame[name].image - clean) * 3 for name in ('fixed', 'random', 'projected')]
+        rows.append(torch.cat([clean, *added], dim=3)[0])
+    save_image_row(path, [to_uint8(torch.cat(rows, dim=1))])
+
+
+@torch.no_grad()
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--pairs', type=int, default=8, help='pairs of frames, spread over the video (default: 8)')
+    parser.add_argument('--gap', type=int, default=1, help='frames between the two of a pair (default: 1)')
+    parser.add_argument('--untrained_decoder', type=int, metavar='SIZE',
+                        help='an untrained decoder of this size, channel multiplier 1, in place of the checkpoint\'s')
+    parser.add_argument('--noise_weight', type=float, default=0.05, help='its noise weights (default: 0.05)')
+    parser.add_argument('--picture', help='also write this picture of the noise in two frames')
+    own, rest = parser.parse_known_args()
+    opt = options.parse('render_video', __doc__, rest)
+    device = select_device(opt.machine.device)
+    generator, opt, _, _ = load_generator(opt, device)
+    if own.untrained_decoder:
+        torch.manual_seed(opt.experiment.seed)
+        decoder = Decoder(own.untrained_decoder, opt.model.style_dim, 1, generator.renderer.resolution,
+                          opt.rendering.width)
+        for name, weight in decoder.named_parameters():
+            if name.endswith('noise.weight'):
+                weight.fill_(own.noise_weight)
+        generator.decoder = decoder.to(device).requires_grad_(False)
+
+    random = torch.Generator(device).manual_seed(opt.experiment.seed)
+    means = generator.mean_latents(opt.inference.truncation_mean, random)
+    z = torch.randn(1, opt.model.style_dim, generator=random, device=device)
+    w = generator.map(z, opt.inference.truncation_ratio, means)
+    latents = generator.decoder.latents(w, opt.inference.truncation_ratio, means.decoder)
+    sources = noise_sources(generator, w, opt, random)
+    viewpoints = video_viewpoints(opt.video.frames, opt.camera.azim, opt.camera.elev, opt.camera.uniform,
+                                  opt.inference.azim_video, device)
+    cameras = cameras_at(viewpoints, generator.renderer.resolution, opt.camera.fov, opt.camera.dist_radius)
+
+    totals = {name: torch.zeros(len(SPEEDS), 2, dtype=torch.float64) for name in sources}
+    firsts = torch.linspace(0, opt.video.frames - 1 - own.gap, own.pairs).round().int().unique().tolist()
+    for first in tqdm(firsts, unit='pair'):
+        earlier, later = (views(generator, w, latents, cameras[i:i + 1], sources) for i in (first, first + own.gap))
+        for name, total in totals.items():
+            total += by_speed(earlier[name], later[name])
+    if own.picture:
+        apart = (views(generator, w, latents, cameras[i:i + 1], sources)
+                 for i in (0, max(1, opt.video.frames // 12)))
+        save_picture(own.picture, list(apart))
+
+    print(f'size {generator.decoder.size}, {opt.video.frames} frames, {own.gap} apart, {len(firsts)} pairs; '
+          'levels of 255 by the pixels that the surface moves')
+    print(f'{"noise":10}' + ''.join(f'{speed:>8}' for speed in SPEEDS))
+    for name, total in totals.items():
+        print(f'{name:10}' + ''.join(f'{summed / pixels:8.2f}' if pixels else ' ' * 8
+                                     for pixels, summed in total.tolist()))
+    pixels = totals['fixed'][:, 0]
+    print(f'{"pixels":10}' + ''.join(f'{share:8.0%}' for share in (pixels / pixels[0]).tolist()))
+
+
+if __name__ == '__main__':
+    run_command(main)
