@@ -91,6 +91,12 @@ def contents_of(path):
         return prepare_data.read_contents(environment)
 
 
+def commit_slowly():
+    """For child's `before`: leave time to interrupt the run."""
+    commit = prepare_data.Writer._commit
+    prepare_data.Writer._commit = lambda writer, batch: time.sleep(0.02) or commit(writer, batch)
+
+
 def stored(out):
     """How many photos are stored so far; 0 where the LMDB is just being made."""
     try:
@@ -339,16 +345,19 @@ def test_workers_of_a_killed_run_end(tmp_path):
             return False
 
     photos, out = make_photos(tmp_path / 'photos', 60, 256), tmp_path / 'out'  # results that fill the workers' pipes
-    process = child(tmp_path / 'log', '--out_path', out, '--size', '256', '--n_worker', 3, photos)
+    process = child(tmp_path / 'log', '--out_path', out, '--size', '256', '--n_worker', 3, photos, before=commit_slowly)
     wait_until_stored(process, out, 2)
     workers = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert len(workers) == 3
-    deadline = time.monotonic() + 60
-    while any(map(running, workers)):
-        assert time.monotonic() < deadline, 'workers outlive the run'
+    deadline = time.monotonic() + 30
+    while any(map(running, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
+    left = [pid for pid in workers if running(pid)]
+    for pid in left:
+        os.kill(int(pid), signal.SIGKILL)
+    assert not left, 'workers outlive the run'
 
 
 def test_a_killed_addition_leaves_the_old_data_set(tmp_path):
@@ -385,7 +394,7 @@ def kill_after(count):
 def test_signals_stop_cleanly(tmp_path, number, code):
     photos, out, log = make_photos(tmp_path / 'photos', 300), tmp_path / 'out', tmp_path / 'log'
     arguments = '--out_path', out, '--size', 128, '--n_worker', 2, photos
-    process = child(log, *arguments)
+    process = child(log, *arguments, before=commit_slowly)
     wait_until_stored(process, out, 5)
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # as a terminal does: workers too
