@@ -18,6 +18,10 @@ from utils import UserError, atomic_path
 FINAL_MODELS = Path('full_models')
 RENDERERS = Path('pretrained_renderer')
 
+# Flags that a model is of no use without, and that its weights do not tell.
+UNSEEN_IN_WEIGHTS = ('renderer_spatial_output_dim', 'no_z_normalize', 'no_offset_sampling', 'uniform', 'azim', 'elev',
+                     'fov', 'dist_radius')
+
 
 # ---------------------------------------------------------------------------------------------- where files live
 
@@ -141,9 +145,14 @@ def model_sizes(state, path, spatial=64):
     if any(name.startswith('decoder.') for name in state):
         doublings = count('decoder.to_rgbs.')
         sizes['size'] = spatial * 2 ** doublings
-        last = f'decoder.convs.{2 * doublings - 1}' if doublings else 'decoder.conv1'
-        if channels_at(sizes['size'], 1) != channels_at(sizes['size'], 2):  # small images do not depend on it
-            sizes['channel_multiplier'] = max(1, shape(f'{last}.conv.weight', 1) // channels_at(sizes['size'], 1))
+        first = shape('decoder.conv1.conv.weight', 1)
+        last = shape(f'decoder.convs.{2 * doublings - 1}.conv.weight', 1) if doublings else first
+        multiplier = max(1, last // channels_at(sizes['size'], 1))
+        if first < channels_at(spatial, multiplier):
+            sizes['channel_max'] = first
+        # Channels of small images and capped ones do not depend on it.
+        if channels_at(sizes['size'], 1) != channels_at(sizes['size'], 2) and last != sizes.get('channel_max'):
+            sizes['channel_multiplier'] = multiplier
     return sizes
 
 
@@ -213,8 +222,9 @@ def load_generator(opt, device):
     The option tree comes back with the sizes that the checkpoint has.
     """
     path, name = find_model(opt)
-    state = read(path)['g_ema']
-    opt = fit_options(opt, state, path)
+    saved = read(path)
+    state = saved['g_ema']
+    opt = fit_options(adopt_options(opt, saved, path, UNSEEN_IN_WEIGHTS), state, path)
     torch.manual_seed(opt.experiment.seed)  # for noise maps that the file may lack
     generator = build_generator(opt, full_pipeline=any(key.startswith('decoder.') for key in state))
     return load_state(generator, state, path).to(device).eval().requires_grad_(False), opt, path, name

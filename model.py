@@ -23,9 +23,10 @@ MEAN_LATENT_DRAWS = 10_000
 PRECISIONS = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 
 
-def channels_at(resolution, multiplier):
-    """Feature channels of the decoder and of the stage-2 discriminator at a resolution."""
-    return 512 if resolution <= 32 else 256 * 64 * multiplier // resolution
+def channels_at(resolution, multiplier, most=0):
+    """Feature channels of the decoder and of the stage-2 discriminator at a resolution; `most`: no more (0: no limit)."""
+    channels = 512 if resolution <= 32 else 256 * 64 * multiplier // resolution
+    return min(channels, most or channels)
 
 
 def blur_kernel(gain=1.):
@@ -217,20 +218,20 @@ class Decoder(nn.Module):
     """
 
     def __init__(self, size=256, style_dim=256, channel_multiplier=2, resolution=64, in_channels=256,
-                 lr_multiplier=0.01, dtype=torch.float32):
+                 lr_multiplier=0.01, dtype=torch.float32, channel_max=0):
         super().__init__()
         self.size, self.resolution, self.dtype = size, resolution, dtype
         latent_dim = 2 * style_dim
         self.style = nn.Sequential(PixelNorm(), *(
             EqualLinear(style_dim if i == 0 else latent_dim, latent_dim, lr_multiplier=lr_multiplier, activate=True)
             for i in range(DECODER_STYLE_LAYERS)))
-        channels = channels_at(resolution, channel_multiplier)
+        channels = channels_at(resolution, channel_multiplier, channel_max)
         self.conv1 = StyledConv(in_channels, channels, latent_dim)
         self.to_rgb1 = ToRGB(channels, latent_dim, upsample=False)
         self.convs, self.to_rgbs = nn.ModuleList(), nn.ModuleList()
         while resolution < size:
             resolution, below = 2 * resolution, channels
-            channels = channels_at(resolution, channel_multiplier)
+            channels = channels_at(resolution, channel_multiplier, channel_max)
             for conv in (StyledConv(below, channels, latent_dim, up=True), StyledConv(channels, channels, latent_dim)):
                 self.convs.append(conv)
             self.to_rgbs.append(ToRGB(channels, latent_dim))
@@ -479,13 +480,13 @@ def minibatch_stddev(x):
 class Discriminator(nn.Module):
     """Stage 2: StyleGAN2's residual discriminator for (B,3,size,size) images."""
 
-    def __init__(self, size=256, channel_multiplier=2):
+    def __init__(self, size=256, channel_multiplier=2, channel_max=0):
         super().__init__()
-        channels = channels_at(size, channel_multiplier)
+        channels = channels_at(size, channel_multiplier, channel_max)
         blocks = [nn.Sequential(EqualConv2d(3, channels, 1), BiasedLeakyReLU(channels))]
         while size > 4:
             size, below = size // 2, channels
-            channels = channels_at(size, channel_multiplier)
+            channels = channels_at(size, channel_multiplier, channel_max)
             blocks.append(ResBlock(below, channels))
         self.convs = nn.Sequential(*blocks)
         self.final_conv = nn.Sequential(EqualConv2d(channels + 1, channels, 3, padding=1), BiasedLeakyReLU(channels))
@@ -512,5 +513,5 @@ def build_generator(opt, full_pipeline=True):
     if full_pipeline:
         decoder = Decoder(opt.model.size, opt.model.style_dim, opt.model.channel_multiplier,
                           opt.model.renderer_spatial_output_dim, opt.rendering.width, opt.model.lr_mapping,
-                          PRECISIONS[opt.machine.precision])
+                          PRECISIONS[opt.machine.precision], opt.model.channel_max)
     return Generator(opt.model.style_dim, renderer, decoder)

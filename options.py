@@ -174,6 +174,8 @@ GROUPS = {
         Flag('size', 256, 'side of the generated images', power_of_two(8)),
         Flag('style_dim', 256, 'size of the latents w', at_least(1)),
         Flag('channel_multiplier', 2, "multiplies the decoder's channels", at_least(1)),
+        Flag('channel_max', 0, 'no more channels than this in decoder and stage-2 discriminator, for small machines '
+             '(0: as many as the paper)', at_least(0)),
         Flag('discriminator_width', 1., "stage 1: scales the discriminator's channels, for small machines", above(0)),
         Flag('n_mlp', 8, 'accepted for the sake of old command lines; the mapping has three layers', at_least(1)),
         Flag('lr_mapping', 0.01, "learning rate multiplier of the decoder's mapping", above(0)),
