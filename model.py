@@ -24,7 +24,7 @@ PRECISIONS = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat
 
 
 def channels_at(resolution, multiplier, most=0):
-    """Feature channels of the decoder and of the stage-2 discriminator at a resolution; `most`: no more (0: no limit)."""
+    """Feature channels of the decoder and stage-2 discriminator at a resolution; `most`: no more (0: no limit)."""
     channels = 512 if resolution <= 32 else 256 * 64 * multiplier // resolution
     return min(channels, most or channels)
 
