@@ -158,6 +158,7 @@ GROUPS = {
         Flag('azim_video', False, 'the camera moves from side to side instead of on an ellipse', bool),
         Flag('seeds', None, 'one identity for each of these seeds, such as 0-7,42, instead of --identities', seed_list),
         Flag('mesh_format', 'obj', 'file format of the meshes', choices=('obj', 'ply', 'glb')),
+        Flag('dense', False, 'surfaces: evaluate the field at every sample (slower, the same to 1e-4)', bool),
         Flag('vertex_colors', False, 'colour the vertices of the meshes', bool),
     ),
     'video': (

@@ -14,8 +14,9 @@ import trimesh
 from skimage.measure import marching_cubes
 
 from camera import project
+from sparse import ZERO_MARGIN, sdf_volume
 from utils import atomic_path
-from volume_renderer import sample_depths
+from volume_renderer import Rendering, pixel_directions, sample_depths
 
 SURFACE_RESOLUTION = 128  # rays along a side, and samples a ray, that surfaces are taken from (spec section 5)
 SHADED_RESOLUTION = 512   # pixels along a side of pictures of a surface
@@ -31,13 +32,52 @@ FILTER_BLOCK = 64  # pixels filtered by one matrix product
 # ---------------------------------------------------------------------------------------------- rendering for surfaces
 
 @torch.no_grad()
-def render_surface(renderer, w, cameras, *, sdf=False):
+def render_surface(renderer, w, cameras, *, sdf=False, dense=False):
     """Render w (B,style_dim) at the resolution of surfaces; a Rendering without colours, with the SDF if asked for.
 
-    cameras: for the renderer's own resolution.
+    cameras: for the renderer's own resolution. dense: evaluate the field at every sample, instead of only where that
+    changes the result (sparse.py).
     """
+    dense = dense or not renderer.has_sdf or renderer.perturb > 0
     cameras = cameras.magnified(SURFACE_RESOLUTION / renderer.resolution)
-    return renderer(w, cameras, resolution=SURFACE_RESOLUTION, samples=SURFACE_RESOLUTION, colour=False, sdf=sdf)
+    views = []
+    for b in range(len(cameras)):
+        latent, camera = w[b:b + 1], cameras[b:b + 1]
+        view = None if dense else _render_sparse(renderer, latent, camera, sdf)
+        views.append(view or renderer(latent, camera, resolution=SURFACE_RESOLUTION, samples=SURFACE_RESOLUTION,
+                                      colour=False, sdf=sdf))
+    return views[0] if len(views) == 1 else Rendering(*(None if parts[0] is None else torch.cat(parts)
+                                                        for parts in zip(*views, strict=True)))
+
+
+def _render_sparse(renderer, w, camera, sdf):
+    """render_surface of one view from few evaluations; None where the field is not smooth enough for it."""
+    size = SURFACE_RESOLUTION
+    field = renderer.network.fold(w)
+    rotation, origin = camera.extrinsics[0, :, :3], camera.extrinsics[0, :, 3]
+    t = sample_depths(camera.near, camera.far, size, offset_sampling=renderer.offset_sampling)  # (1,1,N)
+    # One pixel and one sample more than there are: the coarse grid reaches beyond the end.
+    pixels = torch.arange(size + 1, device=t.device, dtype=t.dtype)
+    directions = pixel_directions(pixels[:, None], pixels, size, camera.focal)[0] @ rotation.T  # (H+1,W+1,3)
+    step = t[0, 0, 1] - t[0, 0, 0]
+    depths = torch.cat([t[0, 0], t[0, 0, -1:] + step])
+
+    def evaluate(index):
+        row, column, sample = index.to(t.device).T
+        return renderer.sdf_at(field, origin + directions[row, column] * depths[sample, None], camera)
+
+    volume = sdf_volume(evaluate, size, renderer.sigmoid_beta.item(), step.item(), hidden=sdf)
+    if volume is None:
+        return None
+    if sdf:
+        index = decisive_samples(volume[None, ..., None], camera.near.item(), camera.far.item(),
+                                 ZERO_MARGIN * renderer.sigmoid_beta.item())
+        volume[tuple(index.T)] = evaluate(index)
+    directions = directions[None, :size, :size].flatten(1, 2)
+    weights = renderer.weights(volume.view(1, size * size, size), directions, t)
+    xyz = origin * weights.sum(-1, keepdim=True) + directions * (weights @ t[0, 0])[..., None]
+    return Rendering(None, None, xyz.mT.unflatten(2, (size, size)), weights[..., -1].view(1, 1, size, size),
+                     volume[None, ..., None] if sdf else None, None)
 
 
 # ---------------------------------------------------------------------------------------------- depth mesh
@@ -64,9 +104,15 @@ def depth_mesh(xyz):
 
 # ---------------------------------------------------------------------------------------------- marching cubes
 
-def frustum_scale(samples, near, far, device=None):
-    """(N,) size of each depth slice of the box in units of the frustum there, from the near slice to the far one."""
-    return torch.linspace(far / near, 1., samples, device=device)
+def _box_grid(height, width, samples, near, far, device):
+    """(N,H,W,2) where each sample of the box lies in its depth slice of the frustum: x, y, within [-1, 1] inside.
+
+    A slice of the box is as large as the frustum is at its far end, far/near times what it is at the first sample.
+    """
+    scale = torch.linspace(far / near, 1., samples, device=device)[:, None, None]
+    x = torch.linspace(-1, 1, width, device=device)[None, None, :] * scale
+    y = torch.linspace(-1, 1, height, device=device)[None, :, None] * scale
+    return torch.stack([x.expand(-1, height, -1), y.expand(-1, -1, width)], dim=-1)
 
 
 def align_volume(sdf, near, far):
@@ -74,16 +120,36 @@ def align_volume(sdf, near, far):
 
     sdf: (B,H,W,N,1), its samples from near to far along each ray. Returns (B,H,W,N,1); 1 outside the frustum.
     """
-    batch, height, width, samples, _ = sdf.shape
-    scale = frustum_scale(samples, near, far, sdf.device)[:, None, None]
-    x = torch.linspace(-1, 1, width, device=sdf.device)[None, None, :] * scale
-    y = torch.linspace(-1, 1, height, device=sdf.device)[None, :, None] * scale
-    grid = torch.stack([x.expand(-1, height, -1), y.expand(-1, -1, width)], dim=-1)  # (N,H,W,2)
+    grid = _box_grid(*sdf.shape[1:4], near, far, sdf.device)
     slices = sdf[..., 0].permute(0, 3, 1, 2)  # (B,N,H,W): depth stays as it is, so each slice is a 2D resampling
     aligned = torch.stack([F.grid_sample(volume[:, None], grid, padding_mode='border', align_corners=True)[:, 0]
                            for volume in slices])
     aligned.masked_fill_((grid.abs() > 1).any(dim=-1), 1.)
     return aligned.permute(0, 2, 3, 1)[..., None]
+
+
+def decisive_samples(sdf, near, far, margin):
+    """(P,3) index (row, column, depth) of the samples that decide the marching-cubes mesh of an SDF volume.
+
+    sdf: (1,H,W,N,1). They are those which align_volume mixes into a value on an edge that crosses zero, or into one
+    nearer to zero than `margin`, whose side is in doubt.
+    """
+    _, height, width, samples, _ = sdf.shape
+    aligned = align_volume(sdf, near, far)[0, ..., 0].permute(2, 0, 1)  # (N,H,W)
+    wanted, inside = aligned.abs() < margin, aligned < 0
+    for axis in range(3):
+        before, after = slice(None, -1), slice(1, None)
+        lead = (slice(None),) * axis
+        crosses = inside[(*lead, before)] != inside[(*lead, after)]
+        wanted[(*lead, before)] |= crosses
+        wanted[(*lead, after)] |= crosses
+    place = _box_grid(height, width, samples, near, far, sdf.device)[wanted]
+    size = torch.tensor([width, height], device=sdf.device)
+    low = ((place + 1) / 2 * (size - 1)).floor().long()
+    depth = wanted.nonzero()[:, 0]
+    corners = [torch.stack([low[:, 1] + dy, low[:, 0] + dx, depth], dim=1) for dy in (0, 1) for dx in (0, 1)]
+    limit = torch.tensor([height - 1, width - 1, samples - 1], device=sdf.device)
+    return torch.cat(corners).clamp(min=0).minimum(limit).unique(dim=0)
 
 
 def marching_cubes_mesh(sdf, dist_radius):

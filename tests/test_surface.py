@@ -5,9 +5,14 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from conftest import assert_close
+from conftest import SHARED, assert_close
 
+import checkpoint
+import surface
 from camera import cameras_at
+from model import build_generator
+from options import parse
+from sparse import sdf_volume
 from surface import (
     align_volume,
     depth_mesh,
@@ -47,6 +52,72 @@ def sphere_renderer():
     renderer.network = Sphere(0.06, (0.01, -0.02, 0.005))
     renderer.sigmoid_beta.data.fill_(5e-4)
     return renderer
+
+
+@pytest.fixture(scope='module')
+def head():
+    """(renderer, latents, cameras) of the golden head: surfaces, silhouettes, ears; one view from far aside."""
+    path = SHARED / 'golden' / 'shape.pt'
+    if not path.exists():
+        pytest.skip('needs the golden checkpoint in ../shared')
+    opt = parse('generate_shapes_and_images', '', [])
+    state = checkpoint.read(path)['g_ema']
+    opt = checkpoint.fit_options(opt, state, path)
+    generator = checkpoint.load_state(build_generator(opt), state, path).requires_grad_(False)
+    z = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    return generator.renderer, generator.map(z), cameras_at(torch.tensor([[0.2, 0.1], [0.9, -0.4]]))
+
+
+def test_few_evaluations_give_the_same_surface(head, monkeypatch):
+    renderer, w, cameras = head
+    evaluated = []
+    counted = renderer.sdf_at
+    monkeypatch.setattr(renderer, 'sdf_at', lambda field, points, camera: (
+        evaluated.append(len(points)), counted(field, points, camera))[1])
+    dense = render_surface(renderer, w, cameras, sdf=True, dense=True)
+    assert not evaluated
+    sparse = render_surface(renderer, w, cameras, sdf=True)
+    assert sum(evaluated) < 0.12 * dense.sdf.numel()
+    assert (sparse.xyz - dense.xyz).norm(dim=1).max() < 1e-4
+    assert (sparse.mask - dense.mask).abs().max() < 1e-3
+    for i in range(2):
+        mesh, expected = (surface_mesh(surface.sdf[i:i + 1], cameras[i:i + 1]) for surface in (sparse, dense))
+        assert np.array_equal(mesh.faces, expected.faces)
+        assert np.abs(mesh.vertices - expected.vertices).max() < 1e-5
+    evaluated.clear()
+    depth_only = render_surface(renderer, w, cameras)
+    assert depth_only.sdf is None and sum(evaluated) < 0.08 * dense.sdf.numel()
+    assert (depth_only.xyz - dense.xyz).norm(dim=1).max() < 1e-4
+
+
+def test_a_rough_field_is_evaluated_everywhere(head, monkeypatch):
+    """Bumps finer than the coarse grid cannot be interpolated, and are not."""
+    renderer, w, cameras = head
+
+    def bumpy(field, points, camera):
+        return points.norm(dim=-1) - 0.06 + 3e-3 * torch.sin(2000 * points).prod(dim=-1)
+
+    monkeypatch.setattr(renderer, 'sdf_at', bumpy)
+    assert surface._render_sparse(renderer, w[:1], cameras[:1].magnified(2), True) is None
+
+
+def test_one_thin_bump_between_the_nodes_is_noticed(head, monkeypatch):
+    """A wave that hides at the nodes of the coarse grid is found by the probes."""
+    renderer, w, cameras = head
+    volume = sdf_volume(lambda index: (index[:, 2] - 64.) * 1e-3 + torch.sin(index[:, 2] * np.pi / 2) * 2e-3, 128,
+                        3e-3, 1e-3)
+    assert volume is None
+
+
+def test_an_empty_view_and_a_raw_density_work(head):
+    renderer, w, cameras = head
+    empty = VolumeRenderer(64, depth=4, width=64, perturb=0., force_background=True)
+    empty.load_state_dict(renderer.state_dict())
+    empty.network.sigma_linear.bias.data += 1
+    rendering = render_surface(empty, w[:1], cameras[:1], sdf=True)
+    assert (rendering.mask > 0.99).all() and surface_mesh(rendering.sdf, cameras[:1]) is None
+    raw = VolumeRenderer(4, depth=1, width=4, perturb=0., sdf=False)
+    assert render_surface(raw, torch.zeros(1, 4), cameras[:1]).xyz.isfinite().all()
 
 
 def test_alignment(golden):
