@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, urljoin, urlsplit
 import requests
 from tqdm import tqdm
 
+from options import Parser
 from utils import UserError, run_command
 
 
@@ -268,14 +269,9 @@ def folder_url(text):
     raise argparse.ArgumentTypeError(f'{text} is not the address of a folder, like https://example.org/models')
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f'{message}; --help lists the flags.')
-
-
 def parse_arguments(argv=None):
     """The command line as a Namespace; `only` is a list of keys of MODELS. Raises UserError."""
-    parser = Parser(description='Download the official models and check their size and MD5.', allow_abbrev=False)
+    parser = Parser(description='Download the official models and check their size and MD5.')
     parser.add_argument('--only', action='append', metavar='NAME',
                         help=f'only this file (may be repeated, or several with commas): {", ".join(MODELS)}')
     parser.add_argument('--mirror', type=folder_url, metavar='URL',

@@ -38,7 +38,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from utils import UserError, run_command
+from options import Parser
+from utils import UserError, run_command, writable_folder
 
 RESAMPLE = {'lanczos': Image.Resampling.LANCZOS, 'bilinear': Image.Resampling.BILINEAR}
 MAX_SIZE = 4096
@@ -462,11 +463,6 @@ def _refuse(job, reason, strict, out_path):
 
 # ---- the command ---------------------------------------------------------------------------------
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f'{message}; see --help.')
-
-
 def _sizes(text):
     sizes = [int(part) for part in text.split(',') if part.strip().isdecimal()]
     if len(sizes) != text.count(',') + 1 or not all(1 <= size <= MAX_SIZE for size in sizes):
@@ -482,8 +478,8 @@ def _workers(text):
 
 def parse_arguments(arguments=None):
     """The command line as a namespace. Raises UserError."""
-    parser = _Parser(allow_abbrev=False, description='Make the LMDB data set that training reads from photos. Giving '
-                     'the same command again adds only what is missing.')
+    parser = Parser(description='Make the LMDB data set that training reads from photos. Giving the same command again '
+                    'adds only what is missing.')
     parser.add_argument('path', metavar='IN', help='folder of images, folder of class folders, or zip of either')
     parser.add_argument('--out_path', required=True, metavar='OUT', help='folder of the LMDB')
     parser.add_argument('--size', required=True, type=_sizes, metavar='64,512,1024', help='sizes to store, in pixels')
@@ -499,6 +495,7 @@ def main():
         stream.reconfigure(errors='backslashreplace')  # photos may have names that the terminal cannot show
     args = parse_arguments()
     photos, start = Photos(args.path), time.monotonic()
+    writable_folder(args.out_path, '--out_path')
     count, done, broken, sizes = prepare(photos, args.out_path, args.size, n_worker=args.n_worker,
                                          resample=args.resample, strict=args.strict)
     seconds = time.monotonic() - start
