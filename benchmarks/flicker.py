@@ -21,7 +21,7 @@ from camera import cameras_at, video_viewpoints
 from checkpoint import load_generator
 from model import Decoder
 from render_video import frontal_mesh
-from surface import frontal_noise, render_surface
+from surface import draw_surface, frontal_noise, render_surface
 from utils import UserError, run_command, save_image_row, select_device, to_uint8
 from view_consistency import View, warp
 
@@ -61,12 +61,23 @@ def by_speed(source, target):
 
 
 def save_picture(path, frames):
-    """A row for each frame of: nothing added, then what fixed, random and projected noise add (x 3, on grey)."""
-    rows = []
-    for frame in frames:
-        clean = frame['none'].image
-        added = [(frame[name].image - clean) * 3 for name in ('fixed', 'random', 'projected')]
-        rows.append(torch.cat([clean, *added], dim=3)[0])
+    """Two rows: the first frame's image and surface in each style; then, on grey and 8 times as strong, what fixed noise
+    adds to that frame, and what fixed, random and projected noise add on average over all frames carried into it."""
+    target = frames[0]['none']
+    size = target.image.shape[-1]
+
+    def added(frame, noise):
+        return frame['none']._replace(image=8 * (frame[noise].image - frame['none'].image))
+
+    def average(noise):
+        carried = [warp(added(frame, noise), target) for frame in frames]
+        seen = torch.stack([one.visible for one in carried]).sum(0)
+        return torch.stack([one.image[0] * one.visible for one in carried]).sum(0) / seen.clamp(min=1)
+
+    styles = [draw_surface(target.xyz[0], target.mask[0], target.camera, style, size)
+              for style in ('phong', 'normals', 'depth')]
+    rows = [torch.cat([target.image[0], *styles], dim=2),
+            torch.cat([added(frames[0], 'fixed').image[0], *map(average, ('fixed', 'random', 'projected'))], dim=2)]
     save_image_row(path, [to_uint8(torch.cat(rows, dim=1))])
 
 
@@ -78,7 +89,7 @@ def main():
     parser.add_argument('--untrained_decoder', type=int, metavar='SIZE',
                         help='an untrained decoder of this size, channel multiplier 1, in place of the checkpoint\'s')
     parser.add_argument('--noise_weight', type=float, default=0.05, help='its noise weights (default: 0.05)')
-    parser.add_argument('--picture', help='also write this picture of the noise in two frames')
+    parser.add_argument('--picture', help='also write this picture of the surface, and of what stays of the noise')
     own, rest = parser.parse_known_args()
     opt = options.parse('render_video', __doc__, rest)
     device = select_device(opt.machine.device)
@@ -109,9 +120,9 @@ def main():
         for name, total in totals.items():
             total += by_speed(earlier[name], later[name])
     if own.picture:
-        apart = (views(generator, w, latents, cameras[i:i + 1], sources)
-                 for i in (0, max(1, opt.video.frames // 12)))
-        save_picture(own.picture, list(apart))
+        frontal_first = [opt.video.frames // 4, *firsts]  # the ellipse passes the front after a quarter
+        save_picture(own.picture, [views(generator, w, latents, cameras[i:i + 1], sources)
+                                   for i in tqdm(frontal_first, unit='view')])
 
     print(f'size {generator.decoder.size}, {opt.video.frames} frames, {own.gap} apart, {len(firsts)} pairs; '
           'levels of 255 by the pixels that the surface moves')
