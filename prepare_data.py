@@ -283,7 +283,7 @@ class Writer:
             return False
 
     def _open(self):
-        self.path.mkdir(parents=True, exist_ok=True)
+        writable_folder(self.path, '--out_path')
         if shutil.disk_usage(self.path).free < SPARE_BYTES:
             raise UserError(f'cannot write to {self.path} (less than {SPARE_BYTES >> 20} MiB are free on its disk); '
                             'free some space or choose another --out_path.')
@@ -495,7 +495,6 @@ def main():
         stream.reconfigure(errors='backslashreplace')  # photos may have names that the terminal cannot show
     args = parse_arguments()
     photos, start = Photos(args.path), time.monotonic()
-    writable_folder(args.out_path, '--out_path')
     count, done, broken, sizes = prepare(photos, args.out_path, args.size, n_worker=args.n_worker,
                                          resample=args.resample, strict=args.strict)
     seconds = time.monotonic() - start
