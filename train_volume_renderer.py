@@ -89,12 +89,14 @@ def initialise_sphere(run, opt):
         run.bar.set_postfix_str(f'error {run.values["sphere"]:.4f}', refresh=False)
         if step + 1 < steps and (run.stopping or (step + 1) % opt.training.save_every == 0):
             run.write(own, {'g': state.g.state_dict(), 'optimizer': optimizer.state_dict(), 'step': step + 1})
-        if run.stopping:
-            run.end_early()
+            if run.stopping:
+                run.end_early()
     state.g_ema.load_state_dict(state.g.state_dict())
     run.save()
     if run.main:
         own.unlink(missing_ok=True)
+    if run.stopping:
+        run.end_early()
 
 
 def load_sphere(run, opt, optimizer, own):

@@ -70,7 +70,7 @@ class Processes:
         return self
 
     def __exit__(self, kind, *_):
-        if self.size > 1 and kind is None:  # after an error the others may be gone
+        if self.size > 1 and kind in (None, SystemExit):  # after an error the others may be gone
             dist.destroy_process_group()
 
     def average_(self, tensor):
@@ -251,8 +251,9 @@ class Start(NamedTuple):
 def find_start(opt, stage):
     """(Start, option tree with the sizes that its checkpoint has) from --continue_training and --init_ckpt.
 
-    Raises UserError where the new run would overwrite another, or the old run had other options.
+    Called first: raises UserError where the new run would overwrite another, or the old run had other options.
     """
+    checked_chunk(opt)
     existing = checkpoint.iteration_paths(opt, stage)
     start = Start()
     if opt.experiment.continue_training:
@@ -308,6 +309,8 @@ class Run:
     """
 
     def __init__(self, opt, stage, processes, final, *, thumbnails=False):
+        if opt.machine.precision == 'fp16':
+            raise UserError('--precision fp16 is too coarse to train with; use bf16 or fp32.')
         self.opt, self.stage, self.processes, self.final = opt, stage, processes, final
         self.device, self.chunk = processes.device, checked_chunk(opt)
         self.main = processes.rank == 0
@@ -368,8 +371,7 @@ class Run:
     def end_early(self):
         """End the command after a signal or a spent --max_minutes; the work is saved by now."""
         print(f'Stopped; --continue_training goes on from {self.last_saved}.')
-        if self._signal:
-            raise self._signal
+        raise self._signal or SystemExit(0)
 
     # -- the loop
 
@@ -631,7 +633,7 @@ def plot_progress(lines, path):
     panels = [panel for panel in panels if panel[2]]
     if not panels:
         return
-    figure = Figure(figsize=(12, 3 * ((len(panels) + 1) // 2)), layout='constrained')
+    figure = Figure(figsize=(12, 3 * ((len(panels) + 1) // 2)))
     FigureCanvasAgg(figure)
     for i, (title, log, names) in enumerate(panels):
         axes = figure.add_subplot((len(panels) + 1) // 2, 2, i + 1)
@@ -644,5 +646,6 @@ def plot_progress(lines, path):
         axes.set(title=title, xlabel='steps', yscale='log' if log else 'linear')
         axes.legend(fontsize='small')
         axes.grid(alpha=0.3)
+    figure.tight_layout()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=80)

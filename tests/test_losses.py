@@ -1,0 +1,159 @@
+"""Losses, gradients and one whole optimiser step of each stage against the original's numbers."""
+import torch
+from conftest import assert_close, formula, load_formula_weights
+
+import losses
+import options
+import train_full_pipeline as stage2
+import train_volume_renderer as stage1
+import training
+from camera import cameras_at
+from model import Discriminator, VolumeDiscriminator, build_generator
+
+SMALL = ('--size 256 --channel_multiplier 1 --style_dim 64 --renderer_spatial_output_dim 64 --width 64 --depth 4 '
+         '--N_samples 24 --perturb 0 --device cpu --mixing 0').split()
+
+
+def small_options(command, *more):
+    return options.parse(command, '', [*SMALL, *more])
+
+
+def fakes_of(expected):
+    """The golden latents and poses as training draws them."""
+    return training.Fakes(expected['z'], expected['z2'], cameras_at(expected['poses']), [None] * len(expected['z']))
+
+
+def check_steps(module, before, expected, prefix):
+    """The changes of the parameters that the golden file holds."""
+    after = module.state_dict()
+    names = [key for key in expected if key.startswith(prefix)]
+    assert names
+    for key in names:
+        name = key.removeprefix(prefix)
+        # Adam's first step is lr * sign(gradient) wherever the gradient is far above epsilon: the sign of a gradient
+        # near zero is chance, and the new value is rounded to float32.
+        change, wanted = after[name] - before[name], expected[key]
+        rounding = 2e-7 * before[name].abs().max().item()
+        wrong = (change - wanted).abs() > rounding + 1e-3 * wanted.abs().max()
+        assert wrong.float().mean() <= 1e-3, f'{name}: {wrong.sum()} of {wrong.numel()}'
+
+
+def check_gradients(module, expected, prefix, rtol):
+    parameters = dict(module.named_parameters())
+    names = [key for key in expected if key.startswith(prefix)]
+    assert names
+    for key in names:
+        gradient = parameters[key.removeprefix(prefix)].grad
+        if gradient.dim() == 5:  # the first 8x8 channels
+            gradient = gradient[:, :8, :8]
+        assert_close(gradient, expected[key], rtol, key)
+
+
+def step(module, optimizer, accumulate):
+    """One update; returns what `accumulate` returned and the weights before."""
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    terms = accumulate()
+    optimizer.step()
+    return terms, before
+
+
+# ---------------------------------------------------------------------------------------------- single losses
+
+def test_stage_1_discriminator_losses(golden, manifest):
+    expected = golden('discriminators')
+    discriminator = load_formula_weights(VolumeDiscriminator(), manifest['small.volume_renderer.d'])
+    images = formula('im64', (2, 3, 64, 64), 0.5).requires_grad_()
+    prediction, view = discriminator(images)
+    r1 = losses.r1_penalty(prediction, images)
+    assert_close(r1, expected['volume_r1'], 2e-5)
+    assert_close(losses.logistic_loss(prediction, -prediction), expected['volume_logistic'])
+    assert_close(losses.nonsaturating_loss(prediction), expected['volume_nonsaturating'])
+    assert_close(losses.viewpoint_loss(view, torch.zeros(2, 2)), expected['volume_viewpoint_loss'])
+    (prediction.sum() + r1).backward()
+    check_gradients(discriminator, expected, 'volume_grad:', 2e-5)
+
+
+def test_stage_2_r1(golden, manifest):
+    expected = golden('discriminators')
+    discriminator = load_formula_weights(Discriminator(256, 1), manifest['small.full.d'])
+    images = formula('im256', (4, 3, 256, 256), 0.5).requires_grad_()
+    prediction = discriminator(images)
+    assert_close(prediction, expected['full_pred'])
+    r1 = losses.r1_penalty(prediction, images)
+    assert_close(r1, expected['full_r1'], 2e-5)
+    last = discriminator.final_linear[1].weight
+    gradient, = torch.autograd.grad(prediction.sum() + r1, last)
+    assert_close(gradient, expected['full_grad:final_linear.1.weight'], 2e-5)
+
+
+def test_path_length(golden, manifest):
+    expected = golden('generator')
+    generator = build_generator(small_options('train_full_pipeline', '--force_background', '--static_viewdirs'))
+    load_formula_weights(generator, manifest['small.full.g'])
+    generator.requires_grad_(False).decoder.requires_grad_(True)
+    rendered = stage2.render(generator, fakes_of(expected), None)._replace(noise=generator.decoder.fixed_noise())
+    images, latents = stage2.decode(generator, rendered)
+    lengths = losses.path_lengths(images, latents, formula('path_noise', (2, 3, 256, 256)))
+    penalty, mean = losses.path_length_penalty(lengths, torch.tensor(0.5))
+    assert_close(lengths, expected['path_lengths'])
+    assert_close(mean, expected['path_mean_from_0.5'])
+    assert_close(penalty, expected['path_penalty'])
+    name = 'decoder.conv1.conv.modulation.weight'
+    gradient, = torch.autograd.grad(penalty, dict(generator.named_parameters())[name])
+    assert_close(gradient, expected[f'path_grad:{name}'], 2e-5)
+
+
+def test_minimal_surface_and_eikonal_are_zero_where_they_should_be():
+    points = torch.randn(5, 3)
+    assert losses.eikonal_loss(torch.nn.functional.normalize(points, dim=1)) < 1e-12
+    assert losses.minimal_surface_loss(torch.zeros(3)) == 1
+    assert torch.allclose(losses.minimal_surface_loss(torch.tensor([-0.01, 0.01]), 100.), torch.tensor(-1.).exp())
+
+
+# ---------------------------------------------------------------------------------------------- whole steps
+
+def test_one_step_of_stage_1(golden, manifest):
+    expected = golden('training')
+    opt = small_options('train_volume_renderer')
+    generator = load_formula_weights(build_generator(opt, full_pipeline=False), manifest['small.volume_renderer.g'])
+    discriminator = load_formula_weights(VolumeDiscriminator(), manifest['small.volume_renderer.d'])
+    g_optim = training.adam(generator.parameters(), opt.training.lr_g, stage1.BETAS)
+    d_optim = training.adam(discriminator.parameters(), opt.training.lr_d, stage1.BETAS)
+    fakes, real = fakes_of(golden('generator')), formula('im64', (2, 3, 64, 64), 0.5)
+
+    terms, before = step(discriminator, d_optim, lambda: stage1.accumulate_discriminator(
+        discriminator, generator, real, fakes, opt, chunk=2))
+    for name in ('d', 'r1', 'd_view'):
+        assert_close(terms[name], expected[f'stage1_loss:{name}'], 2e-5, name)
+    check_steps(discriminator, before, expected, 'stage1_d_step:')
+
+    terms, before = step(generator, g_optim, lambda: stage1.accumulate_generator(
+        generator, discriminator, fakes, opt, chunk=1))
+    for name in ('g', 'g_view', 'g_eikonal', 'g_minimal_surface'):
+        assert_close(terms[name], expected[f'stage1_loss:{name}'], 2e-5, name)
+    check_gradients(generator, expected, 'stage1_grad:', 1e-4)
+    check_steps(generator, before, expected, 'stage1_g_step:')
+
+
+def test_one_step_of_stage_2(golden, manifest):
+    expected = golden('training')
+    opt = small_options('train_full_pipeline')
+    generator = load_formula_weights(build_generator(opt), manifest['small.full.g'])
+    generator.requires_grad_(False).decoder.requires_grad_(True)
+    discriminator = load_formula_weights(Discriminator(256, 1), manifest['small.full.d'])
+    g_optim = training.adam(generator.decoder.parameters(), *stage2.lazy(opt.training.g_reg_every, opt.training.lr))
+    d_optim = training.adam(discriminator.parameters(), *stage2.lazy(opt.training.d_reg_every, opt.training.lr))
+    real = formula('im256', (4, 3, 256, 256), 0.5)[:2].clone()
+    rendered = stage2.render(generator, fakes_of(golden('generator')), None)
+    rendered = rendered._replace(noise=[noise.expand(2, -1, -1, -1) for noise in generator.decoder.fixed_noise()])
+
+    terms, before = step(discriminator, d_optim, lambda: stage2.accumulate_discriminator(
+        discriminator, generator, real, rendered, opt, 2, regularise=True))
+    for name in ('d', 'r1'):
+        assert_close(terms[name], expected[f'stage2_loss:{name}'], 2e-5, name)
+    check_steps(discriminator, before, expected, 'stage2_d_step:')
+
+    terms, before = step(generator, g_optim, lambda: stage2.accumulate_generator(generator, discriminator, rendered, 2))
+    assert_close(terms['g'], expected['stage2_loss:g'], 1e-4)
+    check_gradients(generator, expected, 'stage2_grad:', 1e-3)
+    check_steps(generator, before, expected, 'stage2_g_step:')

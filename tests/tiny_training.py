@@ -1,0 +1,136 @@
+"""Trainings small enough for tests: their flags and data, and running them here or in a process of their own."""
+import contextlib
+import importlib
+import multiprocessing
+import os
+import resource
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import checkpoint
+import prepare_data
+from utils import run_command
+
+STAGES = {'volume_renderer': 'train_volume_renderer', 'full_pipeline': 'train_full_pipeline'}
+IMAGES, SIZE = 11, 16
+FLAGS = ('--size 16 --renderer_spatial_output_dim 8 --style_dim 8 --width 8 --depth 2 --N_samples 4 --device cpu '
+         '--batch 4 --chunk 4 --num_workers 0 --val_n_sample 1 --log_every 1 --sample_every 100 --save_every 100 '
+         '--discriminator_width 0.02 --sphere_iters 3 --lr_g 1e-3 --channel_max 4 --d_reg_every 2 --g_reg_every 2')
+
+
+def flags(data, text=''):
+    """The arguments of a tiny training; `text` comes last and so wins."""
+    return [*FLAGS.split(), '--dataset_path', str(data), *text.split()]
+
+
+@pytest.fixture(scope='session')
+def data(tmp_path_factory):
+    """An LMDB of a few random images."""
+    folder = tmp_path_factory.mktemp('photos')
+    random = np.random.default_rng(0)
+    for i in range(IMAGES):
+        coarse = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(folder / f'{i}.png')
+    out = tmp_path_factory.mktemp('data') / 'lmdb'
+    prepare_data.prepare(prepare_data.Photos(folder), out, [SIZE])
+    return out
+
+
+def train(stage, folder, arguments):
+    """Run a stage's command in `folder`, in this process."""
+    before, argv = Path.cwd(), sys.argv
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        os.chdir(folder)
+        sys.argv = [f'{STAGES[stage]}.py', *arguments]
+        importlib.import_module(STAGES[stage]).main()
+    except SystemExit as end:  # --max_minutes is spent
+        assert not end.code
+    finally:
+        os.chdir(before)
+        sys.argv = argv
+
+
+def newest(folder, stage, expname='debug'):
+    """(iteration, contents) of the newest checkpoint in a run's folder, which must be whole."""
+    paths = sorted((folder / 'checkpoint' / expname / stage).glob('models_*.pt'))
+    assert paths, f'no checkpoint in {folder}'
+    return checkpoint.iteration_of(paths[-1]), checkpoint.read(paths[-1])
+
+
+def differences(a, b, where='', ignore=('options',)):
+    """The places where two checkpoints differ in any bit."""
+    if isinstance(a, torch.Tensor):
+        return [] if torch.equal(a, b) else [where]
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        return [place for key in a if key not in ignore for place in differences(a[key], b[key], f'{where}.{key}')]
+    if isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        return [place for i, (x, y) in enumerate(zip(a, b, strict=True)) for place in differences(x, y, f'{where}.{i}')]
+    return [] if a == b else [where]
+
+
+# ---------------------------------------------------------------------------------------------- other processes
+
+_context = multiprocessing.get_context('forkserver')  # forked from a process that has imported everything: quick
+
+
+def start(stage, folder, *runs, rank=0, size=1, port=0, file_limit=None):
+    """Start a process that runs a stage's command in `folder`, once for each list of arguments. Its `log` is a file.
+
+    rank, size, port: one of several processes that train together.
+    """
+    _context.set_forkserver_preload(list(STAGES.values()))
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': size, 'MASTER_ADDR': '127.0.0.1',
+                   'MASTER_PORT': port}
+    process = _context.Process(target=_child, args=(stage, folder, runs, environment if size > 1 else {}, file_limit))
+    process.log = folder / f'log{rank}.txt'
+    process.start()
+    return process
+
+
+def _child(stage, folder, runs, environment, file_limit):
+    os.chdir(folder)
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    log = os.open(f'log{environment.get("RANK", 0)}.txt', os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if file_limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    torch.set_num_threads(1)
+    module = importlib.import_module(STAGES[stage])
+
+    def main():
+        for arguments in runs:
+            sys.argv = [f'{STAGES[stage]}.py', *arguments]
+            module.main()
+
+    run_command(main)
+
+
+def finish(*processes, seconds=120):
+    """Wait for processes to end; returns their exit codes."""
+    for process in processes:
+        process.join(seconds)
+        if process.is_alive():
+            process.kill()
+            raise AssertionError(f'still running: {process.log.read_text()[-2000:]}')
+    return [process.exitcode for process in processes]
+
+
+@contextlib.contextmanager
+def ended(*processes):
+    """No process outlives the block."""
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
