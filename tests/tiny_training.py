@@ -81,22 +81,24 @@ def differences(a, b, where='', ignore=('options',)):
 _context = multiprocessing.get_context('forkserver')  # forked from a process that has imported everything: quick
 
 
-def start(stage, folder, *runs, rank=0, size=1, port=0, file_limit=None):
-    """Start a process that runs a stage's command in `folder`, once for each list of arguments. Its `log` is a file.
+def start(stage, folder, arguments, rank=0, size=1, port=0, file_limit=None, before=''):
+    """Start a process that runs a stage's command in `folder`. Its `log` is a file.
 
-    rank, size, port: one of several processes that train together.
+    rank, size, port: one of several processes that train together. file_limit: bytes that a file may have. before:
+    code to run first.
     """
     _context.set_forkserver_preload(list(STAGES.values()))
     folder.mkdir(parents=True, exist_ok=True)
     environment = {'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': size, 'MASTER_ADDR': '127.0.0.1',
                    'MASTER_PORT': port}
-    process = _context.Process(target=_child, args=(stage, folder, runs, environment if size > 1 else {}, file_limit))
+    process = _context.Process(target=_child,
+                               args=(stage, folder, arguments, environment if size > 1 else {}, file_limit, before))
     process.log = folder / f'log{rank}.txt'
     process.start()
     return process
 
 
-def _child(stage, folder, runs, environment, file_limit):
+def _child(stage, folder, arguments, environment, file_limit, before):
     os.chdir(folder)
     os.environ.update({name: str(value) for name, value in environment.items()})
     log = os.open(f'log{environment.get("RANK", 0)}.txt', os.O_CREAT | os.O_WRONLY | os.O_APPEND)
@@ -105,14 +107,9 @@ def _child(stage, folder, runs, environment, file_limit):
     if file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     torch.set_num_threads(1)
-    module = importlib.import_module(STAGES[stage])
-
-    def main():
-        for arguments in runs:
-            sys.argv = [f'{STAGES[stage]}.py', *arguments]
-            module.main()
-
-    run_command(main)
+    exec(before, {})
+    sys.argv = [f'{STAGES[stage]}.py', *arguments]
+    run_command(importlib.import_module(STAGES[stage]).main)
 
 
 def finish(*processes, seconds=120):
