@@ -22,6 +22,7 @@ import io
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -334,7 +335,10 @@ def _as_is(item):
 
 
 def _follow_parent(_worker):
-    """End this worker when its parent is killed, even while it waits to hand over a result."""
+    """End this worker when its parent is killed, even while it waits to hand over a result, and not before: a signal to
+    the whole group (Ctrl-C, a batch system's SIGTERM) is the parent's to answer, which may want to finish its step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 

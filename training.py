@@ -9,7 +9,6 @@ import copy
 import datetime
 import json
 import os
-import resource
 import signal
 import sys
 import time
@@ -30,6 +29,11 @@ import checkpoint
 from camera import Cameras, azimuth_sweep, cameras_at, sample_viewpoints
 from dataset import ImageDataset, InfiniteSampler, make_loader
 from utils import Terminated, UserError, atomic_path, save_image_row, select_device, to_uint8, writable_folder
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 EMA_DECAY = 0.5 ** (32 / 10_000)  # a batch of 32 halves the weight of 10,000 images ago
 SAMPLE_TRUNCATION = 0.7
@@ -520,13 +524,12 @@ def sample_grids(generator, opt, device):
 
 
 def shaded(rendering, cameras):
-    """The surface of a rendering lit from the camera (B,3,H,W) in [-1, 1], background white: a look at the shape."""
+    """The surface of a rendering lit from the camera (B,3,H,W) in [-1, 1]: a look at the shape."""
     along, down = (torch.nn.functional.pad(rendering.xyz.diff(dim=dim), pad, mode='replicate')
                    for dim, pad in ((3, (0, 1, 0, 0)), (2, (0, 0, 0, 1))))
     normal = torch.nn.functional.normalize(torch.linalg.cross(down, along, dim=1), dim=1)
     towards = cameras.extrinsics[:, :, 2, None, None]  # (B,3,1,1)
-    light = (normal * towards).sum(1, keepdim=True).clamp(0, 1)
-    return (torch.lerp(light, torch.ones_like(light), rendering.mask.clamp(0, 1)) * 2 - 1).expand(-1, 3, -1, -1)
+    return ((normal * towards).sum(1, keepdim=True).clamp(0, 1) * 2 - 1).expand(-1, 3, -1, -1)
 
 
 # ---------------------------------------------------------------------------------------------- logs
@@ -563,7 +566,7 @@ class Log:
         line = {'iteration': iteration}
         line |= {name: float(np.mean([values[name] for values in self._pending if name in values])) for name in names}
         line |= {'seconds_per_step': seconds, 'images_per_second': images / seconds,
-                 'peak_memory_gib': _peak_memory(device) / 2 ** 30}
+                 'peak_memory_gib': _peak_memory(device)}
         with open(self.stats, 'a') as file:
             file.write(json.dumps(line) + '\n')
         self._pending, self._seconds = [], []
@@ -600,10 +603,12 @@ def _start_wandb(opt, folder):
 
 
 def _peak_memory(device):
-    """Bytes: of the GPU, or of this process."""
+    """GiB that the GPU, or this process, has held at most; None on Windows, which does not tell."""
     if device.type == 'cuda':
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+        return torch.cuda.max_memory_allocated(device) / 2 ** 30
+    if resource is None:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 30 if sys.platform == 'darwin' else 2 ** 20)
 
 
 def read_stats(path):

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -128,7 +129,9 @@ def test_signals_save_first(number, code, data, tmp_path):  # noqa: F811
     process = start('volume_renderer', tmp_path, flags(data, '--iter 100000 --no_sphere_init --num_workers 1'))
     with ended(process):
         wait_for(lambda: steps_done(tmp_path) > 2, process)
-        os.kill(process.pid, number)
+        children = Path(f'/proc/{process.pid}/task/{process.pid}/children')
+        for pid in (process.pid, *map(int, children.read_text().split() if children.exists() else ())):
+            os.kill(pid, number)  # all of them, as Ctrl-C and batch systems do
         assert finish(process) == [code]
     step, _ = newest(tmp_path, 'volume_renderer')
     assert step == steps_done(tmp_path)
