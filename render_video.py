@@ -79,7 +79,7 @@ def closed_walk(stops, steps):
 
     A periodic cubic spline; it goes through w rather than z, where straight lines pass through unlikely latents.
     """
-    loop = torch.cat([stops, stops[:1]]).double().cpu().numpy()
+    loop = torch.cat([stops, stops[:1]]).cpu().double().numpy()
     curve = CubicSpline(np.linspace(0, 1, len(loop)), loop, bc_type='periodic')
     return torch.from_numpy(curve(np.linspace(0, 1, steps))).to(stops)
 
@@ -195,8 +195,8 @@ def main():
                     noise = partial(on_surface.maps, resolution=renderer.resolution, fixed=fixed)
             frames = render_frames(generator, subject.w, cameras, noise, opt, means, surfaces)
             record(frames, folder, subject, opt, bar)
-        rate = bar.n / bar.format_dict['elapsed']
-    print(f'{videos} {"identity" if videos == 1 else "identities"} in {folder}: {rate:.2f} frames a second')
+        seconds = bar.format_dict['elapsed'] / bar.n
+    print(f'{videos} {"identity" if videos == 1 else "identities"} in {folder}: {seconds:.2f} s a frame')
 
 
 if __name__ == '__main__':

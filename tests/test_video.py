@@ -441,7 +441,7 @@ def test_mp4_videos_of_the_command(run, tiny, small_surfaces):
     assert sorted(path.name for path in videos.iterdir()) == [f'sample_video_seed{seed}_azim.mp4' for seed in (3, 5)]
     facts, frames = read_video(videos / 'sample_video_seed3_azim.mp4')
     assert facts == ('h264', 'yuv420p', 12) and len(frames) == 5 and frames[0].shape == (16, 16, 3)
-    assert '2 identities' in out and 'frames a second' in out
+    assert '2 identities' in out and 's a frame' in out
 
 
 def with_surface(state):
