@@ -95,9 +95,10 @@ def test_path_length(golden, manifest):
     images, latents = stage2.decode(generator, rendered)
     lengths = losses.path_lengths(images, latents, formula('path_noise', (2, 3, 256, 256)))
     penalty, mean = losses.path_length_penalty(lengths, torch.tensor(0.5))
-    assert_close(lengths, expected['path_lengths'])
-    assert_close(mean, expected['path_mean_from_0.5'])
-    assert_close(penalty, expected['path_penalty'])
+    # a length is a norm of sums over 65,536 pixels of both signs, so that rounding shows more: 1.6e-5 on one thread
+    assert_close(lengths, expected['path_lengths'], 3e-5)
+    assert_close(mean, expected['path_mean_from_0.5'], 3e-5)
+    assert_close(penalty, expected['path_penalty'], 3e-5)
     name = 'decoder.conv1.conv.modulation.weight'
     gradient, = torch.autograd.grad(penalty, dict(generator.named_parameters())[name])
     assert_close(gradient, expected[f'path_grad:{name}'], 2e-5)
