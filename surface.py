@@ -27,6 +27,7 @@ LIGHT, AMBIENT, DIFFUSE, SPECULAR, SHININESS = (0., 1., 5.), 0.1, 0.65, 0.2, 64
 # frontal view; the filter reaches over 4 pixels to each side and rolls off over 20% of the band.
 SUBPIXELS, SUBDIVISION, FILTER_REACH, FILTER_ROLLOFF = 4, 1.5, 4, 0.2
 FILTER_BLOCK = 64  # pixels filtered by one matrix product
+NUMBERS_AT_MOST = 1 << 24  # for a layer: a mesh of very many triangles is divided less, which it needs less
 
 
 # ---------------------------------------------------------------------------------------------- rendering for surfaces
@@ -310,16 +311,14 @@ class SurfaceNoise:
         of each decoder layer's map. generator: what the numbers are drawn from, on the device of the corners."""
         self.corners = corners
         self.normals = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0], dim=1)
-        self.numbers = [torch.randn(len(corners), self._divisions(size) ** 2, generator=generator,
-                                    device=corners.device) for size in sizes]
         self.sizes = sizes
+        # Into how many parts the triangles' edges, about a pixel long at SURFACE_RESOLUTION, are divided.
+        most = max(1, math.isqrt(NUMBERS_AT_MOST // max(1, len(corners))))
+        self.divisions = {size: min(most, max(1, round(SUBDIVISION * size / SURFACE_RESOLUTION))) for size in sizes}
+        self.numbers = [torch.randn(len(corners), self.divisions[size] ** 2, generator=generator,
+                                    device=corners.device) for size in sizes]
         taps = root_raised_cosine(SUBPIXELS, FILTER_REACH, FILTER_ROLLOFF)
         self.filters = {size: filter_block(taps, min(FILTER_BLOCK, size)).to(corners) for size in set(sizes)}
-
-    @staticmethod
-    def _divisions(size):
-        """Into how many parts the edges of the mesh, about a pixel long at SURFACE_RESOLUTION, are divided."""
-        return max(1, round(SUBDIVISION * size / SURFACE_RESOLUTION))
 
     def maps(self, camera, resolution, fixed):
         """The layers' noise maps, a list of (1,1,h,w), for one camera whose focal length is for `resolution`.
@@ -351,7 +350,7 @@ class SurfaceNoise:
 
     def _places(self, corners, camera, resolution, size):
         """The subpixel that each small triangle's centre falls into."""
-        weights = subdivision_weights(self._divisions(size)).to(corners)
+        weights = subdivision_weights(self.divisions[size]).to(corners)
         points = torch.einsum('kc,fcd->fkd', weights, corners).flatten(0, 1)
         return _cells(points, camera, resolution, size * SUBPIXELS)[0]
 
