@@ -370,7 +370,8 @@ class Run:
             raise KeyboardInterrupt  # asked twice: do not wait for the step
         self._signal = Terminated if number == signal.SIGTERM else KeyboardInterrupt
         if self.main:
-            tqdm.write('stopping after this step; Ctrl-C again stops at once, without saving.', file=sys.stderr)
+            # Not print: the signal may have come while a line was being printed.
+            os.write(2, b'\nstopping after this step; Ctrl-C again stops at once, without saving.\n')
 
     def end_early(self):
         """End the command after a signal or a spent --max_minutes; the work is saved by now."""
