@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 
 from model import build_generator, channels_at
-from options import replaced
+from options import checked, replaced
 from utils import UserError, atomic_path
 
 FINAL_MODELS = Path('full_models')
 RENDERERS = Path('pretrained_renderer')
 
 # Flags that a model is of no use without, and that its weights do not tell.
-UNSEEN_IN_WEIGHTS = ('renderer_spatial_output_dim', 'no_z_normalize', 'no_offset_sampling', 'uniform', 'azim', 'elev',
-                     'fov', 'dist_radius')
+UNSEEN_IN_WEIGHTS = ('renderer_spatial_output_dim', 'lr_mapping', 'no_z_normalize', 'no_offset_sampling', 'uniform',
+                     'azim', 'elev', 'fov', 'dist_radius')
 
 
 # ---------------------------------------------------------------------------------------------- where files live
@@ -60,18 +60,21 @@ def iteration_paths(opt, stage):
 def find_model(opt):
     """(path, name of its results folder) of the model that --expname and --ckpt name.
 
-    The finished model comes first, then the full pipeline's checkpoint --ckpt, then what stage 1 finished with (a
-    field without decoder). Raises UserError that lists where it looked.
+    The finished model comes first, then the full pipeline's checkpoint --ckpt, then, where there is no other of those,
+    what stage 1 finished with (a field without decoder). Raises UserError that lists where it looked.
     """
     iteration = opt.experiment.ckpt
     candidates = [(final_model_path(opt.experiment.expname), 'final_model'),
-                  (iteration_path(opt, 'full_pipeline', iteration), f'iter_{iteration:07d}'),
-                  (renderer_path(opt.experiment.expname), 'vol_renderer')]
+                  (iteration_path(opt, 'full_pipeline', iteration), f'iter_{iteration:07d}')]
+    others = iteration_paths(opt, 'full_pipeline')
+    if 'ckpt' not in opt.given and not others:
+        candidates.append((renderer_path(opt.experiment.expname), 'vol_renderer'))
     for path, name in candidates:
         if path.is_file():
             return path, name
+    there = f' (--ckpt can be {", ".join(map(str, others))})' if others else ''
     raise UserError(f'no checkpoint for --expname {opt.experiment.expname}: looked for '
-                    f'{", ".join(str(path) for path, _ in candidates)}; train one, run download_models.py, or check '
+                    f'{", ".join(str(path) for path, _ in candidates)}{there}; train one, run download_models.py, or check '
                     'the name and the folder you are in.')
 
 
@@ -98,10 +101,12 @@ def read(path, key='g_ema'):
         raise UserError(f'{path} is no PyTorch checkpoint, or a damaged or incomplete one; copy or download it '
                         'again.') from None
     state = checkpoint.get(key) if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise UserError(f"{path} is not a StyleSDF checkpoint: it holds no state dict under '{key}'.")
+    if not isinstance(state, dict) or not all(
+            isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
+            and tensor.layout is torch.strided and tensor.device.type == 'cpu' for name, tensor in state.items()):
+        raise UserError(f"{path} is not a StyleSDF checkpoint: it holds no state dict of real numbers under '{key}'.")
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if not tensor.isfinite().all():
             raise UserError(f'{path} holds values that are not finite numbers (in {name}): the training that wrote it '
                             'diverged; use an earlier checkpoint.')
     return checkpoint
@@ -182,10 +187,17 @@ def adopt_options(opt, saved, path, names):
     Flags that the user typed stay as they are, and checkpoints without options (official ones) change nothing. One line
     says what was adopted.
     """
-    there = {name: value for group in saved.get('options', {}).values() for name, value in group.items()}
+    groups = saved.get('options')
+    there = {name: value for group in (groups.values() if isinstance(groups, dict) else ())
+             if isinstance(group, dict) for name, value in group.items()}
     here = {name: value for group in opt.values() if isinstance(group, dict) for name, value in group.items()}
-    adopted = {name: there[name] for name in names
-               if name in there and name not in opt.given and there[name] != here[name]}
+    adopted = {}
+    for name in names:
+        if name in there and name not in opt.given and there[name] != here[name]:
+            try:
+                adopted[name] = checked(name, there[name])
+            except ValueError as error:
+                raise UserError(f'{path} was trained with {name} {there[name]!r}, which {error}; give --{name}.') from None
     if adopted:
         print(f'{path} was trained with {", ".join(f"{name} {value}" for name, value in adopted.items())}: using that.')
     return replaced(opt, **adopted)

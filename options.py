@@ -15,6 +15,7 @@ from munch import Munch
 from utils import UserError
 
 MAX_SEED = 2 ** 63 - 1
+LARGEST = 10 ** 9  # of any number: more is a slip of the finger
 
 
 # ---------------------------------------------------------------------------------------------- checks
@@ -22,9 +23,12 @@ MAX_SEED = 2 ** 63 - 1
 def at_least(low, kind=int):
     """A flag type: a number no smaller than `low`."""
     def check(text):
-        value = kind(text)
-        if not value >= low:
-            raise ValueError(f'must be at least {low}')
+        try:
+            value = kind(text)
+        except ValueError:
+            raise ValueError('must be a whole number' if kind is int else 'must be a number') from None
+        if not low <= value <= LARGEST:
+            raise ValueError(f'must lie between {low} and {LARGEST:.0e}')
         return value
     return check
 
@@ -33,8 +37,8 @@ def above(low):
     """A flag type: a number greater than `low`."""
     def check(text):
         value = float(text)
-        if not low < value < float('inf'):
-            raise ValueError(f'must be a number above {low}')
+        if not low < value <= LARGEST:
+            raise ValueError(f'must be a number above {low}, up to {LARGEST:.0e}')
         return value
     return check
 
@@ -50,8 +54,8 @@ def half_angle(text):
 def radius(text):
     """A distance from the origin that stays clear of the camera, which is 1 away."""
     value = float(text)
-    if not 0 < value < 1:
-        raise ValueError('must lie between 0 and 1 (the cameras are 1 away from the origin)')
+    if not 1e-3 <= value < 1:
+        raise ValueError('must lie between 0.001 and 1 (the cameras are 1 away from the origin)')
     return value
 
 
@@ -87,7 +91,7 @@ def seed_list(text):
 
 def device_name(text):
     """auto, cpu, cuda, cuda:N or mps."""
-    if not re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?', text):
+    if not re.fullmatch(r'auto|cpu|mps|cuda(:\d{1,3})?', text):
         raise ValueError('must be auto, cpu, cuda, cuda:N or mps')
     return text
 
@@ -158,7 +162,7 @@ GROUPS = {
         Flag('azim_video', False, 'the camera moves from side to side instead of on an ellipse', bool),
         Flag('seeds', None, 'one identity for each of these seeds, such as 0-7,42, instead of --identities', seed_list),
         Flag('mesh_format', 'obj', 'file format of the meshes', choices=('obj', 'ply', 'glb')),
-        Flag('dense', False, 'surfaces: evaluate the field at every sample (slower, the same to 1e-4)', bool),
+        Flag('fast_surfaces', False, 'meshes from a tenth of the evaluations, for smooth fields the same to 1e-4', bool),
         Flag('vertex_colors', False, 'colour the vertices of the meshes', bool),
     ),
     'video': (
@@ -220,7 +224,7 @@ COMMANDS = {
 }
 
 # Values that a command always runs with (spec section 5).
-_INFERENCE = {'perturb': 0., 'force_background': True, 'static_viewdirs': True}
+_INFERENCE = {'perturb': 0., 'force_background': True, 'static_viewdirs': True, 'raw_noise_std': 0.}
 FORCED = {
     'generate_shapes_and_images': _INFERENCE,
     'render_video': _INFERENCE | {'N_samples': 64},
@@ -256,7 +260,7 @@ def parse(command, description, argv=None):
             _add_flag(target, flag, shown=group in COMMANDS[command] or flag.name in COMMANDS[command])
     try:
         values = vars(parser.parse_args(argv))
-    except configargparse.ConfigFileParserException as error:
+    except (configargparse.ConfigFileParserException, UnicodeDecodeError) as error:
         raise UserError(f'--config: {" ".join(str(error).split())}') from None
     values.pop('config')
     return _tree(command, values)
@@ -276,15 +280,25 @@ def _add_flag(target, flag, shown):
                             metavar=None if flag.choices else 'N' if isinstance(flag.default, int | float) else 'VALUE')
 
 
+def checked(name, value):
+    """A flag's value from a file, checked like one that is typed. Raises ValueError with the reason."""
+    flag = next(flag for flags in GROUPS.values() for flag in flags if flag.name == name)
+    if flag.type is bool:
+        if not isinstance(value, bool):
+            raise ValueError('must be true or false')
+        return value
+    return flag.type(str(value))
+
+
 def _explained(convert):
     """Wrap a flag type so that argparse shows the reason, with the value, instead of the function's name."""
-    def checked(text):
+    def convert_or_explain(text):
         try:
             return convert(text)
         except ValueError as error:
             reason = str(error) if str(error).startswith('must') else 'must be a number'
             raise configargparse.ArgumentTypeError(f'{reason}, not {text!r}') from None
-    return checked
+    return convert_or_explain
 
 
 def _tree(command, given):

@@ -337,8 +337,10 @@ def _as_is(item):
 def _follow_parent(_worker):
     """End this worker when its parent is killed, even while it waits to hand over a result, and not before: a signal to
     the whole group (Ctrl-C, a batch system's SIGTERM) is the parent's to answer, which may want to finish its step."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # SIGTERM reaches a whole group when its parent is to stop in good order, which needs its workers for a moment; or
+    # it comes from a parent that ends at once, and then waits for them.
+    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(5, os._exit, [1]).start())
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 

@@ -20,8 +20,8 @@ ZERO_MARGIN = 0.05       # nearer to the zero level every sample is evaluated
 SAFETY = 4               # the interpolation may be this much worse than its estimate
 SEEN_DISTANCE = 8        # outside the surface by more than this many betas there is no density (sigmoid(-8) = 3e-4)
 SEEN_TRANSMITTANCE = 1e-3
-PROBES = 2048            # samples evaluated only to check the result
-PROBE_ERROR = 0.1        # a visible probe that is off by more means: evaluate everything
+PROBES = 128             # rays evaluated only to check the result
+PROBE_ERROR = 0.05       # a visible sample of theirs that is off by more means: evaluate everything
 
 
 def sdf_volume(evaluate, size, beta, spacing, hidden=True):
@@ -66,13 +66,18 @@ def visible(sdf, beta, spacing):
 
 
 def probes_agree(evaluate, values, beta, spacing):
-    """Check the volume against exact values at samples chosen at random (always the same ones) among the visible."""
-    index = visible(values, beta, spacing).nonzero()
-    if not len(index):
-        return True
-    chosen = torch.randint(len(index), (PROBES,), generator=torch.Generator().manual_seed(0))
-    index = index[chosen.to(index.device)]
-    return bool(((evaluate(index) - values[tuple(index.T)]).abs() < PROBE_ERROR * beta).all())
+    """Check the volume against exact values on whole rays chosen at random (always the same ones).
+
+    All their samples are evaluated, so that a surface which the interpolation missed is seen too.
+    """
+    size = len(values)
+    rays = torch.randint(size, (PROBES, 2), generator=torch.Generator().manual_seed(0))
+    depth = torch.arange(size)
+    index = torch.cat([rays.repeat_interleave(size, dim=0), depth.repeat(PROBES)[:, None]], dim=1)
+    exact = evaluate(index).view(PROBES, size)
+    given = values[rays[:, 0].to(values.device), rays[:, 1].to(values.device)]
+    wrong = visible(exact, beta, spacing) & ((given - exact).abs() > PROBE_ERROR * beta)
+    return not bool(wrong.any())
 
 
 def interpolate(coarse, count):

@@ -42,11 +42,15 @@ def run_command(main):
         main()
     except UserError as error:
         sys.exit(_fail(name, str(error)))
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         if error.errno not in USER_ERRNOS:
             raise
-        where = f' {error.filename}' if error.filename else ''
-        sys.exit(_fail(name, f'cannot write{where}: {error.strerror}; free some space or choose another folder.'))
+        what = error.filename or 'a file'
+        sys.exit(_fail(name, f'cannot read or write {what}: {error.strerror}; check the place, its permissions and the '
+                             'free space.'))
     except KeyboardInterrupt as stop:
         print(f'\n{name}: stopped; whatever was finished is on disk.', file=sys.stderr)
         sys.exit(143 if isinstance(stop, Terminated) else 130)

@@ -165,19 +165,22 @@ def test_a_field_without_sdf_or_decoder_is_recognised(tmp_path):
 
 def test_where_models_are_looked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    opt = options(['--expname', 'cats', '--ckpt', '200'])
+    opt = options(['--expname', 'cats'])
     with pytest.raises(UserError) as error:
         checkpoint.find_model(opt)
-    for place in ('full_models/cats.pt', 'checkpoint/cats/full_pipeline/models_0000200.pt',
+    for place in ('full_models/cats.pt', 'checkpoint/cats/full_pipeline/models_0300000.pt',
                   'pretrained_renderer/cats_vol_renderer.pt'):
         assert place in str(error.value)
     for path, name in (('pretrained_renderer/cats_vol_renderer.pt', 'vol_renderer'),
-                       ('checkpoint/cats/full_pipeline/models_0000200.pt', 'iter_0000200'),
+                       ('checkpoint/cats/full_pipeline/models_0300000.pt', 'iter_0300000'),
                        ('full_models/cats.pt', 'final_model')):
         (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).touch()
         found, found_name = checkpoint.find_model(opt)
         assert (str(found), found_name) == (path, name)
+    (tmp_path / 'full_models/cats.pt').unlink()
+    with pytest.raises(UserError, match='--ckpt can be 300000'):  # not the stage-1 field in its stead
+        checkpoint.find_model(options(['--expname', 'cats', '--ckpt', '200']))
 
 
 def test_an_interrupted_save_keeps_the_old_file(tiny, monkeypatch):
