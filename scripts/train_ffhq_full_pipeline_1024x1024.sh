@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Stage 2 on FFHQ with the paper's settings: 32 images a step, shared out among GPUS. Takes stage 1's result of the same
+# EXPNAME, or another with --renderer_ckpt. Resumes by itself; further arguments go to the training.
+#     GPUS=8 bash scripts/train_ffhq_full_pipeline_1024x1024.sh --wandb
+set -euo pipefail
+cd "$(dirname "$0")/.."
+gpus=${GPUS:-4}
+exec torchrun --standalone --nproc_per_node "$gpus" train_full_pipeline.py \
+    --expname "${EXPNAME:-ffhq_paper}" --dataset_path "${DATASET:-datasets/FFHQ}" --size 1024 \
+    --batch $((32 / gpus)) --chunk "${CHUNK:-2}" --continue_training "$@"

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Stage 1 on FFHQ with the paper's settings: 24 images a step, shared out among GPUS. Resumes by itself; further
+# arguments go to the training.
+#     GPUS=4 bash scripts/train_ffhq_vol_renderer.sh --wandb
+set -euo pipefail
+cd "$(dirname "$0")/.."
+gpus=${GPUS:-2}
+exec torchrun --standalone --nproc_per_node "$gpus" train_volume_renderer.py \
+    --expname "${EXPNAME:-ffhq_paper}" --dataset_path "${DATASET:-datasets/FFHQ}" --size "${SIZE:-256}" \
+    --batch $((24 / gpus)) --chunk "${CHUNK:-6}" --continue_training "$@"
