@@ -74,8 +74,8 @@ def find_model(opt):
             return path, name
     there = f' (--ckpt can be {", ".join(map(str, others))})' if others else ''
     raise UserError(f'no checkpoint for --expname {opt.experiment.expname}: looked for '
-                    f'{", ".join(str(path) for path, _ in candidates)}{there}; train one, run download_models.py, or check '
-                    'the name and the folder you are in.')
+                    f'{", ".join(str(path) for path, _ in candidates)}{there}; train one, run download_models.py, '
+                    'or check the name and the folder you are in.')
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -197,7 +197,8 @@ def adopt_options(opt, saved, path, names):
             try:
                 adopted[name] = checked(name, there[name])
             except ValueError as error:
-                raise UserError(f'{path} was trained with {name} {there[name]!r}, which {error}; give --{name}.') from None
+                raise UserError(f'{path} was trained with {name} {there[name]!r}, which {error}; give '
+                                f'--{name}.') from None
     if adopted:
         print(f'{path} was trained with {", ".join(f"{name} {value}" for name, value in adopted.items())}: using that.')
     return replaced(opt, **adopted)

@@ -162,7 +162,8 @@ GROUPS = {
         Flag('azim_video', False, 'the camera moves from side to side instead of on an ellipse', bool),
         Flag('seeds', None, 'one identity for each of these seeds, such as 0-7,42, instead of --identities', seed_list),
         Flag('mesh_format', 'obj', 'file format of the meshes', choices=('obj', 'ply', 'glb')),
-        Flag('fast_surfaces', False, 'meshes from a tenth of the evaluations, for smooth fields the same to 1e-4', bool),
+        Flag('fast_surfaces', False, 'meshes from a tenth of the evaluations; for smooth fields the same to 1e-4',
+             bool),
         Flag('vertex_colors', False, 'colour the vertices of the meshes', bool),
     ),
     'video': (

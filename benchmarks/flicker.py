@@ -61,7 +61,7 @@ def by_speed(source, target):
 
 
 def save_picture(path, frames):
-    """Two rows: the first frame's image and surface in each style; then, on grey and 8 times as strong, what fixed noise
+    """Two rows: a first frame's image and surface in each style; then, on grey and 8 times as strong, what fixed noise
     adds to that frame, and what fixed, random and projected noise add on average over all frames carried into it."""
     target = frames[0]['none']
     size = target.image.shape[-1]
