@@ -24,6 +24,7 @@ from utils import UserError, atomic_path, run_command, save_image_row, select_de
 VIEWS_PER_DRAW = 8
 # Pixels of decoded images at a time, so that memory does not grow with the views.
 PIXELS_AT_ONCE = {'cpu': 1 << 20, 'cuda': 1 << 23}
+ROW_PIXELS = 1 << 17  # width of a row of pictures: few programs open a wider one
 
 
 class Identity(NamedTuple):
@@ -60,6 +61,14 @@ def view_names(viewpoints):
         name = f'azim{int(math.degrees(azimuth))}_elev{int(math.degrees(elevation))}'
         names.append(name if name not in names else f'{name}_view{len(names)}')
     return names
+
+
+def check_row(opt):
+    """Raise UserError for more views than a row of pictures holds, which bounds the memory that it takes."""
+    most = ROW_PIXELS // opt.model.size
+    if not opt.inference.fixed_camera_angles and opt.inference.num_views_per_id > most:
+        raise UserError(f'--num_views_per_id {opt.inference.num_views_per_id}: a row of pictures of {opt.model.size} '
+                        f'pixels holds at most {most}; ask for fewer views, or use --seeds and several runs.')
 
 
 @torch.no_grad()
@@ -114,7 +123,16 @@ def read_index(path):
         raise UserError(f'{path} is not an index that this command wrote; move it away.') from None
 
 
-def write_index(path, index):
+def update_index(path, name, entry):
+    """Put an identity's entry into the index, which is read again, since another run may have added to it.
+
+    Files of an earlier entry of that name that are still there stay listed, as `earlier_files`.
+    """
+    index = read_index(path)
+    old = index['results'].get(name, {})
+    earlier = {file for file in old.get('files', []) + old.get('earlier_files', [])
+               if file not in entry['files'] and (path.parent / file).is_file()}
+    index['results'][name] = entry | ({'earlier_files': sorted(earlier)} if earlier else {})
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(index, indent=1) + '\n')
 
@@ -123,11 +141,12 @@ def main():
     opt = options.parse('generate_shapes_and_images', __doc__)
     device = select_device(opt.machine.device)
     generator, opt, model_path, model_name = load_generator(opt, device)
+    check_row(opt)
     folder = writable_folder(
         Path(opt.inference.results_dir) / opt.experiment.expname / model_name
         / ('fixed_angles' if opt.inference.fixed_camera_angles else 'random_angles'), '--results_dir')
     index_path = folder / 'index.json'
-    index = read_index(index_path)
+    read_index(index_path)  # an unusable one is noticed before the work
     model = {'file': str(model_path), 'sha256': file_hash(model_path)}
     if not generator.full_pipeline:
         print(f'{model_path} has no decoder: thumbnails and surfaces only.')
@@ -171,11 +190,11 @@ def main():
                 save_mesh(folder / files[-1], mesh)
         mesh_seconds += time.perf_counter() - started
 
-        index['results'][identity.image] = {
+        update_index(index_path, identity.image, {
             'seed': identity.seed, 'checkpoint': model, 'truncation_ratio': opt.inference.truncation_ratio,
-            'fov': opt.camera.fov, 'views': [{'azim': azim, 'elev': elev} for azim, elev in viewpoints.tolist()],
-            'files': files}
-        write_index(index_path, index)
+            'truncation_mean': {'draws': opt.inference.truncation_mean, 'seed': opt.experiment.seed},
+            'fov': opt.camera.fov, 'dist_radius': opt.camera.dist_radius, 'precision': opt.machine.precision,
+            'views': [{'azim': azim, 'elev': elev} for azim, elev in viewpoints.tolist()], 'files': files})
     print(f'{total} identities in {folder}: {(image_seconds + mesh_seconds) / total:.1f} s each '
           f'({image_seconds / total:.1f} s images, {mesh_seconds / total:.1f} s surfaces)')
 

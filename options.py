@@ -20,15 +20,16 @@ LARGEST = 10 ** 9  # of any number: more is a slip of the finger
 
 # ---------------------------------------------------------------------------------------------- checks
 
-def at_least(low, kind=int):
-    """A flag type: a number no smaller than `low`."""
+def at_least(low, kind=int, most=LARGEST):
+    """A flag type: a number from `low` to `most`."""
     def check(text):
         try:
             value = kind(text)
         except ValueError:
             raise ValueError('must be a whole number' if kind is int else 'must be a number') from None
-        if not low <= value <= LARGEST:
-            raise ValueError(f'must lie between {low} and {LARGEST:.0e}')
+        if not low <= value <= most:
+            raise ValueError(f'must lie between {low} and {most:.0e}' if most == LARGEST else
+                             f'must lie between {low} and {most}')
         return value
     return check
 
@@ -201,7 +202,7 @@ GROUPS = {
         Flag('no_sdf', False, 'a raw density instead of a signed distance', bool),
         Flag('no_z_normalize', False, 'do not scale points to [-1, 1] before the field', bool),
         Flag('static_viewdirs', False, 'view directions of the camera frame, whatever the viewpoint', bool),
-        Flag('N_samples', 24, 'samples along a ray', at_least(2)),
+        Flag('N_samples', 24, 'samples along a ray', at_least(2, most=4096)),
         Flag('no_offset_sampling', False, 'stratified sampling instead of one offset a ray', bool),
         Flag('perturb', 1., 'training: jitter the samples along the rays (0: do not)', at_least(0, float)),
         Flag('raw_noise_std', 0., 'noise added to the raw density (with --no_sdf)', at_least(0, float)),

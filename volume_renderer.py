@@ -336,7 +336,7 @@ class VolumeRenderer(nn.Module):
                 'mask': weights[..., -1:], 'sdf': raw[..., None] if wanted['sdf'] else None, 'eikonal': gradient}
 
     def weights(self, raw, directions, t, generator=None):
-        """Weights (B,R,N) of the samples t (B,R,N) of rays along `directions` (B,R,3), from the field's first output."""
+        """Weights (B,R,N) of the samples t (B,R,N) of rays along `directions` (B,R,3) from the field's output."""
         spacing = torch.cat([t[..., 1:] - t[..., :-1], torch.full_like(t[..., :1], LAST_SPACING)], dim=-1)
         return ray_weights(self.density(raw, generator), spacing * directions.norm(dim=-1, keepdim=True),
                            self.force_background)

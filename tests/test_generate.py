@@ -144,6 +144,9 @@ def test_index_lists_what_was_made_and_keeps_earlier_results(run, tmp_path, tiny
         assert entry['checkpoint']['sha256'] == checkpoint.file_hash(tmp_path / 'full_models/tiny.pt')
         assert all((folder / file).is_file() for file in entry['files'])
     assert any('depth_mesh' in file for file in index['results']['seed0000001']['files'])
+    again = index['results']['seed0000002']  # made again without its meshes, which are still there
+    assert not any('mesh' in file for file in again['files']) and any('depth' in f for f in again['earlier_files'])
+    assert all((folder / file).is_file() for file in again['earlier_files'])
 
 
 @pytest.mark.parametrize('mesh_format', ['obj', 'ply', 'glb'])
@@ -214,6 +217,10 @@ def check_refused(outcome, *words):
     assert 'Traceback' not in stderr and len(stderr.strip().splitlines()) == 1, stderr
     for word in words:
         assert str(word) in stderr
+
+
+def test_more_views_than_a_row_holds(run, tiny_model):
+    check_refused(run(*tiny_model, '--num_views_per_id', '9000'), '--num_views_per_id 9000')
 
 
 def test_no_such_checkpoint(run):
