@@ -340,7 +340,7 @@ def _follow_parent(_worker):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # SIGTERM reaches a whole group when its parent is to stop in good order, which needs its workers for a moment; or
     # it comes from a parent that ends at once, and then waits for them.
-    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(5, os._exit, [1]).start())
+    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(5, os._exit, [0]).start())
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 

@@ -49,8 +49,8 @@ def run_command(main):
         if error.errno not in USER_ERRNOS:
             raise
         what = error.filename or 'a file'
-        sys.exit(_fail(name, f'cannot read or write {what}: {error.strerror}; check the place, its permissions and the '
-                             'free space.'))
+        sys.exit(_fail(name, f'cannot read or write {what}: {error.strerror}; free some space, or check the '
+                             'place and its permissions.'))
     except KeyboardInterrupt as stop:
         print(f'\n{name}: stopped; whatever was finished is on disk.', file=sys.stderr)
         sys.exit(143 if isinstance(stop, Terminated) else 130)
