@@ -213,16 +213,24 @@ class State:
         return self.weights() | {'g_optim': self.g_optim.state_dict(), 'd_optim': self.d_optim.state_dict(),
                                  'images': self.images, 'path_mean': self.path_mean.item()}
 
-    def load_weights(self, saved, path):
-        """Weights of a checkpoint, ours or official, which may lack all but the EMA."""
+    def load_generator(self, saved, path):
+        """The generator and its EMA from a checkpoint, ours or official, which may lack all but the EMA."""
         checkpoint.load_state(self.g_ema, saved['g_ema'], path)
         checkpoint.load_state(self.g, saved.get('g', saved['g_ema']), path)
-        if 'd' in saved:
-            checkpoint.load_state(self.d, saved['d'], path)
+
+    def begin_from(self, saved, path):
+        """The weights of a checkpoint for a new run, perhaps at another resolution: the field has none."""
+        self.load_generator(saved, path)
+        try:
+            checkpoint.load_state(self.d, saved.get('d', {}), path)
+        except UserError:
+            print(f'{path} holds no discriminator of these sizes: that begins anew.')
 
     def load(self, saved, path):
         """A checkpoint to go on from. Official ones hold only weights: then the optimisers begin anew."""
-        self.load_weights(saved, path)
+        self.load_generator(saved, path)
+        if 'd' in saved:
+            checkpoint.load_state(self.d, saved['d'], path)
         self.iteration = saved.get('iteration', checkpoint.iteration_of(path))
         self.images = saved.get('images', 0)
         self.path_mean.fill_(saved.get('path_mean', 0.))
@@ -346,7 +354,7 @@ class Run:
                                 '--expname.')
             print(f'Going on from {start.path} ({state.iteration} steps done).')
         elif start.path:
-            state.load_weights(start.saved, start.path)
+            state.begin_from(start.saved, start.path)
             print(f'Beginning with the weights of {start.path}.')
         if not start.resumed and self.final.exists():
             raise UserError(f'{self.final} is there already, and this run would replace it; choose another --expname, '

@@ -253,6 +253,16 @@ def test_an_official_checkpoint_to_start_from(stage, data, renderer, tmp_path, c
     assert not (tmp_path / 'begun' / 'checkpoint' / 'debug' / stage / 'models_0000000.pt').exists()  # no sphere
 
 
+def test_a_field_goes_on_at_another_resolution(data, tmp_path, capsys):  # noqa: F811
+    train('volume_renderer', tmp_path / 'a', flags(data, '--iter 1 --no_sphere_init'))
+    path = tmp_path / 'a' / 'pretrained_renderer' / 'debug_vol_renderer.pt'
+    train('volume_renderer', tmp_path / 'b', flags(data, f'--iter 1 --renderer_spatial_output_dim 16 --lr_g 1e-9 '
+                                                         f'--init_ckpt {path}'))
+    assert 'holds no discriminator of these sizes' in capsys.readouterr().out
+    for name, tensor in newest(tmp_path / 'b', 'volume_renderer')[1]['g'].items():
+        assert_close(tensor, checkpoint.read(path)['g'][name], 1e-6, name)
+
+
 def test_the_official_sphere_is_taken_if_it_fits(data, tmp_path, capsys):  # noqa: F811
     train('volume_renderer', tmp_path / 'a', flags(data, '--iter 1'))
     sphere = checkpoint.read(tmp_path / 'a' / 'checkpoint' / 'debug' / 'volume_renderer' / 'models_0000000.pt')
