@@ -90,6 +90,17 @@ def seed_list(text):
     return tuple(dict.fromkeys(seeds))
 
 
+METRICS = ('fid', 'kid', 'pr', 'swd', 'depth', 'view', 'field')
+
+
+def metric_list(text):
+    """'fid,depth' to ('fid', 'depth')."""
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(',')))
+    if not set(names) <= set(METRICS):
+        raise ValueError(f'must be some of {",".join(METRICS)}')
+    return names
+
+
 def device_name(text):
     """auto, cpu, cuda, cuda:N or mps."""
     if not re.fullmatch(r'auto|cpu|mps|cuda(:\d{1,3})?', text):
@@ -111,7 +122,7 @@ class Flag:
 
 GROUPS = {
     'dataset': (
-        Flag('dataset_path', './datasets/FFHQ', 'LMDB made by prepare_data.py'),
+        Flag('dataset_path', './datasets/FFHQ', 'LMDB made by prepare_data.py (evaluate.py also takes photos)'),
     ),
     'experiment': (
         Flag('expname', 'debug', 'name of the experiment: the folder of its checkpoints and results'),
@@ -121,13 +132,14 @@ GROUPS = {
     ),
     'training': (
         Flag('checkpoints_dir', './checkpoint', 'where checkpoints are kept'),
-        Flag('iter', 300000, 'training steps (stage 1: 200000 unless given)', at_least(1)),
+        Flag('iter', 300000, 'training steps', at_least(1)),
         Flag('batch', 4, 'images per step and process, at least 2', at_least(1)),
         Flag('chunk', 4, 'images at a time: a batch is split to save memory, the gradient stays the same', at_least(1)),
         Flag('num_workers', 2, 'processes that load images (0: the training process itself)', at_least(0)),
         Flag('save_every', 10000, 'steps between checkpoints', at_least(1)),
         Flag('keep_checkpoints', 0, 'keep only so many checkpoints, the newest (0: all)', at_least(0)),
         Flag('sample_every', 1000, 'steps between sample grids', at_least(1)),
+        Flag('eval_every', 0, 'steps between quick measurements of quality for the log (0: never)', at_least(0)),
         Flag('log_every', 10, 'steps that a line of stats.jsonl averages over', at_least(1)),
         Flag('max_minutes', 0., 'save and stop after so many minutes (0: never)', at_least(0, float)),
         Flag('init_ckpt', None, 'begin with the weights of this checkpoint, ours or official'),
@@ -166,6 +178,7 @@ GROUPS = {
         Flag('fast_surfaces', False, 'meshes from a tenth of the evaluations; for smooth fields the same to 1e-4',
              bool),
         Flag('vertex_colors', False, 'colour the vertices of the meshes', bool),
+        Flag('page', False, "write index.html, a page with all of this model's results to open in a browser", bool),
     ),
     'video': (
         Flag('frames', 250, 'frames of a video', at_least(1)),
@@ -176,6 +189,16 @@ GROUPS = {
         Flag('depth_style', 'phong', 'how the surface is drawn', choices=('phong', 'normals', 'depth')),
         Flag('interpolate', None, 'one video that walks through the identities of these seeds and back to the first, '
              'such as 3,7,9', seed_list),
+    ),
+    'evaluation': (
+        Flag('metrics', METRICS, 'what to measure', metric_list),
+        Flag('num_images', 50000, 'images to generate for fid, kid, pr and swd', at_least(1)),
+        Flag('num_surfaces', 1000, 'identities for depth, view and field', at_least(1)),
+        Flag('eval_size', 256, 'images are compared at this size, or at their own if that is smaller',
+             power_of_two(16)),
+        Flag('eval_batch', 8, 'images to generate at a time', at_least(1)),
+        Flag('features', None, "TorchScript network for fid, kid and pr instead of torch-fidelity's Inception"),
+        Flag('save_images', None, 'also write the generated images into this folder'),
     ),
     'model': (
         Flag('size', 256, 'side of the generated images', power_of_two(8)),
@@ -223,6 +246,8 @@ COMMANDS = {
     'generate_shapes_and_images': ('experiment', 'checkpoints_dir', 'inference', 'model', 'camera', 'rendering',
                                    'machine'),
     'render_video': ('experiment', 'checkpoints_dir', 'inference', 'video', 'model', 'camera', 'rendering', 'machine'),
+    'evaluate': ('dataset', 'experiment', 'checkpoints_dir', 'num_workers', 'results_dir', 'truncation_ratio',
+                 'truncation_mean', 'fast_surfaces', 'evaluation', 'model', 'camera', 'rendering', 'machine'),
 }
 
 # Values that a command always runs with (spec section 5).
@@ -230,8 +255,14 @@ _INFERENCE = {'perturb': 0., 'force_background': True, 'static_viewdirs': True, 
 FORCED = {
     'generate_shapes_and_images': _INFERENCE,
     'render_video': _INFERENCE | {'N_samples': 64},
+    'evaluate': _INFERENCE,
 }
-STAGE1_ITERATIONS = 200000
+
+# Defaults of a command that differ from the others'.
+DEFAULTS = {
+    'train_volume_renderer': {'iter': 200000},
+    'evaluate': {'truncation_ratio': 1.},
+}
 
 
 # ---------------------------------------------------------------------------------------------- parsing
@@ -259,7 +290,8 @@ def parse(command, description, argv=None):
     for group, flags in GROUPS.items():
         target = parser.add_argument_group(group)
         for flag in flags:
-            _add_flag(target, flag, shown=group in COMMANDS[command] or flag.name in COMMANDS[command])
+            _add_flag(target, flag, shown=group in COMMANDS[command] or flag.name in COMMANDS[command],
+                      default=DEFAULTS.get(command, {}).get(flag.name, flag.default))
     try:
         values = vars(parser.parse_args(argv))
     except (configargparse.ConfigFileParserException, UnicodeDecodeError) as error:
@@ -268,12 +300,13 @@ def parse(command, description, argv=None):
     return _tree(command, values)
 
 
-def _add_flag(target, flag, shown):
+def _add_flag(target, flag, shown, default):
     names = [f'--{flag.name}']
     if flag.name == 'local_rank':
         names.append('--local-rank')  # as today's launchers write it
-    default = '' if flag.default in (None, False) else f' (default: {flag.default})'
-    text = (flag.help + default).replace('%', '%%') if shown else configargparse.SUPPRESS
+    value = ','.join(default) if isinstance(default, tuple) else default
+    text = flag.help + ('' if default in (None, False) else f' (default: {value})')
+    text = text.replace('%', '%%') if shown else configargparse.SUPPRESS
     if flag.type is bool:
         target.add_argument(*names, dest=flag.name, action='store_true', default=configargparse.SUPPRESS, help=text)
     else:
@@ -305,12 +338,10 @@ def _explained(convert):
 
 def _tree(command, given):
     """Defaults, then what the user set, then what the command forces."""
-    forced = FORCED.get(command, {})
+    fixed = DEFAULTS.get(command, {}) | dict(given) | FORCED.get(command, {})
     tree = Munch(given=frozenset(given))
     for group, flags in GROUPS.items():
-        tree[group] = Munch((flag.name, forced.get(flag.name, given.get(flag.name, flag.default))) for flag in flags)
-    if command == 'train_volume_renderer' and 'iter' not in given:
-        tree.training.iter = STAGE1_ITERATIONS
+        tree[group] = Munch((flag.name, fixed.get(flag.name, flag.default)) for flag in flags)
     return tree
 
 

@@ -28,6 +28,8 @@ from tqdm import tqdm
 import checkpoint
 from camera import Cameras, azimuth_sweep, cameras_at, sample_viewpoints
 from dataset import ImageDataset, InfiniteSampler, make_loader
+from identity_metrics import measure_identity
+from metrics import patch_descriptors, swd
 from utils import Terminated, UserError, atomic_path, save_image_row, select_device, to_uint8, writable_folder
 
 try:
@@ -39,13 +41,15 @@ EMA_DECAY = 0.5 ** (32 / 10_000)  # a batch of 32 halves the weight of 10,000 im
 SAMPLE_TRUNCATION = 0.7
 SAMPLE_VIEWS = 8
 SAMPLE_SIDE = 256   # larger images are shrunk to this in the sample grids
+EVAL_IMAGES, EVAL_IDENTITIES = 128, 4  # that --eval_every measures
 SHARP_BETA = 3e-3   # the field has converged to a surface where beta falls below (spec section 3)
 DEATH_TIMEOUT = datetime.timedelta(minutes=30)  # of a process that hangs; one that dies is noticed at once
 
 # Flags that a resumed run may change: they do not change what is learnt.
 FREE_FLAGS = {'expname', 'ckpt', 'continue_training', 'checkpoints_dir', 'iter', 'chunk', 'num_workers', 'save_every',
-              'keep_checkpoints', 'sample_every', 'log_every', 'max_minutes', 'init_ckpt', 'renderer_ckpt',
-              'val_n_sample', 'local_rank', 'wandb', 'no_sphere_init', 'sphere_iters', 'n_mlp', 'project_noise'}
+              'keep_checkpoints', 'sample_every', 'eval_every', 'log_every', 'max_minutes', 'init_ckpt',
+              'renderer_ckpt', 'val_n_sample', 'local_rank', 'wandb', 'no_sphere_init', 'sphere_iters', 'n_mlp',
+              'project_noise'}
 COMPARED_GROUPS = ('experiment', 'training', 'model', 'camera', 'rendering')
 
 
@@ -422,7 +426,10 @@ class Run:
             if self.main:
                 if not self.opt.rendering.no_sdf:
                     self.values['beta'] = state.g.renderer.sigmoid_beta.item()
-                log.add(self.values, time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                if training.eval_every and state.iteration % training.eval_every == 0:
+                    self.values |= quick_evaluation(state.g_ema, self.dataset, self.opt, self.device)
+                log.add(self.values, seconds)
                 self.bar.set_postfix_str(log.summary(), refresh=False)
                 if last or state.iteration % training.log_every == 0:
                     log.write(state.iteration, training.batch * self.processes.size, self.device)
@@ -541,6 +548,40 @@ def shaded(rendering, cameras):
     return ((normal * towards).sum(1, keepdim=True).clamp(0, 1) * 2 - 1).expand(-1, 3, -1, -1)
 
 
+# ---------------------------------------------------------------------------------------------- quality
+
+@torch.no_grad()
+def numbered_images(generator, opt, numbers, device, truncation=1., means=None):
+    """Images (B,3,S,S), about [-1, 1], for evaluation: which ones depends on the seed and their numbers alone."""
+    fakes = draw_fakes(opt, 'evaluation', 0, numbers, device)
+    generated = generator(fakes.z, fakes.cameras, truncation=truncation, means=means, generator=fakes.random)
+    return generated.rendering.thumbnail if generated.image is None else generated.image
+
+
+def quick_evaluation(generator, dataset, opt, device):
+    """{'swd', 'depth'} of a generator, from few images and identities: a trend for the log, no numbers to publish.
+
+    swd: the mean over levels, against the data set's first images. depth: identity_metrics.measure_identity; left out
+    where no identity has a surface. Touches no random state.
+    """
+    count = min(EVAL_IMAGES, len(dataset))
+    descriptors = {'real': [], 'fake': []}
+    for part in chunks(0, count, checked_chunk(opt)):
+        numbers = range(part.start, part.stop)
+        items = [dataset[i] for i in numbers]
+        batches = {'real': torch.stack([item if isinstance(item, Tensor) else item[0] for item in items]),
+                   'fake': numbered_images(generator, opt, numbers, device)}
+        for kind, images in batches.items():
+            pixels = torch.from_numpy(to_uint8(images)).movedim(-1, 1)
+            descriptors[kind].append(patch_descriptors(pixels, numbers))
+    real, fake = ([torch.cat(level) for level in zip(*parts, strict=True)] for parts in descriptors.values())
+    measures = {'swd': float(np.mean(swd(real, fake)))}
+    latents = draw_fakes(opt, 'evaluation', 0, range(EVAL_IDENTITIES), device).z
+    depths = [measure_identity(generator, z[None], opt, ('depth',))['depth']['depth'] for z in latents]
+    found = [depth for depth in depths if not np.isnan(depth)]
+    return measures | ({'depth': float(np.mean(found))} if found else {})
+
+
 # ---------------------------------------------------------------------------------------------- logs
 
 class Log:
@@ -636,6 +677,8 @@ CURVES = (  # title, logarithmic, names
     ('norms of the gradients', True, ('d_gradient', 'g_gradient', 'path_gradient')),
     ('path length', False, ('path_length',)),
     ('beta', True, ('beta',)),
+    ('patch distance', False, ('swd',)),
+    ('depth consistency', True, ('depth',)),
 )
 CURVE_POINTS = 400
 

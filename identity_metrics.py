@@ -1,0 +1,164 @@
+"""How good one identity's geometry is, and how well its views agree: depth consistency, images, field, surface.
+
+Depth consistency follows the paper's section on it: surfaces are rendered from the front and from the side, mapped into
+one frame, and compared by a modified Chamfer distance (lower is better). What it leaves open was chosen here:
+
+- side views: at +-SIDE standard deviations (or ranges) of the azimuths of training, elevation 0; both are averaged.
+- surface: the expected surface points of SURFACE_RESOLUTION^2 rays with as many samples, as for meshes. They are in
+  world coordinates, so the common frame is the world.
+- background: pixels that are background with more than view_consistency.MAX_BACKGROUND are no surface.
+- seen from one view only: points outside the other view's image, and points that the other view shows hidden behind
+  something. The latter is believed unless the first view looks right through that something: then the two contradict
+  each other, and the point counts. (Leaving out all points whose depths disagree would leave out the very error.)
+- distance: each counted point to the nearest point of the other view's whole surface, whose grid of points is refined
+  REFINED times, since the pixels' own spacing would else be the larger part of a good model's distance; the mean over
+  points, the larger of the two directions, the mean over side views, and then over identities.
+- unit: percent of the distance between the near and far planes (2 dist_radius), the only length that all models have.
+"""
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import trimesh
+from torch import Tensor
+
+from camera import cameras_at, project
+from metrics import modified_chamfer
+from surface import render_surface, surface_mesh
+from view_consistency import DEPTH_TOLERANCE, MAX_BACKGROUND, View, view_difference
+
+SIDE = 1.5          # azimuth of the side views of depth consistency, in units of the training's spread
+NEAR_SIDE = 0.5     # of the views that images are compared in: further apart the shading changes in earnest
+REFINED = 4         # points of a surface's grid, along each axis, for one pixel
+SINGLE_SHARE = 0.99  # of a mesh's area that its largest piece has if the surface is a single one
+
+
+# ---------------------------------------------------------------------------------------------- two views' depths
+
+class Seen(NamedTuple):
+    """What one view says about points of another's surface; (…) as the points."""
+    inside: Tensor    # within the image
+    surface: Tensor   # at a pixel of surface, not background
+    depth: Tensor     # of the points themselves
+    in_front: Tensor  # depth of the view's own surface at their pixels
+    found: Tensor     # (…,3) the view's own surface points there
+
+
+def look(points, view, size):
+    """How a View sees world points (P,3). size: rays along its side."""
+    pixels, depth = project(points, view.camera.magnified(size / view.resolution), size)
+    inside = ((pixels >= 0) & (pixels < size)).all(dim=-1)
+    column, row = pixels.floor().long().clamp(0, size - 1).unbind(dim=-1)
+    found = view.xyz[0][:, row, column].T
+    own_depth = project(found, view.camera, view.resolution)[1]
+    return Seen(inside, view.mask[0, 0, row, column] < MAX_BACKGROUND, depth, own_depth, found)
+
+
+def common_points(view, other):
+    """Surface points (P,3) of a view that the other view ought to see too (see this file's head)."""
+    size = view.xyz.shape[-1]
+    tolerance = DEPTH_TOLERANCE * (view.camera.far - view.camera.near).item()
+    points = view.xyz[0].flatten(1).T[view.mask.flatten() < MAX_BACKGROUND]
+    there = look(points, other, size)
+    hidden = there.surface & (there.in_front < there.depth - tolerance)
+    back = look(there.found, view, size)
+    contradicted = back.inside & (~back.surface | (back.in_front > back.depth + tolerance))
+    return points[there.inside & ~(hidden & ~contradicted)]
+
+
+def refined_points(view):
+    """(P,3) points of a view's surface on a grid REFINED times as fine as its pixels."""
+    surface = (view.mask < MAX_BACKGROUND).to(view.mask)
+    fine_surface, fine = (F.interpolate(x, scale_factor=REFINED, mode='bilinear') for x in (surface, view.xyz))
+    return fine[0].flatten(1).T[fine_surface.flatten() == 1]
+
+
+def depth_distance(view, other):
+    """Modified Chamfer distance between the surfaces of two Views of one scene, where both see it.
+
+    In percent of the distance between the near and far planes; nan where they have no surface in common.
+    """
+    distance = modified_chamfer(common_points(view, other), common_points(other, view),
+                                refined_points(view), refined_points(other))
+    return 100 * distance / (view.camera.far - view.camera.near).item()
+
+
+# ---------------------------------------------------------------------------------------------- field and mesh
+
+def eikonal_residual(gradients):
+    """Mean of ||gradient| - 1| of a signed distance's gradients (…,3): 0 for a true distance."""
+    return (gradients.norm(dim=-1) - 1).abs().mean().item()
+
+
+def is_single_surface(mesh):
+    """Whether a mesh (or None: no surface at all) is one connected piece, but for specks of 1% of its area."""
+    if mesh is None or not len(mesh.faces):
+        return False
+    pieces = trimesh.graph.connected_component_labels(mesh.face_adjacency, node_count=len(mesh.faces))
+    areas = np.bincount(pieces, weights=mesh.area_faces)
+    return bool(areas.max() >= SINGLE_SHARE * areas.sum())
+
+
+# ---------------------------------------------------------------------------------------------- one identity
+
+def side_views(azim, spread, device):
+    """(3,2) viewpoints: the front, and spread times azim to both sides."""
+    return torch.tensor([[0., 0.], [-spread * azim, 0.], [spread * azim, 0.]], device=device)
+
+
+def viewed(generator, w, camera, image=None, *, sdf=False, dense=False):
+    """(View, Rendering) of the surface of one latent w (1,style_dim). image: what the View is to show, if needed."""
+    rendering = render_surface(generator.renderer, w, camera, sdf=sdf, dense=dense)
+    return View(image, rendering.xyz, rendering.mask, camera, generator.renderer.resolution), rendering
+
+
+@torch.no_grad()
+def measure_identity(generator, z, opt, kinds, means=None, truncation=1., dense=False):
+    """Measures of the identity of a latent z (1,style_dim): {kind: {name: number}}, nan where undefined.
+
+    kinds, which of these to take:
+    'depth': {'depth'}, depth_distance of front and sides.
+    'view': {'view'}, mean difference between the image from the front and those a little to the side, each carried into
+    the frontal one by the surface, in levels of 255; fixed noise.
+    'field': {'eikonal', 'single'}, the eikonal_residual of the frontal rays' samples, and whether the frontal
+    marching-cubes mesh is_single_surface (1 or 0). nan for a field without SDF.
+    dense: evaluate the field at every sample of a surface (surface.render_surface).
+    """
+    renderer, w = generator.renderer, generator.map(z, truncation, means)
+    result = {}
+
+    def cameras(spread):
+        return cameras_at(side_views(opt.camera.azim, spread, z.device), renderer.resolution, opt.camera.fov,
+                          opt.camera.dist_radius)
+
+    wants_sdf = 'field' in kinds and renderer.has_sdf
+    front, rendering = viewed(generator, w, cameras(0)[:1], sdf=wants_sdf, dense=dense)
+    if 'depth' in kinds:
+        sides = [viewed(generator, w, cameras(SIDE)[i:i + 1], dense=dense)[0] for i in (1, 2)]
+        result['depth'] = {'depth': _mean([depth_distance(front, side) for side in sides])}
+    if 'view' in kinds:
+        near = cameras(NEAR_SIDE)
+        images = []
+        for i in range(len(near)):
+            made = generator(z, near[i:i + 1], truncation=truncation, means=means, noise='fixed')
+            images.append(made.rendering.thumbnail if made.image is None else made.image)
+        front = front._replace(image=images[0])
+        sides = [viewed(generator, w, near[i:i + 1], images[i], dense=dense)[0] for i in (1, 2)]
+        result['view'] = {'view': 127.5 * _mean([view_difference(side, front) for side in sides])}
+    if 'field' in kinds:
+        result['field'] = {'eikonal': math.nan, 'single': math.nan}
+        if renderer.has_sdf:
+            gradients = renderer(w, cameras(0)[:1], colour=False, eikonal=True).eikonal
+            # A volume that is negative throughout has a mesh too: the walls of its box.
+            crosses = rendering.sdf.min() < 0 < rendering.sdf.max()
+            mesh = surface_mesh(rendering.sdf, front.camera) if crosses else None
+            result['field'] = {'eikonal': eikonal_residual(gradients), 'single': float(is_single_surface(mesh))}
+    return result
+
+
+def _mean(numbers):
+    """Mean of those numbers that are not nan; nan if all are."""
+    numbers = [number for number in numbers if not math.isnan(number)]
+    return sum(numbers) / len(numbers) if numbers else math.nan
