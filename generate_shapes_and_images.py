@@ -3,7 +3,8 @@
     python generate_shapes_and_images.py --expname ffhq1024x1024 --identities 4 --num_views_per_id 2
 
 Writes under RESULTS_DIR/EXPNAME/MODEL/{random_angles|fixed_angles}: images/, depth_map_meshes/,
-marching_cubes_meshes/ and index.json, which lists what was made from which seed, view and checkpoint.
+marching_cubes_meshes/ and index.json, which lists what was made from which seed, view and checkpoint; with --page also
+RESULTS_DIR/EXPNAME/MODEL/index.html, a page to look at.
 """
 import json
 import math
@@ -197,6 +198,9 @@ def main():
             'views': [{'azim': azim, 'elev': elev} for azim, elev in viewpoints.tolist()], 'files': files})
     print(f'{total} identities in {folder}: {(image_seconds + mesh_seconds) / total:.1f} s each '
           f'({image_seconds / total:.1f} s images, {mesh_seconds / total:.1f} s surfaces)')
+    if opt.inference.page:
+        from page import write_page  # it needs this module
+        print(f'Page: {write_page(folder.parent)}')
 
 
 if __name__ == '__main__':

@@ -4,7 +4,8 @@
 
 Writes under RESULTS_DIR/EXPNAME/MODEL/videos/[with_noise_projection/] for each identity sample_video_{i}_{path},
 sample_depth_video_{i}_{path} and, with --side_by_side, sample_side_by_side_video_{i}_{path}; path: elipsoid or azim.
-Ctrl-C finishes the videos that are being written with the frames they have.
+With --page also RESULTS_DIR/EXPNAME/MODEL/index.html, a page to look at. Ctrl-C finishes the videos that are being
+written with the frames they have.
 """
 import contextlib
 from functools import partial
@@ -22,6 +23,7 @@ import options
 from camera import cameras_at, video_viewpoints
 from checkpoint import load_generator
 from generate_shapes_and_images import identities
+from page import write_page
 from surface import draw_surface, frontal_noise, render_surface, save_mesh, surface_mesh
 from utils import UserError, run_command, select_device, to_uint8, writable_folder
 from video import video_path, video_writer
@@ -164,8 +166,8 @@ def main():
     generator, opt, model_path, model_name = load_generator(opt, device)
     check(opt, generator, model_path)
     renderer, projecting = generator.renderer, opt.model.project_noise
-    folder = writable_folder(Path(opt.inference.results_dir) / opt.experiment.expname / model_name / 'videos'
-                             / ('with_noise_projection' if projecting else ''), '--results_dir')
+    results = Path(opt.inference.results_dir) / opt.experiment.expname / model_name
+    folder = writable_folder(results / 'videos' / ('with_noise_projection' if projecting else ''), '--results_dir')
     if not generator.full_pipeline:
         print(f'{model_path} has no decoder: videos of thumbnails.')
     fixed = generator.decoder.fixed_noise() if generator.full_pipeline else None
@@ -197,6 +199,8 @@ def main():
             record(frames, folder, subject, opt, bar)
         seconds = bar.format_dict['elapsed'] / bar.n
     print(f'{videos} {"identity" if videos == 1 else "identities"} in {folder}: {seconds:.2f} s a frame')
+    if opt.inference.page:
+        print(f'Page: {write_page(results)}')
 
 
 if __name__ == '__main__':

@@ -1,0 +1,350 @@
+"""The page: what is in it, from results whose surfaces are known, and in a browser that the surfaces really draw."""
+import base64
+import gzip
+import io
+import json
+import math
+import shutil
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from PIL import Image
+
+import checkpoint
+import generate_shapes_and_images
+import page
+import render_video
+from camera import cameras_at
+from model import build_generator
+from options import parse
+from surface import depth_mesh
+from utils import UserError, run_command
+from video import video_writer
+from volume_renderer import pixel_directions
+
+RADIUS, GRID = 0.08, 128
+VIEWS = [{'azim': 0.4, 'elev': 0.1}, {'azim': -0.3, 'elev': -0.2}]
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+SOFTWARE_GL = ['--use-gl=angle', '--use-angle=swiftshader', '--enable-unsafe-swiftshader']
+
+
+def ball_view(view):
+    """Depth mesh of a ball of RADIUS before a plane at the far end, traced analytically from one camera."""
+    camera = cameras_at(torch.tensor([[view['azim'], view['elev']]]), GRID)
+    pixels = torch.arange(GRID, dtype=torch.float32)
+    local = pixel_directions(pixels[:, None], pixels, GRID, camera.focal)[0]
+    direction = local @ camera.extrinsics[0, :, :3].T
+    origin = camera.extrinsics[0, :, 3]
+    a, b, c = direction.square().sum(-1), direction @ origin, origin @ origin - RADIUS ** 2
+    root = b ** 2 - a * c
+    t = torch.where(root > 0, (-b - root.clamp(min=0).sqrt()) / a, camera.far[0])
+    return depth_mesh((origin + direction * t[..., None]).permute(2, 0, 1))
+
+
+def colours(size, shift):
+    """A smooth picture, different everywhere."""
+    x, y = np.meshgrid(np.linspace(0, 1, size), np.linspace(0, 1, size))
+    return (255 * np.stack([x, y, np.full_like(x, shift)], axis=-1)).round().astype(np.uint8)
+
+
+@pytest.fixture(scope='module')
+def results(tmp_path_factory):
+    """A model's folder of results as the two commands leave it: a ball, two views, one video."""
+    root = tmp_path_factory.mktemp('evaluations') / 'a <b> & "c"' / 'final_model'
+    folder = root / 'random_angles'
+    files = ['images/0000000.png', 'images/0000000_thumb.png', 'depth_map_meshes/sample_0_depth_mesh_azim22_elev5.obj',
+             'marching_cubes_meshes/sample_0_marching_cubes_mesh_azim22_elev5.obj',
+             'depth_map_meshes/sample_0_depth_mesh_azim-17_elev-11.obj']
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    for name, size in zip(files, (256, 64), strict=False):
+        Image.fromarray(np.concatenate([colours(size, 0.2), colours(size, 0.8)], axis=1)).save(folder / name)
+    ball_view(VIEWS[0]).export(folder / files[2])
+    trimesh.creation.icosphere(6, RADIUS).export(folder / files[3])  # 81920 triangles
+    ball_view(VIEWS[1]).export(folder / files[4])
+    (folder / 'index.json').write_text(json.dumps({'results': {'0000000': {
+        'seed': 1234, 'truncation_ratio': 0.5, 'fov': 6., 'dist_radius': 0.12, 'views': VIEWS, 'files': files}}}))
+    with video_writer(root / 'videos' / 'sample_video_0_elipsoid.mp4', fps=10) as add:
+        for shift in np.linspace(0, 1, 10):
+            add(colours(64, shift))
+    page.write_page(root)
+    return root
+
+
+class Tags(HTMLParser):
+    """Every tag's attributes, and the text of the scripts by id."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.scripts, self._id = [], {}, None
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self._id = dict(attributes).get('id') if tag == 'script' else None
+
+    def handle_endtag(self, tag):
+        self._id = None
+
+    def handle_data(self, data):
+        if self._id:
+            self.scripts[self._id] = self.scripts.get(self._id, '') + data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope='module')
+def html(results):
+    return Tags((results / 'index.html').read_text(encoding='utf-8'))
+
+
+# ---------------------------------------------------------------------------------------------- what is in the page
+
+def test_everything_is_inside_and_links_lead_to_files(html, results):
+    for tag, attributes in html.tags:
+        source = attributes.get('src')
+        assert source is None or source.startswith('data:'), f'{tag} {source[:80]}'
+        link = attributes.get('href')
+        if link and not link.startswith('#'):
+            assert (results / link).is_file(), link
+    assert not html.all('link')
+    assert {'random_angles/images/0000000.png', 'random_angles/images/0000000_thumb.png',
+            'videos/sample_video_0_elipsoid.mp4'} <= {attributes['href'] for attributes in html.all('a')}
+
+
+def test_what_screen_readers_need(html):
+    ids = [attributes['id'] for _, attributes in html.tags if 'id' in attributes]
+    assert len(ids) == len(set(ids))
+    alts = [attributes['alt'] for attributes in html.all('img')]
+    assert len(alts) == 6 and all(alts) and len(set(alts)) == 6
+    assert 'Identity 0, image: azimuth 23°, elevation 6°' in alts
+    assert any('depth' in alt and 'azimuth \N{MINUS SIGN}17°' in alt for alt in alts)
+    assert html.all('html')[0]['lang'] and html.all('video')[0]['aria-label'] and html.all('model-viewer')[0]['alt']
+    for tag, attributes in html.tags:
+        for name in attributes.get('aria-labelledby', '').split():
+            assert name in ids, f'{tag} is labelled by {name}'
+
+
+def test_names_are_escaped(results, html):
+    text = (results / 'index.html').read_text(encoding='utf-8')
+    assert '<h1>a &lt;b&gt; &amp; &#34;c&#34;</h1>' in text and not html.all('b')
+
+
+def glb_of(html, name):
+    data = gzip.decompress(base64.b64decode(html.scripts[name]))
+    return trimesh.load_mesh(io.BytesIO(data), file_type='glb', process=False)
+
+
+def glb_normals(glb):
+    """The normals in a GLB file of one mesh, which trimesh would compute anew (glTF 2.0, GLB file format)."""
+    length = int.from_bytes(glb[12:16], 'little')
+    tree = json.loads(glb[20:20 + length])
+    accessor = tree['accessors'][tree['meshes'][0]['primitives'][0]['attributes']['NORMAL']]
+    offset = tree['bufferViews'][accessor['bufferView']]['byteOffset']
+    return np.frombuffer(glb[28 + length:], '<f4', 3 * accessor['count'], offset).reshape(-1, 3)
+
+
+def test_meshes_are_reduced_but_true(html):
+    meshes = [glb_of(html, option['value']) for option in html.all('option')]
+    assert len(meshes) == 3
+    for mesh in meshes:
+        assert 0.9 * page.TRIANGLES < len(mesh.faces) <= page.TRIANGLES
+    ball = meshes[0]
+    distance = np.linalg.norm(ball.vertices, axis=1)
+    assert np.abs(distance - RADIUS).max() < 0.1 * 0.21 / GRID  # a tenth of a pixel
+    assert ball.volume == pytest.approx(4 / 3 * math.pi * RADIUS ** 3, rel=2e-3)
+    normals = glb_normals(gzip.decompress(base64.b64decode(html.scripts['mesh-0'])))
+    outward = np.einsum('ij,ij->i', normals, ball.vertices / distance[:, None])
+    assert (outward / np.linalg.norm(normals, axis=1)).min() > math.cos(math.radians(2))
+    assert html.all('option')[0]['data-shown'] == f'{page.TRIANGLES:,}'
+    assert html.all('option')[0]['data-size'].startswith('81,920 triangles')
+
+
+def test_depth_pictures_have_the_balls_depth(html):
+    depth = next(attributes for attributes in html.all('img') if 'depth' in attributes['alt'])
+    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(depth['src'].partition(',')[2]))).convert('L')) / 255.
+    nearest = (1.12 - (1 - RADIUS)) / 0.24
+    assert image[128, 128] == pytest.approx(nearest, abs=0.02) and image[4, 4] < 0.02
+
+
+def test_vertex_colours_are_kept():
+    ball = trimesh.creation.icosphere(5, RADIUS)  # 20480 triangles
+    red = np.where(ball.vertices[:, 0] > 0, 255, 0)
+    ball.visual.vertex_colors = np.stack([red, 0 * red, 255 - red, 0 * red + 255], axis=1)
+    small = page.compact_mesh(ball, 4000)
+    mesh = trimesh.load_mesh(io.BytesIO(gzip.decompress(base64.b64decode(small))), file_type='glb', process=False)
+    assert len(mesh.faces) <= 4000
+    away = np.abs(mesh.vertices[:, 0]) > 0.01
+    expected = np.where(mesh.vertices[away, 0] > 0, 255, 0)
+    assert (mesh.visual.vertex_colors[away, 0] == expected).all()
+
+
+def test_pages_stay_small(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, 'VIDEO_BYTES', 2000)
+    monkeypatch.setattr(page, 'RESULTS', 3)
+    for i in range(5):
+        path = tmp_path / 'videos' / f'sample_video_seed{i}_azim.mp4'
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(1000 if i < 2 else 3000))
+    tags = Tags(page.write_page(tmp_path).read_text())
+    assert [('data-video' in video, video.get('src')) for video in tags.all('video')] == [
+        (True, None), (True, None), (False, 'videos/sample_video_seed2_azim.mp4')]
+    assert '2 more are in the folder' in (tmp_path / 'index.html').read_text()
+    assert not tags.all('model-viewer') and (tmp_path / 'index.html').stat().st_size < 100_000
+
+
+def test_other_kinds_of_videos(tmp_path):
+    videos = tmp_path / 'videos'
+    for kind in ('gif', 'webp', 'frames'):
+        with video_writer(videos / f'sample_video_{kind}_azim{"" if kind == "frames" else "." + kind}', kind) as add:
+            add(colours(16, 0))
+            add(colours(16, 1))
+    (videos / 'sample_video_walk_3_8_azim.mp4').write_bytes(b'')
+    text = page.write_page(tmp_path).read_text()
+    assert 'src="data:image/gif;base64,' in text and 'src="data:image/webp;base64,' in text
+    assert 'src="videos/sample_video_frames_azim/00000.png"' in text and '2 frames' in text
+    assert 'Walk through seeds 3 8' in text
+
+
+# ---------------------------------------------------------------------------------------------- commands, bad input
+
+def test_both_commands_write_the_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('surface.SURFACE_RESOLUTION', 16)
+    tiny = ['--size', '16', '--style_dim', '8', '--width', '8', '--depth', '2', '--channel_multiplier', '1',
+            '--renderer_spatial_output_dim', '8', '--truncation_mean', '50', '--device', 'cpu', '--expname', 'tiny',
+            '--identities', '1', '--page']
+    torch.manual_seed(0)
+    state = build_generator(parse('generate_shapes_and_images', '', tiny)).state_dict()
+    checkpoint.save('full_models/tiny.pt', {'g_ema': state})
+    for command, extra in ((generate_shapes_and_images, ['--N_samples', '4']), (render_video, ['--frames', '2'])):
+        monkeypatch.setattr(sys, 'argv', ['command', *tiny, *extra])
+        command.main()
+        assert 'Page: evaluations/tiny/final_model/index.html' in capsys.readouterr().out
+    tags = Tags((tmp_path / 'evaluations/tiny/final_model/index.html').read_text())
+    assert len(tags.all('option')) >= 1 and len(tags.all('video')) >= 1
+
+
+def damage_mesh(root):
+    next(root.glob('random_angles/marching*/*.obj')).write_text('v nonsense\nf 1 2 9\n')
+
+
+def damage_picture(root):
+    (root / 'random_angles/images/0000000.png').write_bytes(b'PNG')
+
+
+def damage_index(root):
+    (root / 'random_angles/index.json').write_text('{"results": {"0000000": {"files": []}}}')
+
+
+@pytest.mark.parametrize('damage, named', [(damage_mesh, 'sample_0_marching'), (damage_picture, 'random_angles'),
+                                           (damage_index, 'random_angles')])
+def test_damaged_results_are_named(results, tmp_path, damage, named):
+    root = shutil.copytree(results, tmp_path / 'copy')
+    before = (root / 'index.html').read_bytes()
+    damage(root)
+    with pytest.raises(UserError, match=named):
+        page.write_page(root)
+    assert (root / 'index.html').read_bytes() == before
+
+
+def test_a_folder_without_results(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['page.py', str(tmp_path)])
+    with pytest.raises(SystemExit, match='2'):
+        run_command(page.main)
+    assert 'holds no results' in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------------------------------- in a browser
+
+@pytest.fixture(scope='module')
+def window(results):
+    """The page in a browser that has no network; it must raise no error, and ask for nothing from outside."""
+    playwright = pytest.importorskip('playwright.sync_api', reason='needs playwright (requirements-test.txt)')
+    if CHROMIUM is None:
+        pytest.skip('needs Chromium (apt-get install chromium)')
+    errors = []
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=[*SOFTWARE_GL, '--no-sandbox'])
+        page = chromium.new_context(viewport={'width': 800, 'height': 700}, offline=True).new_page()
+        page.on('pageerror', lambda error: errors.append(error))
+        page.on('request', lambda request: None if request.url.startswith(('file:', 'blob:', 'data:'))
+                else errors.append(request.url))
+        page.goto((results / 'index.html').as_uri())
+        page.wait_for_function("document.querySelector('model-viewer').loaded", timeout=60_000)
+        yield page
+        chromium.close()
+    assert not errors
+
+
+def drawn(window, until):
+    """The 3D view as floats (H,W,3), once `until` (a function of it) holds; software rendering takes its time."""
+    for _ in range(60):
+        picture = Image.open(io.BytesIO(window.locator('model-viewer').first.screenshot())).convert('RGB')
+        picture = np.asarray(picture, dtype=float)
+        if until(picture):
+            return picture
+        window.wait_for_timeout(250)
+    raise AssertionError('the 3D view does not draw what it should')
+
+
+def stage(picture):
+    """Which pixels show the view's background."""
+    return np.abs(picture - picture[6, 6]).max(axis=-1) < 8
+
+
+def test_the_surface_is_drawn_and_turns(window):
+    picture = drawn(window, lambda picture: not stage(picture).all())
+    covered = 1 - stage(picture).mean()
+    seen = math.tan(math.asin(RADIUS)) / math.tan(math.radians(6))  # the ball's radius, of half the picture's side
+    assert covered == pytest.approx(math.pi / 4 * seen ** 2, rel=0.03)
+    assert picture[~stage(picture)].std() > 5, 'the ball is not shaded'
+
+    window.get_by_role('combobox', name='Surface').select_option(index=1)
+    image = np.asarray(Image.fromarray(colours(256, 0.2)).resize(picture.shape[1::-1]), dtype=float)
+    inner = (slice(8, -8), slice(8, -8))
+    # From where it was rendered, a depth mesh with its picture looks like the picture: camera, scale and place agree.
+    front = drawn(window, lambda view: np.abs(view - image)[inner].mean() < 4)
+    window.get_by_role('combobox', name='Surface').focus()
+    window.keyboard.press('Shift+Tab')
+    window.keyboard.press('ArrowRight')
+    drawn(window, lambda view: np.abs(view - front)[inner].mean() > 8)
+    window.get_by_role('checkbox', name='with its picture').uncheck()
+    drawn(window, lambda view: np.ptp(view[inner], axis=-1).mean() < 25)  # grey
+
+
+def test_videos_play_and_all_is_reached_from_the_keyboard(window):
+    window.wait_for_function("document.querySelector('video').readyState > 0")
+    assert window.evaluate("document.querySelector('video').videoWidth") == 64
+    reached = set()
+    for _ in range(30):
+        window.keyboard.press('Tab')
+        reached.add(window.evaluate('document.activeElement.tagName'))
+    assert {'A', 'MODEL-VIEWER', 'SELECT', 'VIDEO'} <= reached
+
+
+@pytest.mark.parametrize('scheme, dark', [('light', False), ('dark', True)])
+def test_phone_and_dark_mode(window, scheme, dark):
+    window.set_viewport_size({'width': 390, 'height': 844})
+    window.emulate_media(color_scheme=scheme)
+    assert window.evaluate('document.documentElement.scrollWidth') <= 390
+    picture = np.asarray(Image.open(io.BytesIO(window.screenshot())).convert('L'), dtype=float)
+    assert (np.median(picture) < 80) == dark
+    # WCAG's contrast of text on its background, at least 4.5.
+    for selector in ('body', '.quiet', 'a[href^=random]', 'figcaption', 'select'):
+        ratio = window.evaluate('''selector => {
+            const element = [...document.querySelectorAll(selector)].at(-1), numbers = text => text.match(/[\\d.]+/g);
+            const light = text => numbers(text).slice(0, 3).map(c => c / 255)
+                .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+                .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+            let behind = element;
+            while (numbers(getComputedStyle(behind).backgroundColor)[3] === '0') behind = behind.parentElement;
+            const [a, b] = [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor].map(light);
+            return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+        }''', selector)
+        assert ratio >= 4.5, selector
