@@ -71,13 +71,13 @@ class ImageDataset(Dataset):
 
     def _read(self, key):
         """The value of a key, or None."""
-        self._environment = self._environment or _open(self.path)
+        self._environment = self._environment or shared_lmdb(self.path)
         with begin_reading(self._environment) as transaction:
             return transaction.get(key)
 
 
-def _open(path):
-    """The LMDB at `path`; it closes when nobody holds it any more."""
+def shared_lmdb(path):
+    """The LMDB at `path`, the same for all in this process; it closes when nobody holds it any more."""
     path = os.path.realpath(path)
     environment = _environments.get(path) or open_lmdb(path)
     _environments[path] = environment
@@ -102,7 +102,7 @@ def _check(path, size):
         what = 'is no data set (it has no data.mdb)' if path.exists() else 'does not exist'
         raise UserError(f'{path} {what}; make a data set from a folder or zip of photos with '
                         f'"{command("PHOTOS", path)}".')
-    contents = read_contents(_open(path))
+    contents = read_contents(shared_lmdb(path))
     if not contents.length:
         raise UserError(f'{path} is unfinished: its prepare_data.py was interrupted; give that command again.')
     complete = contents.complete_sizes()

@@ -1,14 +1,13 @@
 """The real images that generated ones are compared with: of a data set, or photos as they are."""
 import hashlib
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from dataset import ImageDataset
-from prepare_data import RESAMPLE, Photos, image_key, load_image, open_lmdb, read_contents, resize_and_crop
+from dataset import ImageDataset, shared_lmdb
+from prepare_data import RESAMPLE, Photos, image_key, load_image, read_contents, resize_and_crop
 from utils import UserError, to_uint8
 
 TAIL = 4096  # bytes at the end of an image file that tell it from another of the same length
@@ -24,8 +23,7 @@ class RealImages(Dataset):
     def __init__(self, path, size):
         self.path, self.size, self.stored, self.photos = Path(path), size, None, None
         if (self.path / 'data.mdb').is_file():
-            with closing(open_lmdb(self.path)) as environment:
-                sizes = read_contents(environment).complete_sizes()
+            sizes = read_contents(shared_lmdb(self.path)).complete_sizes()
             stored = size if size in sizes else min((larger for larger in sizes if larger > size), default=size)
             self.stored = ImageDataset(self.path, stored, thumbnail_size=size, thumbnail_only=True)
         else:
@@ -64,7 +62,8 @@ class RealImages(Dataset):
                 data = self.photos.read(name)
                 yield name, len(data), data[-TAIL:]
             return
-        with closing(open_lmdb(self.path)) as environment, environment.begin(buffers=True) as transaction:
+        environment = shared_lmdb(self.path)
+        with environment.begin(buffers=True) as transaction:
             for index in range(len(self.stored)):
                 key = image_key(self.stored.size, index)
                 data = transaction.get(key, b'')
