@@ -17,6 +17,7 @@ from utils import UserError, atomic_path
 
 FINAL_MODELS = Path('full_models')
 RENDERERS = Path('pretrained_renderer')
+DEMO_MODELS = Path(__file__).resolve().parent / 'demo'  # models in the box
 
 # Flags that a model is of no use without, and that its weights do not tell.
 UNSEEN_IN_WEIGHTS = ('renderer_spatial_output_dim', 'lr_mapping', 'no_z_normalize', 'no_offset_sampling', 'uniform',
@@ -61,7 +62,8 @@ def find_model(opt):
     """(path, name of its results folder) of the model that --expname and --ckpt name.
 
     The finished model comes first, then the full pipeline's checkpoint --ckpt, then, where there is no other of those,
-    what stage 1 finished with (a field without decoder). Raises UserError that lists where it looked.
+    what stage 1 finished with (a field without decoder), and last a model in the box. Raises UserError that lists where
+    it looked.
     """
     iteration = opt.experiment.ckpt
     candidates = [(final_model_path(opt.experiment.expname), 'final_model'),
@@ -69,6 +71,7 @@ def find_model(opt):
     others = iteration_paths(opt, 'full_pipeline')
     if 'ckpt' not in opt.given and not others:
         candidates.append((renderer_path(opt.experiment.expname), 'vol_renderer'))
+        candidates.append((DEMO_MODELS / f'{opt.experiment.expname}.pt', 'final_model'))
     for path, name in candidates:
         if path.is_file():
             return path, name
@@ -205,7 +208,7 @@ def adopt_options(opt, saved, path, names):
 
 
 def load_state(module, state, path):
-    """Load a state dict into a module, strictly: names and shapes must agree.
+    """Load a state dict into a module, strictly: names and shapes must agree; half precision becomes the module's.
 
     The one exception are noise maps of another size, as official files have them: they are left as they are, with
     one line saying so. Raises UserError that names the first missing, unknown or misshapen entry.

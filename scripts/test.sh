@@ -1,16 +1,11 @@
 #!/usr/bin/env bash
-# Runs the test suite; arguments go to pytest. Without an active environment it makes .venv and installs into it
-# what requirements.txt asks for (about 5 GB with PyTorch's CUDA build), once for each version of that file.
+# Runs the test suite; arguments go to pytest. Without an active environment it makes .venv and installs into it (about
+# 5 GB with PyTorch's CUDA build). Where there is no Chromium the page's browser tests skip; CI installs it if it can.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-
-if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
-    [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
-    source .venv/bin/activate
-fi
-stamp="$(python -c 'import sys; print(sys.prefix)')/.stylesdf-requirements"
-if ! cmp -s requirements.txt "$stamp"; then
-    python -m pip install --quiet -r requirements.txt pytest
-    cp requirements.txt "$stamp"
+source "$(dirname "$0")/environment.sh"
+install requirements.txt requirements-test.txt
+if [ "${CI:-}" = true ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v chromium >/dev/null; then
+    { apt-get update && apt-get install -y --no-install-recommends chromium; } >/dev/null 2>&1 \
+        || echo 'Chromium could not be installed: browser tests will skip.'
 fi
 exec python -m pytest "$@"

@@ -183,6 +183,29 @@ def test_where_models_are_looked_for(tmp_path, monkeypatch):
         checkpoint.find_model(options(['--expname', 'cats', '--ckpt', '200']))
 
 
+def test_a_model_in_the_box_comes_last(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checkpoint, 'DEMO_MODELS', tmp_path / 'box')
+    (tmp_path / 'box').mkdir()
+    (tmp_path / 'box' / 'cats.pt').touch()
+    assert checkpoint.find_model(options(['--expname', 'cats'])) == (tmp_path / 'box' / 'cats.pt', 'final_model')
+    with pytest.raises(UserError, match='no checkpoint'):  # not in the stead of what was asked for
+        checkpoint.find_model(options(['--expname', 'cats', '--ckpt', '200']))
+    (tmp_path / 'full_models').mkdir()
+    (tmp_path / 'full_models' / 'cats.pt').touch()
+    assert str(checkpoint.find_model(options(['--expname', 'cats']))[0]) == 'full_models/cats.pt'
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_weights_become_single(tmp_path, monkeypatch, dtype):
+    monkeypatch.chdir(tmp_path)
+    state = {name: tensor.to(dtype) for name, tensor in build_generator(options(TINY)).state_dict().items()}
+    checkpoint.save('full_models/half.pt', {'g_ema': state})
+    generator, *_ = checkpoint.load_generator(options([*TINY, '--expname', 'half']), torch.device('cpu'))
+    for name, tensor in generator.state_dict().items():
+        assert tensor.dtype == torch.float32 and torch.equal(tensor, state[name].float()), name
+
+
 def test_an_interrupted_save_keeps_the_old_file(tiny, monkeypatch):
     path, _ = tiny
     before = path.read_bytes()
