@@ -162,6 +162,12 @@ GROUPS = {
         Flag('wandb', False, 'log to Weights & Biases too', bool),
         Flag('no_sphere_init', False, 'stage 1: do not begin with a sphere', bool),
         Flag('sphere_iters', 10000, 'stage 1: steps that make the sphere to begin with', at_least(1)),
+        Flag('sphere_radius', 0., 'stage 1: radius of that sphere (0: half of dist_radius, as the paper)',
+             at_least(0, float)),
+        Flag('sphere_lambda', 0., 'stage 1: weight of the distance to that sphere, which holds the surface in the '
+             'picture at first, for short trainings (0: as the paper)', at_least(0, float)),
+        Flag('sphere_until', 2000, 'stage 1: step by which that weight has fallen to nothing', at_least(1)),
+        Flag('initial_beta', 0.1, 'stage 1: beta to begin with', above(0)),
     ),
     'inference': (
         Flag('results_dir', './evaluations', 'where results go'),

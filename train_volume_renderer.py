@@ -43,8 +43,11 @@ def accumulate_discriminator(discriminator, generator, real, fakes, opt, chunk):
     return terms
 
 
-def accumulate_generator(generator, discriminator, fakes, opt, chunk):
-    """Add the gradient of the generator's loss to its parameters. Returns the weighted terms of the loss."""
+def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lambda=0.):
+    """Add the gradient of the generator's loss to its parameters. Returns the weighted terms of the loss.
+
+    sphere_lambda: the weight, at this step, of the distance to the sphere that training started from.
+    """
     terms = training.Terms()
     with training.frozen(discriminator):
         for part in training.chunks(0, len(fakes.z), chunk):
@@ -63,6 +66,11 @@ def accumulate_generator(generator, discriminator, fakes, opt, chunk):
             if rendering.sdf is not None:
                 loss['g_minimal_surface'] = opt.training.min_surf_lambda * losses.minimal_surface_loss(
                     rendering.sdf, opt.training.min_surf_beta)
+            if has_sdf and sphere_lambda > 0:
+                # A quarter of the rays says enough.
+                loss['g_sphere'] = sphere_lambda * generator.renderer.sphere_loss(
+                    generator.map(own.z), own.cameras.magnified(0.5), own.random, radius=opt.training.sphere_radius,
+                    resolution=generator.renderer.resolution // 2)
             (scale * sum(loss.values())).backward()
             terms.add(scale, **loss)
     return terms
@@ -82,7 +90,8 @@ def initialise_sphere(run, opt):
         for part in training.chunks(0, SPHERE_BATCH, run.chunk):
             images = fakes.part(part)
             scale = len(images.z) / SPHERE_BATCH
-            loss = state.g.renderer.sphere_initialisation_loss(state.g.map(images.z), images.cameras, images.random)
+            loss = state.g.renderer.sphere_loss(state.g.map(images.z), images.cameras, images.random,
+                                                radius=opt.training.sphere_radius)
             (scale * loss).backward()
             terms.add(scale, sphere=loss)
         run.update('sphere', optimizer, terms)
@@ -108,7 +117,7 @@ def load_sphere(run, opt, optimizer, own):
         optimizer.load_state_dict(saved['optimizer'])
         return saved['step']
     official = checkpoint.RENDERERS / 'sphere_init.pt'
-    if official.exists():
+    if official.exists() and not opt.training.sphere_radius:
         state = checkpoint.read(official)['g_ema']
         sizes = {**opt.model, **opt.rendering}
         if all(sizes[name] == value for name, value in checkpoint.model_sizes(state, official).items()):
@@ -127,6 +136,8 @@ def main():
         generator = build_generator(opt, full_pipeline=False).to(run.device)
         discriminator = VolumeDiscriminator(opt.model.renderer_spatial_output_dim, opt.training.view_lambda > 0,
                                             opt.model.discriminator_width).to(run.device)
+        if not opt.rendering.no_sdf:
+            torch.nn.init.constant_(generator.renderer.sigmoid_beta, opt.training.initial_beta)
         g_optim = training.adam(generator.parameters(), opt.training.lr_g, BETAS)
         d_optim = training.adam(discriminator.parameters(), opt.training.lr_d, BETAS)
         with run.begin(training.State(generator, discriminator, g_optim, d_optim), start):
@@ -138,7 +149,9 @@ def main():
                 run.update('d', d_optim, terms)
 
                 fakes = run.draw('generator')
-                terms = accumulate_generator(generator, discriminator, fakes, opt, run.chunk)
+                remaining = max(0., 1 - run.step / opt.training.sphere_until)
+                terms = accumulate_generator(generator, discriminator, fakes, opt, run.chunk,
+                                             opt.training.sphere_lambda * remaining)
                 run.update('g', g_optim, terms)
 
 

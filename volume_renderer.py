@@ -227,9 +227,9 @@ def ray_weights(density, spacing, force_background=False):
     return weights
 
 
-def sphere_sdf(points, near, far):
-    """Signed distance (…,1) of points (…,3) to the sphere that training starts from: radius (far - near) / 4."""
-    return points.norm(dim=-1, keepdim=True) - (far - near) / 4
+def sphere_sdf(points, near, far, radius=0.):
+    """Signed distance (…,1) of points (…,3) to the sphere that training starts from (radius 0: (far - near) / 4)."""
+    return points.norm(dim=-1, keepdim=True) - (radius or (far - near) / 4)
 
 
 # ---------------------------------------------------------------------------------------------- the renderer
@@ -374,18 +374,20 @@ class VolumeRenderer(nn.Module):
         return torch.cat([field.sdf(field.hidden(self.scale(part, cameras)))[0, :, 0]
                           for part in points[None].split(tile_points(points.device), dim=1)])
 
-    def sphere_initialisation_loss(self, w, cameras, generator=None):
+    def sphere_loss(self, w, cameras, generator=None, *, radius=0., resolution=None):
         """L1 between the field and a sphere's SDF at stratified points of the cameras' rays (spec section 3, start).
 
-        Training begins from a sphere because a random field has no surface to improve on.
+        Training begins from a sphere because a random field has no surface to improve on. radius: of the sphere, see
+        sphere_sdf. resolution: rays a side that the cameras' focal lengths are for, if other than the renderer's own.
         """
-        directions = camera_directions(self.resolution, cameras.focal) @ cameras.extrinsics[:, :, :3].transpose(1, 2)
+        local = camera_directions(resolution or self.resolution, cameras.focal)
+        directions = local @ cameras.extrinsics[:, :, :3].transpose(1, 2)
         t = sample_depths(cameras.near, cameras.far, self.samples, offset_sampling=False, perturb=1.,
                           rays=directions.shape[1], generator=generator)
         points = cameras.extrinsics[:, None, None, :, 3] + directions[:, :, None] * t[..., None]
         field = self.network.fold(w)
         sdf = field.sdf(field.hidden(self.scale(points, cameras).flatten(1, 2)))
-        target = sphere_sdf(points.flatten(1, 2), cameras.near, cameras.far)
+        target = sphere_sdf(points.flatten(1, 2), cameras.near, cameras.far, radius)
         return F.l1_loss(sdf, target)
 
 

@@ -10,8 +10,8 @@ import training
 from camera import cameras_at
 from model import Discriminator, VolumeDiscriminator, build_generator
 
-SMALL = ('--size 256 --channel_multiplier 1 --style_dim 64 --renderer_spatial_output_dim 64 --width 64 --depth 4 '
-         '--N_samples 24 --perturb 0 --device cpu --mixing 0').split()
+SMALL = ['--size', '256', '--channel_multiplier', '1', '--style_dim', '64', '--renderer_spatial_output_dim', '64',
+         '--width', '64', '--depth', '4', '--N_samples', '24', '--perturb', '0', '--device', 'cpu', '--mixing', '0']
 
 
 def small_options(command, *more):

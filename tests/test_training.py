@@ -92,14 +92,16 @@ def test_chunks_do_not_change_the_gradient_of_stage_1(double, chunk):
     for accumulate, module in (
             (lambda fakes, size: stage1.accumulate_discriminator(discriminator, generator, real, fakes, opt, size),
              discriminator),
-            (lambda fakes, size: stage1.accumulate_generator(generator, discriminator, fakes, opt, size), generator)):
+            (lambda fakes, size: stage1.accumulate_generator(generator, discriminator, fakes, opt, size), generator),
+            (lambda fakes, size: stage1.accumulate_generator(generator, discriminator, fakes, opt, size, 0.5),
+             generator)):
         found = []
         for size in (4, chunk):
             module.zero_grad()
             terms = accumulate(training.draw_fakes(opt, 'd', 0, range(4), 'cpu'), size)
             found.append((terms, gradients(module)))
         check_same(*found)
-    assert set(terms) == {'g', 'g_view', 'g_eikonal', 'g_minimal_surface'}
+    assert set(terms) == {'g', 'g_view', 'g_eikonal', 'g_minimal_surface', 'g_sphere'}
 
 
 @pytest.mark.parametrize(('batch', 'chunk'), ((4, 1), (4, 2), (8, 2), (8, 4), (6, 3)))
@@ -278,16 +280,34 @@ def test_the_official_sphere_is_taken_if_it_fits(data, tmp_path, capsys):  # noq
 
 def test_the_sphere_is_a_sphere(data, tmp_path):  # noqa: F811
     """After enough steps the field's zero level lies at a quarter of the depth range from the origin."""
-    train('volume_renderer', tmp_path, flags(data, '--iter 1 --sphere_iters 300 --width 32 --lr_g 2e-4'))
+    check_sphere(data, tmp_path, 0.06, '')
+
+
+def test_the_sphere_has_the_radius_that_is_asked_for(data, tmp_path):  # noqa: F811
+    check_sphere(data, tmp_path, 0.09, '--sphere_radius 0.09')
+
+
+def check_sphere(data, tmp_path, radius, more):  # noqa: F811
+    train('volume_renderer', tmp_path, flags(data, '--iter 1 --sphere_iters 300 --width 32 --lr_g 2e-4 ' + more))
     saved = checkpoint.read(tmp_path / 'checkpoint' / 'debug' / 'volume_renderer' / 'models_0000000.pt')
     opt = tiny('train_volume_renderer', more='--width 32')
     generator = build_generator(opt, full_pipeline=False)
     generator.load_state_dict(saved['g_ema'])
     points = torch.nn.functional.normalize(torch.randn(200, 3), dim=1)
     field = generator.renderer.network.fold(generator.map(torch.randn(1, 8)))
-    for radius in (0.02, 0.06, 0.1):
-        sdf = field.sdf(field.hidden(points[None] * radius / 0.12))
-        assert abs(sdf.mean() - (radius - 0.06)) < 0.02
+    for distance in (0.02, 0.06, 0.1):
+        sdf = field.sdf(field.hidden(points[None] * distance / 0.12))
+        assert abs(sdf.mean() - (distance - radius)) < 0.02
+
+
+def test_the_hold_of_the_sphere_fades_and_beta_begins_where_it_is_told(data, tmp_path):  # noqa: F811
+    train('volume_renderer', tmp_path, flags(data, '--iter 6 --no_sphere_init --sphere_lambda 2 --sphere_until 4 '
+                                             '--initial_beta 0.02 --lr_g 1e-8'))
+    lines = training.read_stats(tmp_path / 'checkpoint' / 'debug' / 'volume_renderer' / 'stats.jsonl')
+    held = [line.get('g_sphere') for line in lines]
+    assert held[4:] == [None, None]
+    assert held[0] > 0 and abs(held[3] / held[0] - 0.25) < 0.1  # the same field, so the weight alone changes
+    assert all(abs(line['beta'] - 0.02) < 1e-6 for line in lines)
 
 
 # ---------------------------------------------------------------------------------------------- the two stages

@@ -1,5 +1,6 @@
 """The field and its volume rendering against the original's numbers, and what tiling must not change."""
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -131,13 +132,20 @@ def test_raw_noise_changes_only_the_density_without_sdf(manifest):
     assert torch.equal(first.sdf, second.sdf) and not torch.equal(first.thumbnail, second.thumbnail)
 
 
-def test_sphere_initialisation_loss_vanishes_for_a_sphere(manifest):
+def test_sphere_loss_vanishes_for_a_sphere(manifest):
     generator = small_generator(manifest, resolution=4, samples=5)
+    renderer, w = generator.renderer, formula('w', (2, 64))
     cameras = cameras_at(torch.tensor([[0.2, 0.1], [-0.4, 0.]]), resolution=4)
-    loss = generator.renderer.sphere_initialisation_loss(formula('w', (2, 64)), cameras)
+    loss = renderer.sphere_loss(w, cameras)
     assert loss > 0 and loss.requires_grad
+    sphere = SimpleNamespace(hidden=lambda points: points * 0.12,  # from the field's units to the world's
+                             sdf=lambda points: points.norm(dim=-1, keepdim=True) - 0.06)
+    renderer.network.fold = lambda w: sphere
+    assert renderer.sphere_loss(w, cameras) < 1e-7
+    assert_close(renderer.sphere_loss(w, cameras.magnified(0.5), radius=0.1, resolution=2), torch.tensor(0.04), 1e-5)
     surface = torch.tensor([[0.06, 0., 0.], [0., 0.12, 0.]])
     assert_close(sphere_sdf(surface, cameras.near[0], cameras.far[0]), torch.tensor([[0.], [0.06]]), 1e-6)
+    assert_close(sphere_sdf(surface, cameras.near[0], cameras.far[0], 0.1), torch.tensor([[-0.04], [0.02]]), 1e-6)
 
 
 def test_colour_at_equals_the_rendered_samples(manifest):
