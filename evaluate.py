@@ -180,7 +180,7 @@ def image_metrics(wanted, real, fake, features, device):
                                    strict=True):
                 results[name] = {'value': value, **facts}
     if 'swd' in wanted:
-        levels = metrics.swd(*(blocks.load('patches') for blocks in (real, fake)))
+        levels = metrics.swd(*([level.to(device) for level in blocks.load('patches')] for blocks in (real, fake)))
         results['swd'] = {'value': sum(levels) / len(levels), 'levels': levels,
                           'images': min(blocks.kinds['patches'] for blocks in (real, fake))}
     return results

@@ -28,7 +28,7 @@ class Moments(NamedTuple):
 
 def moments(features):
     """Moments of features (N,D), N at least 2, in double precision; the covariance is the unbiased one."""
-    features = features.double().cpu().numpy()
+    features = features.cpu().double().numpy()
     return Moments(features.mean(0), np.atleast_2d(np.cov(features, rowvar=False)))
 
 
@@ -167,7 +167,7 @@ def swd(a, b):
 
 def nearest_distances(points, others):
     """(N,) distance of each of the points (N,3) to the nearest of the others (M,3)."""
-    return torch.from_numpy(KDTree(others.double().cpu().numpy()).query(points.double().cpu().numpy())[0])
+    return torch.from_numpy(KDTree(others.cpu().double().numpy()).query(points.cpu().double().numpy())[0])
 
 
 def modified_chamfer(a, b, a_set=None, b_set=None):
