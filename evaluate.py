@@ -152,7 +152,7 @@ def surface_results(todo, generator, opt, means, device):
         found = {kind: {} for kind in kinds}
         for z in draw_fakes(opt, 'evaluation', 0, part, device).z:
             measured = measure_identity(generator, z[None], opt, kinds, means, opt.inference.truncation_ratio,
-                                        dense=not opt.inference.fast_surfaces)
+                                        dense=opt.inference.dense)
             for kind, values in measured.items():
                 for name, value in values.items():
                     found[kind].setdefault(name, []).append(value)

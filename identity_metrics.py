@@ -39,32 +39,34 @@ SINGLE_SHARE = 0.99  # of a mesh's area that its largest piece has if the surfac
 
 class Seen(NamedTuple):
     """What one view says about points of another's surface; (…) as the points."""
-    inside: Tensor    # within the image
-    surface: Tensor   # at a pixel of surface, not background
-    depth: Tensor     # of the points themselves
-    in_front: Tensor  # depth of the view's own surface at their pixels
-    found: Tensor     # (…,3) the view's own surface points there
+    inside: Tensor   # within the image
+    depth: Tensor    # of the points themselves
+    found: Tensor    # (…,3) the view's own surface points at their pixels
+    surface: Tensor  # depth of those; infinite for background
+    nearest: Tensor  # the smallest such depth among a pixel and its neighbours
 
 
-def look(points, view, size):
-    """How a View sees world points (P,3). size: rays along its side."""
+def look(points, view):
+    """How a View sees world points (P,3)."""
+    size = view.xyz.shape[-1]
     pixels, depth = project(points, view.camera.magnified(size / view.resolution), size)
+    surface = project(view.xyz[0].movedim(0, -1), view.camera, view.resolution)[1]
+    surface = surface.masked_fill(view.mask[0, 0] > MAX_BACKGROUND, math.inf)
+    nearest = -F.max_pool2d(-surface[None], 3, stride=1, padding=1)[0]
     inside = ((pixels >= 0) & (pixels < size)).all(dim=-1)
     column, row = pixels.floor().long().clamp(0, size - 1).unbind(dim=-1)
-    found = view.xyz[0][:, row, column].T
-    own_depth = project(found, view.camera, view.resolution)[1]
-    return Seen(inside, view.mask[0, 0, row, column] < MAX_BACKGROUND, depth, own_depth, found)
+    return Seen(inside, depth, view.xyz[0][:, row, column].T, surface[row, column], nearest[row, column])
 
 
 def common_points(view, other):
     """Surface points (P,3) of a view that the other view ought to see too (see this file's head)."""
-    size = view.xyz.shape[-1]
     tolerance = DEPTH_TOLERANCE * (view.camera.far - view.camera.near).item()
     points = view.xyz[0].flatten(1).T[view.mask.flatten() < MAX_BACKGROUND]
-    there = look(points, other, size)
-    hidden = there.surface & (there.in_front < there.depth - tolerance)
-    back = look(there.found, view, size)
-    contradicted = back.inside & (~back.surface | (back.in_front > back.depth + tolerance))
+    there = look(points, other)
+    back = look(there.found, view)
+    hidden = there.surface < there.depth - tolerance
+    # Its neighbours too: where a surface is seen at a slant or ends, a pixel's own depth says little.
+    contradicted = back.inside & (back.nearest > back.depth + tolerance)
     return points[there.inside & ~(hidden & ~contradicted)]
 
 
