@@ -348,3 +348,16 @@ def test_phone_and_dark_mode(window, scheme, dark):
             return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
         }''', selector)
         assert ratio >= 4.5, selector
+
+
+def test_a_browser_without_webgl_says_so_and_links_the_meshes(window, results):
+    page = window.context.browser.new_page()
+    page.add_init_script('HTMLCanvasElement.prototype.getContext = () => null')
+    page.goto((results / 'index.html').as_uri())
+    page.get_by_role('combobox', name='Surface').select_option(index=2)
+    note = page.locator('.note').first
+    playwright = pytest.importorskip('playwright.sync_api')
+    playwright.expect(note).to_contain_text('no WebGL')
+    link = note.get_by_role('link', name='Full mesh (32,258 triangles')
+    assert (results / link.get_attribute('href')).name == 'sample_0_depth_mesh_azim-17_elev-11.obj'
+    page.close()
