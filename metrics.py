@@ -151,7 +151,7 @@ def sliced_wasserstein(a, b, seed=0):
     distances = []
     for _ in range(DIRECTION_SETS):
         directions = F.normalize(torch.randn(a.shape[1], DIRECTIONS, generator=random, device=a.device), dim=0)
-        sorted_a, sorted_b = ((x @ directions).sort(dim=0).values for x in (a, b))
+        sorted_a, sorted_b = ((directions.T @ x.T).sort(dim=1).values for x in (a, b))
         distances.append((sorted_a - sorted_b).abs().mean().item())
     return float(np.mean(distances))
 
