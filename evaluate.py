@@ -168,21 +168,21 @@ def image_metrics(wanted, real, fake, features, device):
     if features:
         facts = {'features': features.name, 'images': fake.kinds[features.key],
                  'real_images': real.kinds[features.key]}
-        real_features, fake_features = (blocks.load(features.key)[0].to(device) for blocks in (real, fake))
-        if 'fid' in wanted:
-            moments = [metrics.moments(x) for x in (real_features, fake_features)]
-            results['fid'] = {'value': metrics.frechet_distance(*moments), **facts}
-        if 'kid' in wanted:
-            mean, deviation = metrics.kernel_distance(real_features, fake_features)
+        of_real, of_fake = (blocks.load(features.key)[0].to(device) for blocks in (real, fake))
+    for metric in tqdm([metric for metric in options.METRICS if metric in wanted], desc='comparing', unit=' metrics'):
+        if metric == 'fid':
+            results['fid'] = {'value': metrics.frechet_distance(metrics.moments(of_real), metrics.moments(of_fake)),
+                              **facts}
+        elif metric == 'kid':
+            mean, deviation = metrics.kernel_distance(of_real, of_fake)
             results['kid'] = {'value': mean, 'deviation_of_subsets': deviation, **facts}
-        if 'pr' in wanted:
-            for name, value in zip(('precision', 'recall'), metrics.precision_recall(real_features, fake_features),
-                                   strict=True):
-                results[name] = {'value': value, **facts}
-    if 'swd' in wanted:
-        levels = metrics.swd(*([level.to(device) for level in blocks.load('patches')] for blocks in (real, fake)))
-        results['swd'] = {'value': sum(levels) / len(levels), 'levels': levels,
-                          'images': min(blocks.kinds['patches'] for blocks in (real, fake))}
+        elif metric == 'pr':
+            precision, recall = metrics.precision_recall(of_real, of_fake)
+            results |= {'precision': {'value': precision, **facts}, 'recall': {'value': recall, **facts}}
+        else:
+            levels = metrics.swd(*([level.to(device) for level in blocks.load('patches')] for blocks in (real, fake)))
+            results['swd'] = {'value': sum(levels) / len(levels), 'levels': levels,
+                              'images': min(blocks.kinds['patches'] for blocks in (real, fake))}
     return results
 
 
@@ -271,7 +271,7 @@ def settings_of(opt, model_path, size, device):
     """What determines the generated images and surfaces, in plain values."""
     return {'checkpoint': {'file': str(model_path), 'sha256': checkpoint.file_hash(model_path)}, 'size': size,
             'seed': opt.experiment.seed, 'truncation_ratio': opt.inference.truncation_ratio,
-            'truncation_mean': opt.inference.truncation_mean, 'fast_surfaces': opt.inference.fast_surfaces,
+            'truncation_mean': opt.inference.truncation_mean, 'dense': opt.inference.dense,
             'precision': opt.machine.precision, 'device': device.type, 'camera': dict(opt.camera),
             'rendering': dict(opt.rendering)}
 
