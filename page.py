@@ -143,8 +143,7 @@ def generated(folder, root):
         number = re.sub(r'\D', '', name)
         shown.append({
             'name': f'Identity {int(number)}' if name == number else f'Seed {int(number)}',
-            'text': f'{"--seed" if name == number else "seed"} {entry["seed"]}, '
-                    f'truncation {entry["truncation_ratio"]:g}',
+            'text': f'--seed {entry["seed"]}, ' * (name == number) + f'truncation {entry["truncation_ratio"]:g}',
             'opening': f'{2 * entry["fov"]:g}deg',
             'views': [view for view in views if view['image'] or view['thumbnail']], 'meshes': meshes, 'videos': [],
             'file': f'{link}.png' if views[0]['image'] else None, 'thumbnail_file': f'{link}_thumb.png'})
