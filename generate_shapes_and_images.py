@@ -97,7 +97,7 @@ def generate_meshes(generator, z, cameras, opt, means):
     for i in range(len(cameras)):
         camera = cameras[i:i + 1]
         surface = render_surface(renderer, w, camera, sdf=i == 0 and renderer.has_sdf,
-                                 dense=not opt.inference.fast_surfaces)
+                                 dense=opt.inference.dense)
         mesh = depth_mesh(surface.xyz[0])
         if opt.inference.vertex_colors:
             points = surface.xyz[0].flatten(1).T

@@ -181,8 +181,7 @@ GROUPS = {
         Flag('azim_video', False, 'the camera moves from side to side instead of on an ellipse', bool),
         Flag('seeds', None, 'one identity for each of these seeds, such as 0-7,42, instead of --identities', seed_list),
         Flag('mesh_format', 'obj', 'file format of the meshes', choices=('obj', 'ply', 'glb')),
-        Flag('fast_surfaces', False, 'meshes from a tenth of the evaluations; for smooth fields the same to 1e-4',
-             bool),
+        Flag('dense', False, 'surfaces from all of their 128x128x128 samples, also where a tenth gives the same', bool),
         Flag('vertex_colors', False, 'colour the vertices of the meshes', bool),
         Flag('page', False, "write index.html, a page with all of this model's results to open in a browser", bool),
     ),
@@ -253,7 +252,7 @@ COMMANDS = {
                                    'machine'),
     'render_video': ('experiment', 'checkpoints_dir', 'inference', 'video', 'model', 'camera', 'rendering', 'machine'),
     'evaluate': ('dataset', 'experiment', 'checkpoints_dir', 'num_workers', 'results_dir', 'truncation_ratio',
-                 'truncation_mean', 'fast_surfaces', 'evaluation', 'model', 'camera', 'rendering', 'machine'),
+                 'truncation_mean', 'dense', 'evaluation', 'model', 'camera', 'rendering', 'machine'),
 }
 
 # Values that a command always runs with (spec section 5).

@@ -94,7 +94,7 @@ def frontal_mesh(generator, w, opt):
     """
     camera = cameras_at(torch.zeros(1, 2, device=w.device), generator.renderer.resolution, opt.camera.fov,
                         opt.camera.dist_radius)
-    sdf = render_surface(generator.renderer, w, camera, sdf=True).sdf
+    sdf = render_surface(generator.renderer, w, camera, sdf=True, dense=opt.inference.dense).sdf
     return surface_mesh(sdf, camera) if sdf.min() < 0 < sdf.max() else None, camera
 
 
@@ -116,7 +116,7 @@ def render_frames(generator, w, cameras, noise, opt, means, surfaces=True):
             image = generator.decoder(rendering.features, latents[which], noise(camera))
         pictures = {'video': to_uint8(image)[0]}
         if surfaces:
-            surface = render_surface(renderer, w[which], camera)
+            surface = render_surface(renderer, w[which], camera, dense=opt.inference.dense)
             drawn = draw_surface(surface.xyz[0], surface.mask[0], camera, opt.video.depth_style)
             pictures['depth_video'] = to_uint8(drawn)
             if opt.video.side_by_side:

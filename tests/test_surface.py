@@ -101,7 +101,7 @@ def test_a_rough_field_is_evaluated_everywhere(head, monkeypatch):
     assert surface._render_sparse(renderer, w[:1], cameras[:1].magnified(2), True) is None
 
 
-@pytest.mark.parametrize('sharper', [1.6, 2.5])
+@pytest.mark.parametrize('sharper', [1.15, 1.3, 1.6, 2.5])
 def test_a_sharper_field_is_right_or_evaluated_everywhere(head, sharper):
     renderer, w, cameras = head
     field = VolumeRenderer(64, depth=4, width=64, perturb=0., force_background=True)
@@ -111,7 +111,7 @@ def test_a_sharper_field_is_right_or_evaluated_everywhere(head, sharper):
             layer.weight *= sharper
     sparse, dense = (render_surface(field, w[:1], cameras[:1], dense=dense) for dense in (False, True))
     error = (sparse.xyz - dense.xyz).norm(dim=1)
-    assert error.max() < 5e-3 and error.mean() < 1e-4
+    assert error.max() < 1e-4
 
 
 def test_one_thin_bump_between_the_nodes_is_noticed(head, monkeypatch):
