@@ -205,6 +205,9 @@ GROUPS = {
         Flag('features', None, "TorchScript network for fid, kid and pr instead of torch-fidelity's Inception"),
         Flag('save_images', None, 'also write the generated images into this folder'),
     ),
+    'export': (
+        Flag('out', None, 'file to write'),
+    ),
     'model': (
         Flag('size', 256, 'side of the generated images', power_of_two(8)),
         Flag('style_dim', 256, 'size of the latents w', at_least(1)),
@@ -253,6 +256,7 @@ COMMANDS = {
     'render_video': ('experiment', 'checkpoints_dir', 'inference', 'video', 'model', 'camera', 'rendering', 'machine'),
     'evaluate': ('dataset', 'experiment', 'checkpoints_dir', 'num_workers', 'results_dir', 'truncation_ratio',
                  'truncation_mean', 'dense', 'evaluation', 'model', 'camera', 'rendering', 'machine'),
+    'export_model': ('experiment', 'checkpoints_dir', 'export', 'model', 'camera', 'rendering'),
 }
 
 # Values that a command always runs with (spec section 5).
@@ -261,6 +265,7 @@ FORCED = {
     'generate_shapes_and_images': _INFERENCE,
     'render_video': _INFERENCE | {'N_samples': 64},
     'evaluate': _INFERENCE,
+    'export_model': _INFERENCE,
 }
 
 # Defaults of a command that differ from the others'.

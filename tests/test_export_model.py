@@ -1,0 +1,43 @@
+"""export_model.py: a small file that makes the same pictures."""
+import sys
+
+import pytest
+import torch
+from tiny_training import data, flags, train  # noqa: F401
+
+import checkpoint
+import export_model
+from options import parse
+from utils import UserError
+
+
+def export(monkeypatch, folder, arguments):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, 'argv', ['export_model.py', '--expname', 'debug', *arguments.split()])
+    export_model.main()
+
+
+def test_the_exported_model_is_small_and_makes_the_same_pictures(data, tmp_path, monkeypatch, capsys):  # noqa: F811
+    train('volume_renderer', tmp_path, flags(data, '--iter 1 --azim 0.2'))
+    train('full_pipeline', tmp_path, flags(data, '--iter 1 --azim 0.2'))
+    export(monkeypatch, tmp_path, '--out away/debug2.pt')
+    assert 'levels of 255' in capsys.readouterr().out
+    out, full = tmp_path / 'away' / 'debug2.pt', checkpoint.final_model_path('debug')
+    saved, before = checkpoint.read(out), checkpoint.read(full)
+    assert all(tensor.dtype == torch.float16 for tensor in saved['g_ema'].values())
+    assert saved['options'] == before['options'] and saved.keys() == {'g_ema', 'options'}
+    assert out.stat().st_size < full.stat().st_size / 2
+
+    images = []
+    for path in (full, out):
+        path.replace(checkpoint.final_model_path('tried'))
+        opt = parse('generate_shapes_and_images', '', ['--expname', 'tried'])
+        generator, opt, _, _ = checkpoint.load_generator(opt, torch.device('cpu'))
+        assert opt.camera.azim == 0.2
+        images.append(export_model.pictures(generator, opt))
+    assert images[0].std() > 0.01 and 0 < (images[0] - images[1]).abs().max() < 0.02
+
+
+def test_nothing_to_write_to(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match='--out is missing'):
+        export(monkeypatch, tmp_path, '')
