@@ -1,0 +1,618 @@
+"""Speed and memory: the paper's formulas written down plainly against what this project does. See README.md beside.
+
+    python benchmarks/speed.py                         # default widths: about an hour on two CPU cores
+    python benchmarks/speed.py --quick                 # small widths: about a minute
+    python benchmarks/speed.py --rows surface,image --repeats 5 --json speed.json
+    python benchmarks/speed.py --ckpt full_models/cats.pt
+
+Also takes the commands' flags for sizes and machine (--device, --width, --size, --batch, …).
+"""
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import platform
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import plain
+from head import cache_path, fit_head
+
+import checkpoint
+import options
+import train_full_pipeline
+import train_volume_renderer
+import training
+from camera import Cameras, cameras_at, video_viewpoints
+from model import Discriminator, Generator, MeanLatents, VolumeDiscriminator, build_generator
+from options import at_least
+from render_video import Subject, frontal_mesh, record, render_frames
+from surface import SURFACE_RESOLUTION, render_surface
+from utils import UserError, atomic_path, run_command, select_device
+from volume_renderer import draw
+
+VIEWPOINT = (0.2, 0.1)   # of pictures and surfaces: azimuth, elevation
+VIDEO_FRAMES = 250       # what few frames are extrapolated to
+TRAINED_SIZE = 256       # of stage 2's images, or smaller where the model is
+SIZES = {'size': 1024, 'batch': 2}
+QUICK = {'size': 256, 'width': 64, 'depth': 4, 'style_dim': 64, 'channel_multiplier': 1, 'channel_max': 64,
+         'discriminator_width': 0.25, 'batch': 2}
+WARMUPS = {'cpu': 1, 'cuda': 3}
+FRAMES = {'cpu': 3, 'cuda': 30}
+MEBIBYTE = 2 ** 20
+
+
+class Settings(NamedTuple):
+    """What the command line asks for, as every process gets it."""
+    flags: tuple        # the commands' own flags
+    quick: bool
+    ckpt: str | None    # a checkpoint, or None for the fitted head
+    cache: str | None   # where that is kept
+    threads: int        # 0: PyTorch's default
+    frames: int         # 0: FRAMES
+
+
+# ---------------------------------------------------------------------------------------------- what is measured on
+
+def option_tree(settings, command):
+    """The options of a command at the sizes that the benchmark runs at."""
+    opt = options.parse(command, __doc__, list(settings.flags))
+    sizes = {name: value for name, value in (QUICK if settings.quick else SIZES).items() if name not in opt.given}
+    opt = options.replaced(opt, **sizes)
+    if 'chunk' not in opt.given:
+        opt = options.replaced(opt, chunk=opt.training.batch)
+    if not settings.ckpt:
+        opt = options.replaced(opt, truncation_ratio=1.)  # the head is fitted for one latent
+    return opt
+
+
+def model_path(settings, opt):
+    """The checkpoint to measure with."""
+    return Path(settings.ckpt) if settings.ckpt else cache_path(settings.cache, opt)
+
+
+def load(settings, command, *, decoder=True, trained_size=False):
+    """(generator on its device, option tree) with the weights of the checkpoint; what it lacks is fresh.
+
+    decoder: False for the field alone. trained_size: with a fresh decoder for TRAINED_SIZE.
+    """
+    opt = option_tree(settings, command)
+    path = model_path(settings, opt)
+    saved = checkpoint.read(path)
+    state = saved['g_ema']
+    if trained_size or not decoder:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith('decoder.')}
+    opt = checkpoint.adopt_options(opt, saved, path, checkpoint.UNSEEN_IN_WEIGHTS)
+    opt = checkpoint.fit_options(opt, state, path)
+    if trained_size:
+        opt = options.replaced(opt, size=min(opt.model.size, TRAINED_SIZE))
+    torch.manual_seed(opt.experiment.seed)
+    generator = build_generator(opt, full_pipeline=decoder)
+    checkpoint.load_state(generator, {**generator.state_dict(), **state}, path)
+    return generator.to(select_device(opt.machine.device)), opt
+
+
+def identity(opt, device):
+    """The latent z (1,style_dim) that everything shows: the same on every device."""
+    random = torch.Generator().manual_seed(opt.experiment.seed)
+    return torch.randn(1, opt.model.style_dim, generator=random).to(device)
+
+
+class Scene(NamedTuple):
+    """A generator, and what it is to show."""
+    generator: Generator
+    opt: dict
+    z: Tensor            # (1,style_dim)
+    w: Tensor            # (1,style_dim), truncated
+    means: MeanLatents
+    camera: Cameras      # one
+
+
+@torch.no_grad()
+def scene(settings, command):
+    """The Scene of a command."""
+    generator, opt = load(settings, command)
+    generator.eval().requires_grad_(False)
+    device = next(generator.parameters()).device
+    z, means = identity(opt, device), generator.mean_latents()
+    camera = cameras_at(torch.tensor([VIEWPOINT], device=device), generator.renderer.resolution, opt.camera.fov,
+                        opt.camera.dist_radius)
+    return Scene(generator, opt, z, generator.map(z, opt.inference.truncation_ratio, means), means, camera)
+
+
+def fit(settings, variant):
+    """Prepares the fit of the head, which is then kept in the cache."""
+    opt = option_tree(settings, 'generate_shapes_and_images')
+    torch.manual_seed(opt.experiment.seed)
+    device = select_device(opt.machine.device)
+    generator = build_generator(opt, full_pipeline=False).to(device)
+
+    def run():
+        with torch.no_grad():
+            w = generator.map(identity(opt, device))
+        error = fit_head(generator, w, 2 * opt.camera.dist_radius)
+        checkpoint.save(cache_path(settings.cache, opt), {'g_ema': generator.state_dict()})
+        return {'error': error}
+    return run
+
+
+# ---------------------------------------------------------------------------------------------- the rows
+# Each prepares a function that does the work once. It may return the seconds where those are not simply its own.
+
+def surface_row(settings, variant):
+    """The field at 128x128x128 samples, for depth and marching cubes."""
+    s = scene(settings, 'generate_shapes_and_images')
+    if variant == 'plain':
+        return lambda: plain.surface(s.generator.renderer, s.w, s.camera)
+    return lambda: render_surface(s.generator.renderer, s.w, s.camera, sdf=True, dense=variant == 'dense')
+
+
+def image_row(settings, variant):
+    """One image from one latent, everything."""
+    s = scene(settings, 'generate_shapes_and_images')
+    return torch.no_grad()(lambda: s.generator(s.z, s.camera, truncation=s.opt.inference.truncation_ratio,
+                                               means=s.means))
+
+
+def rays_row(settings, variant):
+    """Of it: the rays through the field."""
+    s = scene(settings, 'generate_shapes_and_images')
+    return torch.no_grad()(lambda: s.generator.renderer(s.w, s.camera))
+
+
+def decoder_row(settings, variant):
+    """Of it: the decoder, with its mapping."""
+    s = scene(settings, 'generate_shapes_and_images')
+    decoder = s.generator.decoder
+    with torch.no_grad():
+        features = s.generator.renderer(s.w, s.camera).features
+    return torch.no_grad()(lambda: decoder(features, decoder.latents(s.w, s.opt.inference.truncation_ratio,
+                                                                     s.means.decoder), decoder.random_noise(1)))
+
+
+class Marks(list):
+    """Stands in for a progress bar: when each frame was done."""
+
+    def update(self):
+        self.append(time.perf_counter())
+
+
+def video_row(settings, variant):
+    """A video with its surface video, encoded: few frames, spread over it, extrapolated to 250."""
+    s = scene(settings, 'render_video')
+    opt, device = options.replaced(s.opt, dense=variant == 'dense'), s.z.device
+    count = settings.frames or FRAMES.get(device.type, FRAMES['cuda'])
+    viewpoints = video_viewpoints(VIDEO_FRAMES, opt.camera.azim, opt.camera.elev, device=device)
+    cameras = cameras_at(viewpoints[::VIDEO_FRAMES // count][:count], s.generator.renderer.resolution, opt.camera.fov,
+                         opt.camera.dist_radius)
+    fixed = s.generator.decoder.fixed_noise()
+
+    def run():
+        marks, started = Marks(), time.perf_counter()
+        if variant == 'plain':
+            frames = plain.video_frames(s.generator, s.z, cameras, opt, s.means)
+        else:
+            with torch.no_grad():
+                frontal_mesh(s.generator, s.w, opt)  # the command asks whether there is a surface
+            frames = render_frames(s.generator, s.w, cameras, lambda camera: fixed, opt, s.means)
+        with tempfile.TemporaryDirectory() as folder:
+            record(frames, Path(folder), Subject('benchmark', 0, s.w), opt, marks)
+        once = time.perf_counter() - started - (marks[-1] - marks[0])  # beginning, first frame, end
+        return once + (VIDEO_FRAMES - 1) * (marks[-1] - marks[0]) / (len(marks) - 1)
+    return run
+
+
+def finish_step(optimizer):
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def stage1_row(settings, variant):
+    """A step of stage 1: the discriminator's with R1, the generator's with the eikonal term, EMA."""
+    generator, opt = load(settings, 'train_volume_renderer', decoder=False)
+    device, batch, chunk = training.Processes(opt.machine.device).device, opt.training.batch, opt.training.chunk
+    discriminator = VolumeDiscriminator(opt.model.renderer_spatial_output_dim, opt.training.view_lambda > 0,
+                                        opt.model.discriminator_width).to(device)
+    betas = train_volume_renderer.BETAS
+    state = training.State(generator, discriminator, training.adam(generator.parameters(), opt.training.lr_g, betas),
+                           training.adam(discriminator.parameters(), opt.training.lr_d, betas))
+    real = torch.rand(batch, 3, *[opt.model.renderer_spatial_output_dim] * 2, device=device) * 2 - 1
+
+    def fakes(purpose):
+        return training.draw_fakes(opt, purpose, state.iteration, range(batch), device)
+
+    def run():
+        train_volume_renderer.accumulate_discriminator(discriminator, generator, real, fakes('discriminator'), opt,
+                                                       chunk)
+        finish_step(state.d_optim)
+        train_volume_renderer.accumulate_generator(generator, discriminator, fakes('generator'), opt, chunk)
+        finish_step(state.g_optim)
+        state.update_ema()
+        state.iteration += 1
+    return run
+
+
+def stage2_row(settings, variant, regularise=False):
+    """A step of stage 2: the discriminator's, the generator's, EMA; no regularisers."""
+    generator, opt = load(settings, 'train_full_pipeline', trained_size=True)
+    processes = training.Processes(opt.machine.device)
+    device, batch, chunk = processes.device, opt.training.batch, opt.training.chunk
+    generator.requires_grad_(False)
+    generator.decoder.requires_grad_(True)
+    discriminator = Discriminator(opt.model.size, opt.model.channel_multiplier, opt.model.channel_max).to(device)
+    lazy = train_full_pipeline.lazy
+    state = training.State(
+        generator, discriminator,
+        training.adam(generator.decoder.parameters(), *lazy(opt.training.g_reg_every, opt.training.lr)),
+        training.adam(discriminator.parameters(), *lazy(opt.training.d_reg_every, opt.training.lr)))
+    real = torch.rand(batch, 3, opt.model.size, opt.model.size, device=device) * 2 - 1
+
+    def rendered(purpose, count=batch):
+        fakes = training.draw_fakes(opt, purpose, state.iteration, range(count), device)
+        switch = train_full_pipeline.mixing(opt, purpose, state.iteration, generator.decoder.num_latents)
+        return train_full_pipeline.render(generator, fakes, switch), fakes
+
+    def run():
+        train_full_pipeline.accumulate_discriminator(discriminator, generator, real, rendered('discriminator')[0], opt,
+                                                     chunk, regularise)
+        finish_step(state.d_optim)
+        train_full_pipeline.accumulate_generator(generator, discriminator, rendered('generator')[0], chunk)
+        finish_step(state.g_optim)
+        if regularise:
+            count = max(1, batch // opt.training.path_batch_shrink)
+            views, fakes = rendered('path', count)
+            directions = draw(torch.randn, real[:count].shape, fakes.random, device=device)
+            _, state.path_mean = train_full_pipeline.accumulate_path_length(
+                generator, views, directions, state.path_mean, opt, chunk, processes)
+            finish_step(state.g_optim)
+        state.update_ema()
+        state.iteration += 1
+    return run
+
+
+def stage2_regularised_row(settings, variant):
+    """The same step with R1 and path lengths, which come every 16th and 4th time."""
+    return stage2_row(settings, variant, regularise=True)
+
+
+class Row(NamedTuple):
+    """A row of the table. images: how many one run makes, by option tree."""
+    prepare: callable
+    title: callable      # option tree to what is said
+    dense: bool = False  # whether --dense is something of its own
+    images: callable = lambda opt: 1
+
+
+def _rays(opt):
+    return f'{opt.model.renderer_spatial_output_dim}x{opt.model.renderer_spatial_output_dim}x{opt.rendering.N_samples}'
+
+
+def _trained(opt):
+    return f'batch {opt.training.batch}, {min(opt.model.size, TRAINED_SIZE)} px'
+
+
+ROWS = {
+    'surface': Row(surface_row, lambda opt: 'surface, ' + 'x'.join([str(SURFACE_RESOLUTION)] * 3), dense=True),
+    'image': Row(image_row, lambda opt: f'image, {opt.model.size} px'),
+    'rays': Row(rays_row, lambda opt: f'  its rays, {_rays(opt)}'),
+    'decoder': Row(decoder_row, lambda opt: f'  its decoder, {opt.model.size} px'),
+    'video': Row(video_row, lambda opt: f'video, {VIDEO_FRAMES} frames (extrapolated)', dense=True,
+                 images=lambda opt: VIDEO_FRAMES),
+    'stage1': Row(stage1_row, lambda opt: f'stage 1, batch {opt.training.batch}, {_rays(opt)}',
+                  images=lambda opt: opt.training.batch),
+    'stage2': Row(stage2_row, lambda opt: f'stage 2, {_trained(opt)}', images=lambda opt: opt.training.batch),
+    'stage2_regularised': Row(stage2_regularised_row, lambda opt: '  with R1 and path lengths',
+                              images=lambda opt: opt.training.batch),
+}
+
+
+# ---------------------------------------------------------------------------------------------- the machine's limits
+
+def limits(settings, variant):
+    """Prepares the measurement of what the machine can do at most."""
+    device = select_device(option_tree(settings, 'generate_shapes_and_images').machine.device)
+    large = device.type != 'cpu'
+    side, count, repeats = (8192, 1 << 26, 10) if large else (2048, 1 << 16, 5)
+    if settings.quick:
+        side //= 4
+
+    def rate(amount, work):
+        work()
+        seconds = [_timed(work, device)[0] for _ in range(repeats)]
+        return amount / statistics.median(seconds)
+
+    def product(dtype):
+        a, b = torch.randn(2, side, side, device=device).to(dtype)
+        return rate(2 * side ** 3, lambda: torch.mm(a, b))
+
+    def run():
+        found = {'matrix product, fp32, FLOP/s': product(torch.float32)}
+        if large:
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision('high')
+            found['matrix product, tf32, FLOP/s'] = product(torch.float32)
+            torch.set_float32_matmul_precision(before)
+            found['matrix product, fp16, FLOP/s'] = product(torch.float16)
+        x = torch.randn(count, device=device) * 30  # on a CPU it stays in the cache, as a tile does
+        times = 1 if large else 256
+        found['sines, 1/s'] = rate(times * count, lambda: [torch.sin(x, out=y) for y in [torch.empty_like(x)] * times])
+        source = torch.ones((1 << 30 if large else 1 << 28) // 4, device=device)
+        target = torch.empty_like(source)
+        found['copy, bytes read and written/s'] = rate(2 * source.nbytes, lambda: target.copy_(source))
+        return found
+    return run
+
+
+# ---------------------------------------------------------------------------------------------- processes
+# Every variant of a row has a process of its own, so that its peak memory is its own. They stay while the row is
+# measured and work in turn, so that what else goes on on the machine hits all of them alike.
+
+def _timed(run, device):
+    """(seconds, result) of one run, all of the device's work included."""
+    if device.type != 'cpu':
+        torch.accelerator.synchronize()
+    started = time.perf_counter()
+    result = run()
+    if device.type != 'cpu':
+        torch.accelerator.synchronize()
+    return time.perf_counter() - started, result
+
+
+def _peak_bytes(device):
+    gibibytes = training._peak_memory(device)
+    return None if gibibytes is None else round(gibibytes * 2 ** 30)
+
+
+def serve(connection, prepare, settings, variant):
+    """A process's life: prepare, then run as often as asked, and tell the seconds, the result and the peak memory."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if variant == 'plain':
+        os.environ['THP_MEM_ALLOC_ENABLE'] = '0'  # utils.py asks for large pages, PyTorch by itself does not
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), plain.plain() if variant == 'plain' else \
+                contextlib.nullcontext():
+            device = select_device(options.parse('render_video', '', list(settings.flags)).machine.device)
+            run = prepare(settings, variant)
+            connection.send({'peak': _peak_bytes(device)})
+            while connection.recv() == 'run':
+                seconds, result = _timed(run, device)
+                if isinstance(result, float):
+                    seconds = result
+                connection.send({'seconds': seconds, 'peak': _peak_bytes(device),
+                                 'result': result if isinstance(result, dict) else None})
+                del result
+    except EOFError:  # the parent is gone
+        pass
+    except UserError as error:
+        connection.send({'error': str(error)})
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one; on a CPU it has no name
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and 'allocate memory' not in str(error):
+            raise
+        connection.send({'failed': 'out of memory'})
+
+
+class Failed(Exception):
+    """A process could not do its work; the message says why."""
+
+
+class Worker:
+    """A process that does one piece of work whenever asked."""
+
+    def __init__(self, prepare, settings, variant='ours'):
+        # Forked from a process that has imported everything but started nothing: quick, and clean.
+        method = 'forkserver' if 'forkserver' in multiprocessing.get_all_start_methods() else 'spawn'
+        context = multiprocessing.get_context(method)
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs, prepare, settings, variant), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.prepared = self._reply()
+
+    def run(self):
+        """Do the work once. Returns the reply's dict; raises Failed, or UserError."""
+        try:
+            self._connection.send('run')
+        except BrokenPipeError:
+            raise Failed('ended') from None
+        return self._reply()
+
+    def _reply(self):
+        try:
+            reply = self._connection.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join()
+            reply = {'failed': f'process ended with {self._process.exitcode}'
+                               + (', out of memory?' if self._process.exitcode == -signal.SIGKILL else '')}
+        if 'error' in reply:
+            raise UserError(reply['error'])
+        if 'failed' in reply:
+            raise Failed(reply['failed'])
+        return reply
+
+    def close(self):
+        self._connection.close()
+        self._process.join(10)
+        if self._process.is_alive():
+            self._process.terminate()
+
+
+def once(prepare, settings):
+    """Do a piece of work in a process of its own, once. Returns its result."""
+    with contextlib.closing(Worker(prepare, settings)) as worker:
+        return worker.run()['result']
+
+
+def measure(row, settings, warmups, repeats, bar):
+    """{variant: its measurements} of a row, the variants in turn."""
+    workers, found = {}, {}
+
+    def attempt(variant, work):
+        bar.set_postfix_str(f'{bar.row} {variant}')
+        try:
+            return work()
+        except Failed as why:
+            found[variant] = {'failed': str(why)}
+            if variant in workers:
+                workers.pop(variant).close()
+        finally:
+            bar.update()
+
+    variants = ('plain', *(['dense'] if row.dense else []), 'ours')
+    try:
+        for variant in variants:
+            worker = attempt(variant, lambda variant=variant: Worker(row.prepare, settings, variant))
+            if worker:
+                workers[variant] = worker
+                found[variant] = {'seconds': [], 'memory_before': worker.prepared['peak']}
+        for n in range(-warmups, repeats):
+            for variant in variants[::-1 if n % 2 else 1]:
+                if variant not in workers:
+                    bar.update()
+                    continue
+                reply = attempt(variant, workers[variant].run)
+                if reply and n >= 0:
+                    found[variant]['seconds'].append(reply['seconds'])
+                    found[variant]['peak_memory'] = reply['peak']
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- the table
+
+def processor():
+    """The processor's name, where the system tells."""
+    with contextlib.suppress(OSError):
+        for line in Path('/proc/cpuinfo').read_text().splitlines():
+            if line.startswith('model name'):
+                return line.partition(':')[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def summarised(found, images):
+    """A row's measurements with medians, images a second, and how plain compares with each."""
+    reference = found['plain']
+    if reference.get('seconds'):
+        reference['median'] = statistics.median(reference['seconds'])
+    for own in found.values():
+        if not own.get('seconds'):
+            continue
+        own['median'] = statistics.median(own['seconds'])
+        own['images_per_second'] = images / own['median']
+        if 'median' in reference:
+            own['faster'] = reference['median'] / own['median']
+            if own['peak_memory']:
+                own['less_memory'] = reference['peak_memory'] / own['peak_memory']
+    return found
+
+
+COLUMNS = f'{"":41}{"seconds":>10}{"from":>10}{"to":>10}{"images/s":>10}{"faster":>9}{"MiB":>8}{"before":>8}{"less":>8}'
+
+
+def table_lines(title, found):
+    """A row as lines of the table."""
+    for variant, own in found.items():
+        line = f'{title:34.34}{variant:7}'
+        title = ''
+        if 'median' not in own:
+            yield f'{line}{own["failed"]:>10}'
+            continue
+        line += ''.join(f'{value:10.4g}' for value in (own['median'], min(own['seconds']), max(own['seconds']),
+                                                       own['images_per_second']))
+        line += f'{own["faster"]:8.2f}x' if 'faster' in own else f'{"":9}'
+        if own['peak_memory']:
+            line += f'{own["peak_memory"] / MEBIBYTE:8.0f}{own["memory_before"] / MEBIBYTE:8.0f}'
+            line += f'{own["less_memory"]:7.2f}x' if 'less_memory' in own else ''
+        yield line
+
+
+def row_list(text):
+    """'image,video' to ['image', 'video']."""
+    names = list(dict.fromkeys(part.strip() for part in text.split(',')))
+    unknown = [name for name in names if name not in ROWS]
+    if unknown:
+        raise UserError(f'--rows {text}: there is no row {unknown[0]!r}; choose from {",".join(ROWS)}.')
+    return names
+
+
+def parse():
+    parser = options.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--rows', default=','.join(ROWS), help=f'what to measure (default: {",".join(ROWS)})')
+    parser.add_argument('--repeats', type=options._explained(at_least(1)), default=3, help='of each (default: 3)')
+    parser.add_argument('--quick', action='store_true', help='small widths and one repeat, unless --repeats says more')
+    parser.add_argument('--ckpt', help='measure with this checkpoint instead of a field fitted to a head')
+    parser.add_argument('--cache', metavar='DIR', help="where the fitted field is kept (default: the user's cache)")
+    parser.add_argument('--threads', type=options._explained(at_least(1)), default=0, help='of the CPU')
+    parser.add_argument('--frames', type=options._explained(at_least(2, most=VIDEO_FRAMES)), default=0,
+                        help=f'of a video to measure (default: {FRAMES["cpu"]} on a CPU, {FRAMES["cuda"]} on a GPU)')
+    parser.add_argument('--json', metavar='PATH', help='write all numbers here, after each row')
+    return parser.parse_known_args()
+
+
+def main():
+    own, rest = parse()
+    rows = row_list(own.rows)
+    settings = Settings(tuple(rest), own.quick, own.ckpt, own.cache, own.threads, own.frames)
+    repeats = 1 if own.quick and own.repeats == 3 else own.repeats
+    opt = option_tree(settings, 'generate_shapes_and_images')
+    device = select_device(opt.machine.device)
+    if not model_path(settings, opt).is_file() and not settings.ckpt:
+        error = once(fit, settings)['error']
+        print(f'A field fitted to a head, {error:.1e} off on average: {model_path(settings, opt)}')
+    saved = checkpoint.read(model_path(settings, opt))
+    fitted = checkpoint.fit_options(opt, saved['g_ema'], model_path(settings, opt))
+    if device.type == 'cuda':
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f'{processor()}, {settings.threads or torch.get_num_threads()} threads'
+
+    report = {'machine': name, 'pytorch': torch.__version__, 'device': str(device), 'quick': own.quick,
+              'repeats': repeats, 'checkpoint': own.ckpt,
+              'sizes': {flag: value for group in (fitted.model, fitted.rendering) for flag, value in group.items()},
+              'limits': once(limits, settings), 'rows': {}}
+    print(f'{name}; PyTorch {torch.__version__}; float32; median of {repeats}')
+    print(f'Field: depth {fitted.rendering.depth}, width {fitted.rendering.width}; image {fitted.model.size} px, '
+          f'channel multiplier {fitted.model.channel_multiplier}'
+          + ('; --quick: not the default widths, its ratios say little about those.' if own.quick else '.'))
+    print('; '.join(f'{what}: {rate:.3g}' for what, rate in report['limits'].items()))
+    print(COLUMNS)
+    warmups = WARMUPS.get(device.type, WARMUPS['cuda'])
+    total = sum((1 + warmups + repeats) * (3 if ROWS[row].dense else 2) for row in rows)
+    with tqdm(total=total, unit='run', desc='measuring') as bar:
+        for row_name in rows:
+            row, bar.row = ROWS[row_name], row_name
+            command = {'video': 'render_video', 'stage1': 'train_volume_renderer'}.get(
+                row_name, 'train_full_pipeline' if row_name.startswith('stage2') else 'generate_shapes_and_images')
+            row_opt = option_tree(settings, command)
+            row_opt = options.replaced(row_opt, size=fitted.model.size)
+            found = summarised(measure(row, settings, warmups, repeats, bar), row.images(row_opt))
+            title = row.title(row_opt)
+            for line in table_lines(title, found):
+                tqdm.write(line)
+            report['rows'][row_name] = {'title': title.strip(), 'variants': found}
+            if own.json:
+                with atomic_path(own.json) as temporary:
+                    temporary.write_text(json.dumps(report, indent=1) + '\n')
+    print('faster, less: plain over this. MiB: peak of the whole process (on a GPU: of its tensors); before: of it, '
+          'loaded before the work.')
+
+
+if __name__ == '__main__':
+    run_command(main)

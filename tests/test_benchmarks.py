@@ -1,0 +1,257 @@
+"""The benchmark of speed: its plain twin computes what the models compute, the head is a head, the command measures."""
+import copy
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import assert_close
+
+import model
+import options
+import train_full_pipeline
+import train_volume_renderer
+import training
+from camera import cameras_at
+from model import Discriminator, VolumeDiscriminator, build_generator
+from render_video import render_frames
+from surface import render_surface
+from utils import UserError
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / 'benchmarks'
+sys.path.append(str(BENCHMARKS))
+
+import head  # noqa: E402
+import plain  # noqa: E402
+import speed  # noqa: E402
+
+FLAGS = ('--size 16 --renderer_spatial_output_dim 8 --style_dim 8 --width 8 --depth 2 --N_samples 6 --channel_max 4 '
+         '--discriminator_width 0.02 --batch 4 --chunk 4 --device cpu').split()
+VIEWS = torch.tensor([[0.3, -0.1], [-0.2, 0.2], [0., 0.], [0.4, 0.1]])
+
+
+def tiny(command='train_full_pipeline', full_pipeline=True, flags=()):
+    """(generator, option tree) with noise and biases that count."""
+    opt = options.parse(command, '', [*FLAGS, *flags])
+    torch.manual_seed(0)
+    generator = build_generator(opt, full_pipeline)
+    with torch.no_grad():
+        for name, parameter in generator.named_parameters():
+            if name.endswith(('noise.weight', 'activate.bias')) or 'to_rgb' in name and name.endswith('bias'):
+                parameter.normal_()
+        generator.renderer.sigmoid_beta.fill_(0.02)
+    return generator, opt
+
+
+def both(compute):
+    """compute() as it is and inside plain(), and that the plain methods were there and are gone."""
+    ours, forward = compute(), model.Decoder.forward
+    with plain.plain():
+        assert model.Decoder.forward is plain.decode
+        theirs = compute()
+    assert model.Decoder.forward is forward
+    return ours, theirs
+
+
+@pytest.mark.parametrize('flags', [(), ('--no_offset_sampling', '--force_background', '--static_viewdirs'),
+                                   ('--no_z_normalize', '--no_sdf')])
+def test_plain_makes_the_same_pictures(flags):
+    if '--no_sdf' in flags:
+        opt = options.parse('train_full_pipeline', '', [*FLAGS, *flags])
+        torch.manual_seed(0)
+        generator = build_generator(opt)
+    else:
+        generator, opt = tiny(flags=flags)
+    z, cameras = torch.randn(2, 4, 8), cameras_at(VIEWS, 8)
+    noise = generator.decoder.random_noise(4)
+
+    def compute():
+        return generator(tuple(z), cameras, switch=2, noise=noise, sdf=True,
+                         generator=torch.Generator().manual_seed(1))
+
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            ours, theirs = both(compute)
+        assert_close(theirs.image, ours.image, 1e-4, 'image')
+        for name in ('thumbnail', 'features', 'xyz', 'mask', 'sdf'):
+            assert_close(getattr(theirs.rendering, name), getattr(ours.rendering, name), 1e-4, name)
+
+
+@torch.no_grad()
+def test_plain_surfaces_and_videos():
+    generator, opt = tiny('render_video')
+    opt = options.replaced(opt, dense=True)
+    z, cameras = torch.randn(1, 8), cameras_at(VIEWS[:1], 8)
+    means = generator.mean_latents(100)
+    w = generator.map(z, opt.inference.truncation_ratio, means)
+    ours = render_surface(generator.renderer, w, cameras, sdf=True, dense=True)
+    fixed = generator.decoder.fixed_noise()
+    frame, = render_frames(generator, w, cameras, lambda camera: fixed, opt, means)
+    with plain.plain():
+        theirs = plain.surface(generator.renderer, w, cameras)
+        plain_frame, = plain.video_frames(generator, z, cameras, opt, means)
+    for name in ('xyz', 'mask', 'sdf'):
+        assert_close(getattr(theirs, name), getattr(ours, name), 1e-4, name)
+    assert frame.keys() == plain_frame.keys()
+    for video, picture in frame.items():
+        difference = abs(picture.astype(int) - plain_frame[video].astype(int))
+        assert difference.max() <= 1 and difference.mean() < 0.01, video
+
+
+def gradients(*modules):
+    return {f'{i}.{name}': parameter.grad for i, module in enumerate(modules)
+            for name, parameter in module.named_parameters() if parameter.grad is not None}
+
+
+def assert_same_gradients(ours, theirs):
+    assert ours.keys() == theirs.keys() and len(ours) > 10
+    scale = max(gradient.abs().max() for gradient in ours.values())
+    for name, gradient in ours.items():
+        # A sum over many pixels that cancels is as exact as its terms.
+        error = (gradient - theirs[name]).abs().max()
+        assert error <= 1e-4 * gradient.abs().max() + 1e-6 * scale, f'{name}: {error:.2g} of {gradient.abs().max():.2g}'
+
+
+def test_plain_trains_stage_1_alike():
+    generator, opt = tiny('train_volume_renderer', full_pipeline=False)
+    discriminator = VolumeDiscriminator(8, True, 0.02)
+    real = torch.rand(4, 3, 8, 8) * 2 - 1
+
+    def compute():
+        g, d = copy.deepcopy(generator), copy.deepcopy(discriminator)
+        fakes = [training.draw_fakes(opt, purpose, 0, range(4), 'cpu') for purpose in 'dg']
+        train_volume_renderer.accumulate_discriminator(d, g, real, fakes[0], opt, 4)
+        train_volume_renderer.accumulate_generator(g, d, fakes[1], opt, 2)
+        return gradients(g, d)
+
+    ours, theirs = both(compute)
+    assert any('pts_linears' in name for name in ours)
+    assert_same_gradients(ours, theirs)
+
+
+def test_plain_trains_stage_2_alike():
+    generator, opt = tiny()
+    generator.requires_grad_(False).decoder.requires_grad_(True)
+    discriminator = Discriminator(16, 2, 4)
+    real = torch.rand(4, 3, 16, 16) * 2 - 1
+    directions = torch.randn(2, 3, 16, 16)
+
+    def compute():
+        g, d = copy.deepcopy(generator), copy.deepcopy(discriminator)
+
+        def rendered(purpose, count):
+            return train_full_pipeline.render(g, training.draw_fakes(opt, purpose, 0, range(count), 'cpu'), 3)
+
+        train_full_pipeline.accumulate_discriminator(d, g, real, rendered('d', 4), opt, 4, regularise=True)
+        train_full_pipeline.accumulate_generator(g, d, rendered('g', 4), 4)
+        train_full_pipeline.accumulate_path_length(g, rendered('p', 2), directions, torch.tensor(0.5), opt, 2,
+                                                   SimpleNamespace(size=1, gather=lambda lengths: lengths))
+        return gradients(g, d)
+
+    assert_same_gradients(*both(compute))
+
+
+def test_plain_optimises_and_averages_alike():
+    def compute():
+        generator, _ = tiny()
+        optimizer = training.adam(generator.parameters(), 1e-2, (0.5, 0.9))
+        state = training.State(generator, torch.nn.Linear(1, 1), optimizer, None)
+        for step in range(3):
+            for parameter in generator.parameters():
+                parameter.grad = torch.full_like(parameter, 0.1).cos_() + step
+            optimizer.step()
+            state.update_ema()
+        return {'g.' + name: tensor for name, tensor in generator.state_dict().items()} | {
+            'ema.' + name: tensor for name, tensor in state.g_ema.state_dict().items()}
+
+    ours, theirs = both(compute)
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_the_head_is_about_a_distance():
+    random = torch.Generator().manual_seed(0)
+    points = head.training_points(4000, random)[0]
+    near = points[:2000].requires_grad_()
+    distance = head.head_sdf(near)
+    slope, = torch.autograd.grad(distance.sum(), near)
+    assert distance.abs().mean() < 0.05  # half of the points were moved to the surface
+    assert (slope.norm(dim=1) - 1).abs().median() < 0.1
+    inside = head.head_sdf(torch.tensor([[0., 0., 0.3], [0.57, 0.05, 0.], [0., -0.08, 0.62]]))
+    outside = head.head_sdf(torch.tensor([[0.9, 0., 0.], [0., 0.8, 0.], [0.35, -0.1, 0.62]]))
+    assert (inside < 0).all() and (outside > 0).all()
+
+
+def test_a_field_is_fitted_to_the_head():
+    generator, _ = tiny(full_pipeline=False, flags=('--width', '32', '--depth', '3'))
+    w = torch.randn(1, 8)
+    error = head.fit_head(generator, w, 0.24, steps=120)
+    assert error < 0.005 and math.isclose(generator.renderer.sigmoid_beta.item(), head.BETA, rel_tol=1e-6)
+    points = torch.rand(500, 3) * 2 - 1
+    with torch.no_grad():
+        sdf = generator.renderer.sdf_at(generator.renderer.network.fold(w), 0.12 * points,
+                                        cameras_at(torch.zeros(1, 2)))
+    assert (sdf - 0.12 * head.head_sdf(points)[:, 0]).abs().mean() < 0.01  # in the world
+
+
+def test_videos_are_extrapolated(monkeypatch):
+    """5 s to begin, 2 s a frame and 3 s to end make 508 s for 250 frames, however many are measured."""
+    generator, opt = tiny('render_video')
+    z = torch.randn(1, 8)
+    one = speed.Scene(generator, opt, z, generator.map(z), None, cameras_at(VIEWS[:1], 8))
+    monkeypatch.setattr(speed, 'scene', lambda settings, command: one)
+    monkeypatch.setattr(speed, 'frontal_mesh', lambda *_: None)
+    clock = [0.]
+    monkeypatch.setattr(speed.time, 'perf_counter', lambda: clock[0])
+
+    def record(frames, folder, subject, opt, bar):
+        clock[0] += 5
+        for _ in range(4):
+            clock[0] += 2
+            bar.update()
+        clock[0] += 3
+
+    monkeypatch.setattr(speed, 'record', record)
+    assert speed.video_row(speed.Settings((), False, None, None, 0, 4), 'ours')() == pytest.approx(508)
+
+
+def test_medians_and_ratios():
+    found = speed.summarised({'plain': {'seconds': [8., 6., 7.], 'peak_memory': 500, 'memory_before': 100},
+                              'dense': {'failed': 'out of memory'},
+                              'ours': {'seconds': [3., 1., 2.], 'peak_memory': 250, 'memory_before': 100}}, images=4)
+    assert found['ours']['median'] == 2 and found['ours']['images_per_second'] == 2
+    assert found['ours']['faster'] == 3.5 and found['ours']['less_memory'] == 2
+    lines = list(speed.table_lines('a title', found))
+    assert lines[0].startswith('a title') and 'out of memory' in lines[1] and '3.50x' in lines[2]
+
+
+def test_wrong_rows_are_named():
+    with pytest.raises(UserError, match="no row 'images'"):
+        speed.row_list('surface,images')
+
+
+def test_the_command(tmp_path):
+    """Every variant is measured in a process of its own, and the plain one holds all of its samples at once."""
+    generator, _ = tiny()
+    torch.save({'g_ema': generator.state_dict()}, tmp_path / 'tiny.pt')
+    command = [sys.executable, str(BENCHMARKS / 'speed.py'), '--quick', '--rows', 'surface,stage1', '--repeats', '2',
+               '--ckpt', 'tiny.pt', '--json', 'out/speed.json', '--threads', '1', '--renderer_spatial_output_dim', '8',
+               '--device', 'cpu', '--discriminator_width', '0.02', '--N_samples', '6']
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
+                            env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert 'not the default widths' in result.stdout and 'surface, 128x128x128' in result.stdout
+    report = json.loads((tmp_path / 'out' / 'speed.json').read_text())
+    assert report['sizes']['width'] == 8 and all(rate > 0 for rate in report['limits'].values())
+    surface, stage1 = (report['rows'][row]['variants'] for row in ('surface', 'stage1'))
+    assert surface.keys() == {'plain', 'dense', 'ours'} and stage1.keys() == {'plain', 'ours'}
+    for own in (*surface.values(), *stage1.values()):
+        assert len(own['seconds']) == 2 and min(own['seconds']) <= own['median'] <= max(own['seconds'])
+        assert own['peak_memory'] >= own['memory_before'] > 0
+    activations = 128 ** 3 * 8 * 4  # bytes
+    assert surface['plain']['peak_memory'] > surface['ours']['peak_memory'] + activations
