@@ -101,6 +101,9 @@ def read(path, key='g_ema'):
         if isinstance(error, pickle.UnpicklingError) and 'GLOBAL' in str(error):
             raise UserError(f'{path} holds Python code or objects beside tensors, which could do anything when loaded, '
                             'and was refused; get the file from a source you trust.') from None
+        if 'Unsupported operand 149' in str(error):  # a frame, which pickles have from protocol 4 on
+            raise UserError(f'{path} is pickled by protocol 4 or newer, which cannot be read without the risk of running '
+                            'code, and was refused; its owner can save it again with torch.save.') from None
         raise UserError(f'{path} is no PyTorch checkpoint, or a damaged or incomplete one; copy or download it '
                         'again.') from None
     state = checkpoint.get(key) if isinstance(checkpoint, dict) else None
@@ -109,9 +112,14 @@ def read(path, key='g_ema'):
             and tensor.layout is torch.strided and tensor.device.type == 'cpu' for name, tensor in state.items()):
         raise UserError(f"{path} is not a StyleSDF checkpoint: it holds no state dict of real numbers under '{key}'.")
     for name, tensor in state.items():
+        if not tensor.numel():
+            raise UserError(f'{path} is not a StyleSDF checkpoint: {name} is empty.')
         if not tensor.isfinite().all():
             raise UserError(f'{path} holds values that are not finite numbers (in {name}): the training that wrote it '
                             'diverged; use an earlier checkpoint.')
+    if (state.get('renderer.sigmoid_beta', torch.ones(1)) <= 0).any():
+        raise UserError(f'{path} has a beta (renderer.sigmoid_beta) of 0 or less, and so no density: the training that '
+                        'wrote it diverged; use an earlier checkpoint.')
     return checkpoint
 
 

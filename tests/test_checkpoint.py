@@ -97,6 +97,24 @@ def test_values_that_are_not_finite(tmp_path, tiny, value):
         checkpoint.read(path)
 
 
+@pytest.mark.parametrize('name, value, named', [
+    ('renderer.sigmoid_beta', torch.zeros(1), 'beta .* of 0 or less'),
+    ('renderer.sigmoid_beta', torch.tensor([-0.01]), 'beta .* of 0 or less'),
+    ('style.0.weight', torch.zeros(0, 8), 'style.0.weight is empty'),
+])
+def test_weights_without_meaning(tmp_path, tiny, name, value, named):
+    path, generator = tiny
+    checkpoint.save(path, {'g_ema': {**generator.state_dict(), name: value}})
+    with pytest.raises(UserError, match=named):
+        checkpoint.read(path)
+
+
+def test_a_new_pickle_protocol_is_named(tmp_path, tiny):
+    torch.save({'g_ema': tiny[1].state_dict()}, tmp_path / 'new.pt', pickle_protocol=4)
+    with pytest.raises(UserError, match='new.pt is pickled by protocol 4'):
+        checkpoint.read(tmp_path / 'new.pt')
+
+
 @pytest.mark.parametrize('change, named', [
     (lambda s: s.pop('style.0.weight'), 'style.0.weight'),
     (lambda s: s.update(extra=torch.zeros(1)), 'extra'),
