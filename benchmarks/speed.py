@@ -44,14 +44,16 @@ from surface import SURFACE_RESOLUTION, render_surface
 from utils import UserError, atomic_path, run_command, select_device
 from volume_renderer import draw
 
+HERE = Path(__file__).resolve().parent
 VIEWPOINT = (0.2, 0.1)   # of pictures and surfaces: azimuth, elevation
 VIDEO_FRAMES = 250       # what few frames are extrapolated to
 TRAINED_SIZE = 256       # of stage 2's images, or smaller where the model is
 SIZES = {'size': 1024, 'batch': 2}
-QUICK = {'size': 256, 'width': 64, 'depth': 4, 'style_dim': 64, 'channel_multiplier': 1, 'channel_max': 64,
+QUICK = {'size': 256, 'width': 32, 'depth': 4, 'style_dim': 64, 'channel_multiplier': 1, 'channel_max': 64,
          'discriminator_width': 0.25, 'batch': 2}
 WARMUPS = {'cpu': 1, 'cuda': 3}
 FRAMES = {'cpu': 3, 'cuda': 30}
+QUICK_FRAMES = 2
 MEBIBYTE = 2 ** 20
 
 
@@ -84,24 +86,27 @@ def model_path(settings, opt):
     return Path(settings.ckpt) if settings.ckpt else cache_path(settings.cache, opt)
 
 
-def load(settings, command, *, decoder=True, trained_size=False):
-    """(generator on its device, option tree) with the weights of the checkpoint; what it lacks is fresh.
-
-    decoder: False for the field alone. trained_size: with a fresh decoder for TRAINED_SIZE.
-    """
+def read_model(settings, command):
+    """(state dict of the checkpoint, option tree of a command with its sizes)."""
     opt = option_tree(settings, command)
     path = model_path(settings, opt)
     saved = checkpoint.read(path)
-    state = saved['g_ema']
-    if trained_size or not decoder:
-        state = {name: tensor for name, tensor in state.items() if not name.startswith('decoder.')}
     opt = checkpoint.adopt_options(opt, saved, path, checkpoint.UNSEEN_IN_WEIGHTS)
-    opt = checkpoint.fit_options(opt, state, path)
-    if trained_size:
+    opt = checkpoint.fit_options(opt, saved['g_ema'], path)
+    if command == 'train_full_pipeline':
         opt = options.replaced(opt, size=min(opt.model.size, TRAINED_SIZE))
+    return saved['g_ema'], opt
+
+
+def load(settings, command):
+    """(generator on its device, option tree) with the checkpoint's weights; the decoder is fresh where it has none,
+    and for training."""
+    state, opt = read_model(settings, command)
+    if command.startswith('train'):
+        state = {name: tensor for name, tensor in state.items() if not name.startswith('decoder.')}
     torch.manual_seed(opt.experiment.seed)
-    generator = build_generator(opt, full_pipeline=decoder)
-    checkpoint.load_state(generator, {**generator.state_dict(), **state}, path)
+    generator = build_generator(opt, full_pipeline=command != 'train_volume_renderer')
+    checkpoint.load_state(generator, {**generator.state_dict(), **state}, model_path(settings, opt))
     return generator.to(select_device(opt.machine.device)), opt
 
 
@@ -222,7 +227,7 @@ def finish_step(optimizer):
 
 def stage1_row(settings, variant):
     """A step of stage 1: the discriminator's with R1, the generator's with the eikonal term, EMA."""
-    generator, opt = load(settings, 'train_volume_renderer', decoder=False)
+    generator, opt = load(settings, 'train_volume_renderer')
     device, batch, chunk = training.Processes(opt.machine.device).device, opt.training.batch, opt.training.chunk
     discriminator = VolumeDiscriminator(opt.model.renderer_spatial_output_dim, opt.training.view_lambda > 0,
                                         opt.model.discriminator_width).to(device)
@@ -247,7 +252,7 @@ def stage1_row(settings, variant):
 
 def stage2_row(settings, variant, regularise=False):
     """A step of stage 2: the discriminator's, the generator's, EMA; no regularisers."""
-    generator, opt = load(settings, 'train_full_pipeline', trained_size=True)
+    generator, opt = load(settings, 'train_full_pipeline')
     processes = training.Processes(opt.machine.device)
     device, batch, chunk = processes.device, opt.training.batch, opt.training.chunk
     generator.requires_grad_(False)
@@ -292,6 +297,7 @@ class Row(NamedTuple):
     """A row of the table. images: how many one run makes, by option tree."""
     prepare: callable
     title: callable      # option tree to what is said
+    command: str = 'generate_shapes_and_images'
     dense: bool = False  # whether --dense is something of its own
     images: callable = lambda opt: 1
 
@@ -300,21 +306,18 @@ def _rays(opt):
     return f'{opt.model.renderer_spatial_output_dim}x{opt.model.renderer_spatial_output_dim}x{opt.rendering.N_samples}'
 
 
-def _trained(opt):
-    return f'batch {opt.training.batch}, {min(opt.model.size, TRAINED_SIZE)} px'
-
-
 ROWS = {
     'surface': Row(surface_row, lambda opt: 'surface, ' + 'x'.join([str(SURFACE_RESOLUTION)] * 3), dense=True),
     'image': Row(image_row, lambda opt: f'image, {opt.model.size} px'),
     'rays': Row(rays_row, lambda opt: f'  its rays, {_rays(opt)}'),
     'decoder': Row(decoder_row, lambda opt: f'  its decoder, {opt.model.size} px'),
-    'video': Row(video_row, lambda opt: f'video, {VIDEO_FRAMES} frames (extrapolated)', dense=True,
+    'video': Row(video_row, lambda opt: f'video, {VIDEO_FRAMES} frames (extrapolated)', 'render_video', dense=True,
                  images=lambda opt: VIDEO_FRAMES),
-    'stage1': Row(stage1_row, lambda opt: f'stage 1, batch {opt.training.batch}, {_rays(opt)}',
+    'stage1': Row(stage1_row, lambda opt: f'stage 1, batch {opt.training.batch}, {_rays(opt)}', 'train_volume_renderer',
                   images=lambda opt: opt.training.batch),
-    'stage2': Row(stage2_row, lambda opt: f'stage 2, {_trained(opt)}', images=lambda opt: opt.training.batch),
-    'stage2_regularised': Row(stage2_regularised_row, lambda opt: '  with R1 and path lengths',
+    'stage2': Row(stage2_row, lambda opt: f'stage 2, batch {opt.training.batch}, {opt.model.size} px',
+                  'train_full_pipeline', images=lambda opt: opt.training.batch),
+    'stage2_regularised': Row(stage2_regularised_row, lambda opt: '  with R1 and path lengths', 'train_full_pipeline',
                               images=lambda opt: opt.training.batch),
 }
 
@@ -379,7 +382,7 @@ def _peak_bytes(device):
 def serve(connection, prepare, settings, variant):
     """A process's life: prepare, then run as often as asked, and tell the seconds, the result and the peak memory."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # temporary files are removed
     if variant == 'plain':
         os.environ['THP_MEM_ALLOC_ENABLE'] = '0'  # utils.py asks for large pages, PyTorch by itself does not
     if settings.threads:
@@ -418,6 +421,8 @@ class Worker:
         # Forked from a process that has imported everything but started nothing: quick, and clean.
         method = 'forkserver' if 'forkserver' in multiprocessing.get_all_start_methods() else 'spawn'
         context = multiprocessing.get_context(method)
+        if method == 'forkserver':
+            context.set_forkserver_preload(['speed'])  # found by PYTHONPATH, see main
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, prepare, settings, variant), daemon=True)
         self._process.start()
@@ -447,9 +452,9 @@ class Worker:
 
     def close(self):
         self._connection.close()
+        self._process.terminate()  # it may be at work, if this one was told to stop
         self._process.join(10)
-        if self._process.is_alive():
-            self._process.terminate()
+        self._process.kill()
 
 
 def once(prepare, settings):
@@ -534,7 +539,7 @@ def table_lines(title, found):
         if 'median' not in own:
             yield f'{line}{own["failed"]:>10}'
             continue
-        line += ''.join(f'{value:10.4g}' for value in (own['median'], min(own['seconds']), max(own['seconds']),
+        line += ''.join(f'{value:10.3g}' for value in (own['median'], min(own['seconds']), max(own['seconds']),
                                                        own['images_per_second']))
         line += f'{own["faster"]:8.2f}x' if 'faster' in own else f'{"":9}'
         if own['peak_memory']:
@@ -568,16 +573,17 @@ def parse():
 
 def main():
     own, rest = parse()
+    os.environ['PYTHONPATH'] = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get('PYTHONPATH', '')])
     rows = row_list(own.rows)
-    settings = Settings(tuple(rest), own.quick, own.ckpt, own.cache, own.threads, own.frames)
+    settings = Settings(tuple(rest), own.quick, own.ckpt, own.cache, own.threads,
+                        own.frames or (QUICK_FRAMES if own.quick else 0))
     repeats = 1 if own.quick and own.repeats == 3 else own.repeats
     opt = option_tree(settings, 'generate_shapes_and_images')
     device = select_device(opt.machine.device)
     if not model_path(settings, opt).is_file() and not settings.ckpt:
         error = once(fit, settings)['error']
         print(f'A field fitted to a head, {error:.1e} off on average: {model_path(settings, opt)}')
-    saved = checkpoint.read(model_path(settings, opt))
-    fitted = checkpoint.fit_options(opt, saved['g_ema'], model_path(settings, opt))
+    _, fitted = read_model(settings, 'generate_shapes_and_images')
     if device.type == 'cuda':
         name = torch.cuda.get_device_name(device)
     else:
@@ -598,10 +604,8 @@ def main():
     with tqdm(total=total, unit='run', desc='measuring') as bar:
         for row_name in rows:
             row, bar.row = ROWS[row_name], row_name
-            command = {'video': 'render_video', 'stage1': 'train_volume_renderer'}.get(
-                row_name, 'train_full_pipeline' if row_name.startswith('stage2') else 'generate_shapes_and_images')
-            row_opt = option_tree(settings, command)
-            row_opt = options.replaced(row_opt, size=fitted.model.size)
+            with contextlib.redirect_stdout(io.StringIO()):  # it was said above
+                _, row_opt = read_model(settings, row.command)
             found = summarised(measure(row, settings, warmups, repeats, bar), row.images(row_opt))
             title = row.title(row_opt)
             for line in table_lines(title, found):

@@ -2,8 +2,6 @@
 import copy
 import json
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,13 +12,13 @@ from conftest import assert_close
 
 import model
 import options
+import surface
 import train_full_pipeline
 import train_volume_renderer
 import training
 from camera import cameras_at
 from model import Discriminator, VolumeDiscriminator, build_generator
 from render_video import render_frames
-from surface import render_surface
 from utils import UserError
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / 'benchmarks'
@@ -30,8 +28,9 @@ import head  # noqa: E402
 import plain  # noqa: E402
 import speed  # noqa: E402
 
-FLAGS = ('--size 16 --renderer_spatial_output_dim 8 --style_dim 8 --width 8 --depth 2 --N_samples 6 --channel_max 4 '
-         '--discriminator_width 0.02 --batch 4 --chunk 4 --device cpu').split()
+SIZES = {'size': 16, 'renderer_spatial_output_dim': 8, 'style_dim': 8, 'width': 8, 'depth': 2, 'N_samples': 6,
+         'channel_max': 4, 'discriminator_width': 0.02, 'batch': 4, 'chunk': 4, 'device': 'cpu'}
+FLAGS = [f'--{name}={value}' for name, value in SIZES.items()]
 VIEWS = torch.tensor([[0.3, -0.1], [-0.2, 0.2], [0., 0.], [0.4, 0.1]])
 
 
@@ -83,13 +82,15 @@ def test_plain_makes_the_same_pictures(flags):
 
 
 @torch.no_grad()
-def test_plain_surfaces_and_videos():
+def test_plain_surfaces_and_videos(monkeypatch):
+    for module in (surface, plain):
+        monkeypatch.setattr(module, 'SURFACE_RESOLUTION', 32)
     generator, opt = tiny('render_video')
     opt = options.replaced(opt, dense=True)
     z, cameras = torch.randn(1, 8), cameras_at(VIEWS[:1], 8)
     means = generator.mean_latents(100)
     w = generator.map(z, opt.inference.truncation_ratio, means)
-    ours = render_surface(generator.renderer, w, cameras, sdf=True, dense=True)
+    ours = surface.render_surface(generator.renderer, w, cameras, sdf=True, dense=True)
     fixed = generator.decoder.fixed_noise()
     frame, = render_frames(generator, w, cameras, lambda camera: fixed, opt, means)
     with plain.plain():
@@ -187,7 +188,8 @@ def test_the_head_is_about_a_distance():
     assert (inside < 0).all() and (outside > 0).all()
 
 
-def test_a_field_is_fitted_to_the_head():
+def test_a_field_is_fitted_to_the_head(monkeypatch):
+    monkeypatch.setattr(head, 'POINTS', 1024)
     generator, _ = tiny(full_pipeline=False, flags=('--width', '32', '--depth', '3'))
     w = torch.randn(1, 8)
     error = head.fit_head(generator, w, 0.24, steps=120)
@@ -235,23 +237,25 @@ def test_wrong_rows_are_named():
         speed.row_list('surface,images')
 
 
-def test_the_command(tmp_path):
+def test_the_command(tmp_path, monkeypatch, capsys):
     """Every variant is measured in a process of its own, and the plain one holds all of its samples at once."""
     generator, _ = tiny()
     torch.save({'g_ema': generator.state_dict()}, tmp_path / 'tiny.pt')
-    command = [sys.executable, str(BENCHMARKS / 'speed.py'), '--quick', '--rows', 'surface,stage1', '--repeats', '2',
-               '--ckpt', 'tiny.pt', '--json', 'out/speed.json', '--threads', '1', '--renderer_spatial_output_dim', '8',
-               '--device', 'cpu', '--discriminator_width', '0.02', '--N_samples', '6']
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
-                            env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert 'not the default widths' in result.stdout and 'surface, 128x128x128' in result.stdout
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('PYTHONPATH', '')  # main changes it
+    monkeypatch.setattr(sys, 'argv', [
+        'speed.py', '--quick', '--rows', 'surface,stage1', '--repeats', '2', '--ckpt', 'tiny.pt', '--threads', '1',
+        '--json', 'out/speed.json', '--renderer_spatial_output_dim', '8', '--N_samples', '6', '--device', 'cpu',
+        '--discriminator_width', '0.02'])
+    speed.main()
+    printed = capsys.readouterr().out
+    assert 'not the default widths' in printed and 'surface, 128x128x128' in printed
     report = json.loads((tmp_path / 'out' / 'speed.json').read_text())
     assert report['sizes']['width'] == 8 and all(rate > 0 for rate in report['limits'].values())
-    surface, stage1 = (report['rows'][row]['variants'] for row in ('surface', 'stage1'))
-    assert surface.keys() == {'plain', 'dense', 'ours'} and stage1.keys() == {'plain', 'ours'}
-    for own in (*surface.values(), *stage1.values()):
+    surfaces, stage1 = (report['rows'][row]['variants'] for row in ('surface', 'stage1'))
+    assert surfaces.keys() == {'plain', 'dense', 'ours'} and stage1.keys() == {'plain', 'ours'}
+    for own in (*surfaces.values(), *stage1.values()):
         assert len(own['seconds']) == 2 and min(own['seconds']) <= own['median'] <= max(own['seconds'])
         assert own['peak_memory'] >= own['memory_before'] > 0
     activations = 128 ** 3 * 8 * 4  # bytes
-    assert surface['plain']['peak_memory'] > surface['ours']['peak_memory'] + activations
+    assert surfaces['plain']['peak_memory'] > surfaces['ours']['peak_memory'] + activations
