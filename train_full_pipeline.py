@@ -136,6 +136,11 @@ def accumulate_path_length(generator, rendered, directions, mean, opt, chunk, pr
     return {'path': penalty / processes.size, 'path_length': length}, new_mean
 
 
+def renderer_flags(opt):
+    """The flags that stage 1 settled: its result says what they are."""
+    return *opt.camera, *opt.rendering, 'renderer_spatial_output_dim'
+
+
 def find_renderer(opt):
     """(path, state dict, option tree with its settings) of stage 1's result: --renderer_ckpt, else by --expname."""
     path = opt.training.renderer_ckpt or checkpoint.renderer_path(opt.experiment.expname)
@@ -145,7 +150,7 @@ def find_renderer(opt):
                         f'--renderer_ckpt' + (f' (its newest checkpoint so far is {begun}).' if begun else '.'))
     saved = checkpoint.read(path)
     state = {name: tensor for name, tensor in saved['g_ema'].items() if not name.startswith('decoder.')}
-    opt = checkpoint.adopt_options(opt, saved, path, (*opt.camera, *opt.rendering, 'renderer_spatial_output_dim'))
+    opt = checkpoint.adopt_options(opt, saved, path, renderer_flags(opt))
     return path, state, checkpoint.fit_options(opt, state, path)
 
 
@@ -158,7 +163,7 @@ def lazy(every, lr):
 def main():
     opt = options.parse('train_full_pipeline', __doc__)
     with training.Processes(opt.machine.device) as processes:
-        start, opt = training.find_start(opt, STAGE)
+        start, opt = training.find_start(opt, STAGE, renderer_flags(opt))
         if not start.path:
             renderer_path, renderer_state, opt = find_renderer(opt)
         run = training.Run(opt, STAGE, processes, checkpoint.final_model_path(opt.experiment.expname))

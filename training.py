@@ -264,10 +264,11 @@ class Start(NamedTuple):
     resumed: bool = False  # go on from it, or take only its weights
 
 
-def find_start(opt, stage):
+def find_start(opt, stage, inherited=()):
     """(Start, option tree with the sizes that its checkpoint has) from --continue_training and --init_ckpt.
 
-    Called first: raises UserError where the new run would overwrite another, or the old run had other options.
+    inherited: flags that the checkpoint's options set where the user did not. Called first: raises UserError where the
+    new run would overwrite another, or the old run had other options.
     """
     checked_chunk(opt)
     existing = checkpoint.iteration_paths(opt, stage)
@@ -285,6 +286,7 @@ def find_start(opt, stage):
         path = Path(opt.training.init_ckpt)
         start = Start(path, checkpoint.read(path))
     if start.path:
+        opt = checkpoint.adopt_options(opt, start.saved, start.path, inherited)
         opt = checkpoint.fit_options(opt, start.saved['g_ema'], start.path)
     if start.resumed:
         check_options(opt, start.saved, start.path)

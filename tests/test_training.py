@@ -331,6 +331,9 @@ def test_stage_2_takes_stage_1_by_name_and_leaves_it_alone(data, tmp_path, capsy
     assert (opt.model.size, opt.model.renderer_spatial_output_dim, opt.camera.azim) == (16, 8, 0.2)
     assert differences(dict(generator.state_dict()), full['g_ema']) == []
 
+    train('full_pipeline', tmp_path, [*arguments, '--iter', '3', '--continue_training'])  # and from its own checkpoint
+    assert newest(tmp_path, 'full_pipeline')[0] == 3
+
 
 # ---------------------------------------------------------------------------------------------- bad input
 
