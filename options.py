@@ -208,6 +208,10 @@ GROUPS = {
     'export': (
         Flag('out', None, 'file to write'),
     ),
+    'app': (
+        Flag('port', 7860, 'port of the page that app.py serves', at_least(1, most=65535)),
+        Flag('share', False, "also serve it at a public address, through Gradio's servers, for three days", bool),
+    ),
     'model': (
         Flag('size', 256, 'side of the generated images', power_of_two(8)),
         Flag('style_dim', 256, 'size of the latents w', at_least(1)),
@@ -257,6 +261,8 @@ COMMANDS = {
     'evaluate': ('dataset', 'experiment', 'checkpoints_dir', 'num_workers', 'results_dir', 'truncation_ratio',
                  'truncation_mean', 'dense', 'evaluation', 'model', 'camera', 'rendering', 'machine'),
     'export_model': ('experiment', 'checkpoints_dir', 'export', 'model', 'camera', 'rendering'),
+    'app': ('expname', 'ckpt', 'seed', 'checkpoints_dir', 'truncation_ratio', 'truncation_mean', 'dense', 'app',
+            'model', 'camera', 'rendering', 'machine'),
 }
 
 # Values that a command always runs with (spec section 5).
@@ -266,12 +272,14 @@ FORCED = {
     'render_video': _INFERENCE | {'N_samples': 64},
     'evaluate': _INFERENCE,
     'export_model': _INFERENCE,
+    'app': _INFERENCE,
 }
 
 # Defaults of a command that differ from the others'.
 DEFAULTS = {
     'train_volume_renderer': {'iter': 200000},
     'evaluate': {'truncation_ratio': 1.},
+    'app': {'expname': 'cats_demo', 'truncation_ratio': 0.7},
 }
 
 
