@@ -21,6 +21,8 @@ MAX_SEED = 2 ** 31 - 1  # that a browser's numbers hold without loss
 AT_ONCE = 2             # pictures computed at the same time, and beside them one mesh or video
 WAITING = 64            # requests in the queue; further ones are told to come back
 CACHE_SECONDS = 3600    # how long results can be downloaded
+BACKDROP = (0.25, 0.26, 0.28, 1.)  # behind the surface in 3D
+AROUND, WALK = 'one identity from around', 'the way to the second seed and back'
 CSS = '''
 .picture img { width: 100%; height: 100%; object-fit: contain; }
 '''
@@ -96,12 +98,12 @@ def build(model):
                 zoom = gr.Slider(0.75, 3, 1, step=0.05, label='Zoom')
                 new_seed = gr.Button('Another identity', variant='primary')
             with gr.Column(scale=3), gr.Row():
-                image = gr.Image(label='Image', format='png', elem_classes='picture', height=420)
-                shaded = gr.Image(label='Surface', format='png', elem_classes='picture', height=420)
+                image, shaded = (gr.Image(label=label, format='png', elem_classes='picture', height=420,
+                                          buttons=['download', 'fullscreen']) for label in ('Image', 'Surface'))
         with gr.Row():
             with gr.Column():
                 make_mesh = gr.Button('Surface in 3D')
-                solid = gr.Model3D(label='Surface: drag to turn it', height=420)
+                solid = gr.Model3D(label='Surface: drag to turn it', height=420, clear_color=BACKDROP)
                 mesh_file = gr.File(label='Mesh (GLB, with colours)')
             with gr.Column():
                 make_video = gr.Button('Video')
@@ -123,9 +125,6 @@ def build(model):
     return page.queue(max_size=WAITING)
 
 
-AROUND, WALK = 'one identity from around', 'the way to the second seed and back'
-
-
 def seed_field(gr, label, value):
     """A field for a seed."""
     return gr.Number(value, label=label, precision=0, minimum=0, maximum=MAX_SEED, min_width=100)
@@ -140,8 +139,9 @@ def main():
         os.environ['GRADIO_TEMP_DIR'] = cache
         page = build(model)
         try:
-            _, address, public = page.launch(server_port=opt.app.port, share=opt.app.share, prevent_thread_lock=True,
-                                             quiet=True, ssr_mode=False, css=CSS)
+            _, address, public = page.launch(
+                server_port=opt.app.port, share=opt.app.share, prevent_thread_lock=True, quiet=True, ssr_mode=False,
+                css=CSS, footer_links=['api', 'gradio', 'settings'])
         except OSError as error:
             raise UserError(f'--port {opt.app.port} cannot be used ({error}); choose another, or stop what uses '
                             'it.') from None

@@ -1,0 +1,270 @@
+"""app.py and interactive.py: what a loaded model makes, the page's functions, and the page in a browser."""
+import io
+import math
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+import trimesh
+from conftest import ROOT
+from PIL import Image
+from tiny_model import save_tiny_model
+
+import app
+import options
+from camera import cameras_at
+from generate_shapes_and_images import generate_meshes
+from interactive import load_model
+from utils import UserError, to_uint8
+
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+IDENTITY = (3, 8, 0.5, 0.7)  # seed, second seed, mix, truncation
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """A tiny model, loaded; small surfaces; temporary files below tmp_path / 'temporary'."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('surface.SURFACE_RESOLUTION', 16)
+    (tmp_path / 'temporary').mkdir()
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path / 'temporary'))
+    save_tiny_model(tmp_path)
+    return load_model('tiny', device='cpu', truncation_mean=100)
+
+
+@pytest.fixture
+def api(model):
+    """The page's functions by name."""
+    pytest.importorskip('gradio', reason='needs gradio (requirements-app.txt)')
+    return {function.api_name: function.fn for function in app.build(model).fns.values()}
+
+
+def z_of(seed):
+    return torch.randn(1, 8, generator=torch.Generator().manual_seed(seed))
+
+
+# ---------------------------------------------------------------------------------------------- a loaded model
+
+def test_a_picture_is_the_generators(model):
+    w = model.latents([3], 0.7)
+    picture = model.picture(w, model.cameras([[20., -10.]]), 0.7)
+    camera = cameras_at(torch.tensor([[math.radians(20), math.radians(-10)]]), 8)
+    with torch.no_grad():
+        expected = model.generator(z_of(3), camera, truncation=0.7, means=model.means, noise='fixed').image
+    assert picture.shape == (16, 16, 3) and (picture == to_uint8(expected)[0]).all()
+    assert not (picture == model.picture(w, model.cameras([[0., 0.]]), 0.7)).all()
+
+
+def test_zoom_is_a_narrower_field_of_view(model):
+    narrow = math.degrees(math.atan(math.tan(math.radians(6)) / 2))
+    expected = cameras_at(torch.tensor([[0.3, 0.1]]), 8, narrow)
+    zoomed = model.cameras([[math.degrees(0.3), math.degrees(0.1)]], zoom=2)
+    assert torch.allclose(zoomed.focal, expected.focal) and torch.allclose(zoomed.extrinsics, expected.extrinsics)
+    assert model.surface(model.latents([3], 0.7), zoomed).shape == (512, 512, 3)
+
+
+def test_latents_between_two_seeds(model):
+    first, last = model.latents([3], 0.7), model.latents([8], 0.7)
+    assert torch.equal(app.latents_at(model, 3, 8, 0, 0.7), first)
+    assert torch.allclose(app.latents_at(model, 3, 8, 1, 0.7), last)
+    assert torch.allclose(app.latents_at(model, 3, 8, 0.25, 0.7), 0.75 * first + 0.25 * last)
+    assert torch.allclose(model.latents([3], 0.), model.means.renderer)
+    with torch.no_grad():
+        assert torch.allclose(model.latents([3], 1.), model.generator.style(z_of(3)))
+
+
+def test_the_mesh_is_the_commands(model):
+    mesh = model.mesh(model.latents([3], 0.5))
+    opt = options.replaced(model.opt, truncation_ratio=0.5)
+    made = generate_meshes(model.generator, z_of(3), cameras_at(torch.zeros(1, 2), 8), opt, model.means)
+    expected, = (mesh for _, kind, _, mesh in made if kind == 'marching_cubes_mesh')
+    assert np.allclose(mesh.vertices, expected.vertices) and (mesh.faces == expected.faces).all()
+    assert mesh.visual.kind == 'vertex'
+
+
+def frames_of(path):
+    with av.open(str(path)) as video:
+        return [frame.to_ndarray(format='rgb24').astype(float) for frame in video.decode(video=0)]
+
+
+def test_a_walk_reaches_both_seeds(model, tmp_path):
+    w = model.latents([3, 8], 0.7)
+    frames = frames_of(model.video(tmp_path / 'walk.mp4', w, 0.7, frames=5))
+    still = frames_of(model.video(tmp_path / 'still.mp4', w[1:], 0.7, frames=5))
+    assert len(frames) == len(still) == 5
+    assert np.abs(frames[2] - still[2]).mean() < 1  # half way round: the second seed, from the same camera
+    assert np.abs(frames[0] - still[0]).mean() > 2 * np.abs(frames[2] - still[2]).mean()
+    assert frames_of(model.video(tmp_path / 'both.mp4', w[:1], 0.7, 2, with_surface=True))[0].shape == (512, 1024, 3)
+
+
+def test_several_at_once_get_what_one_alone_gets(model):
+    def made(seed):
+        w = model.latents([seed], 0.7)
+        camera = model.cameras([[float(seed), 0.]])
+        return model.picture(w, camera, 0.7), model.surface(w, camera)
+
+    alone = [made(seed) for seed in range(6)]
+    with ThreadPoolExecutor(6) as threads:
+        together = list(threads.map(made, range(6)))
+    for one, other in zip(alone, together, strict=True):
+        assert all((a == b).all() for a, b in zip(one, other, strict=True))
+    assert not (alone[0][0] == alone[1][0]).all()
+
+
+# ---------------------------------------------------------------------------------------------- the page's functions
+
+def test_files_last_as_long_as_the_request(api, tmp_path):
+    request = api['mesh'](*IDENTITY)
+    path, download = next(request)
+    assert path == download and len(trimesh.load_mesh(path).faces) > 100
+    assert next(request, None) is None and not Path(path).exists()
+    request = api['video'](*IDENTITY, app.AROUND, 4, True)
+    assert len(frames_of(next(request))) == 4
+    request.close()  # the browser has gone
+    assert not list((tmp_path / 'temporary').glob('stylesdf-*'))
+
+
+def test_a_failed_request_leaves_nothing(api, model, tmp_path):
+    gradio = pytest.importorskip('gradio')
+    with pytest.raises(gradio.Error, match='whole number'):
+        api['picture'](None, 1, 0., 0.7, 0., 0., 1.)
+    with pytest.raises(gradio.Error, match='whole number'):
+        next(api['video'](3, 1, math.nan, 0.7, app.AROUND, 4, False))
+    model.generator.renderer.network.sigma_linear.bias += 100  # no surface anywhere
+    with pytest.raises(gradio.Error, match='no surface'):
+        next(api['mesh'](*IDENTITY))
+    assert not list((tmp_path / 'temporary').glob('stylesdf-*'))
+
+
+def test_without_gradio(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'gradio', None)
+    monkeypatch.setattr(sys, 'argv', ['app.py', '--expname', 'tiny'])
+    with pytest.raises(UserError, match='pip install -r requirements-app.txt'):
+        app.main()
+
+
+def test_a_port_in_use(model, monkeypatch, tmp_path):
+    pytest.importorskip('gradio', reason='needs gradio (requirements-app.txt)')
+    with socket.create_server(('127.0.0.1', 0)) as other:
+        port = other.getsockname()[1]
+        monkeypatch.setattr(sys, 'argv', ['app.py', '--expname', 'tiny', '--port', str(port)])
+        monkeypatch.setenv('GRADIO_TEMP_DIR', '')
+        with pytest.raises(UserError, match=f'--port {port} cannot be used'):
+            app.main()
+    assert not list((tmp_path / 'temporary').glob('stylesdf-*'))
+
+
+# ---------------------------------------------------------------------------------------------- in a browser
+
+@pytest.fixture(scope='module')
+def address(tmp_path_factory):
+    """The address of app.py as its command serves it; stopped by SIGTERM it must leave nothing behind."""
+    pytest.importorskip('gradio', reason='needs gradio (requirements-app.txt)')
+    folder = tmp_path_factory.mktemp('app')
+    save_tiny_model(folder)
+    (folder / 'temporary').mkdir()
+    with socket.create_server(('127.0.0.1', 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / 'app.py'), '--expname', 'tiny', '--device', 'cpu', '--port', str(port)], cwd=folder,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, 'TMPDIR': str(folder / 'temporary'), 'GRADIO_TEMP_DIR': '', 'PYTHONUNBUFFERED': '1'})
+    try:
+        output = ''
+        while not (found := re.search(r'full_models/tiny.pt on cpu: open (http://\S+)', output)):
+            line = process.stdout.readline()
+            assert line, output  # it ended
+            output += line
+        yield found[1]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 143
+        assert not list((folder / 'temporary').glob('stylesdf-*'))
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()
+
+
+@pytest.fixture(scope='module')
+def window(address):
+    """The page in a browser; it must raise no error, and ask for nothing from outside."""
+    playwright = pytest.importorskip('playwright.sync_api', reason='needs playwright (requirements-test.txt)')
+    if CHROMIUM is None:
+        pytest.skip('needs Chromium (apt-get install chromium)')
+    errors = []
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
+        page = chromium.new_page(viewport={'width': 1280, 'height': 1200})
+        page.on('pageerror', lambda error: errors.append(error))
+        page.on('request', lambda request: None if request.url.startswith((address, 'blob:', 'data:'))
+                else errors.append(request.url))
+        page.goto(address)
+        page.locator('.picture img').nth(1).wait_for(timeout=60_000)
+        yield page
+        chromium.close()
+    assert not errors
+
+
+def changed(page, picture, before=None):
+    """One of the two pictures as it is shown, once it has come and differs from `before` (its address)."""
+    image = page.locator('.picture').nth(picture).locator('img')
+    for _ in range(120):
+        source = image.get_attribute('src')
+        if source != before:
+            data = page.request.get(source).body()
+            return source, np.asarray(Image.open(io.BytesIO(data)).convert('RGB'), dtype=float)
+        page.wait_for_timeout(250)
+    raise AssertionError('the picture does not change')
+
+
+def test_sliders_move_the_pictures(window):
+    shown = [changed(window, 0), changed(window, 1)]
+    assert shown[0][1].shape == (16, 16, 3) and shown[1][1].shape == (512, 512, 3)
+    for slider, value in (('Azimuth', '30'), ('Elevation', '-20'), ('Zoom', '2'), ('Truncation', '0.3'),
+                          ('On the way to the second seed', '0.5')):
+        window.get_by_role('slider', name=f'range slider for {slider}').fill(value)
+        for i in (0, 1):
+            before, shown[i] = shown[i], changed(window, i, shown[i][0])
+            assert np.abs(shown[i][1] - before[1]).mean() > 0.05, slider
+    window.get_by_role('button', name='Another identity').click()
+    changed(window, 0, shown[0][0])
+    assert int(window.get_by_label('Seed', exact=True).input_value()) > 0
+    box = window.locator('.picture img').first.bounding_box()
+    assert min(box['width'], box['height']) > 200, 'small pictures are not enlarged'
+
+
+def test_a_mesh_to_download_and_a_video_that_plays(window, tmp_path):
+    window.get_by_role('button', name='Surface in 3D').click()
+    with window.expect_download() as download:
+        window.get_by_role('link', name=re.compile(r'KB|MB')).click(timeout=60_000)
+    download.value.save_as(tmp_path / 'mesh.glb')
+    assert len(trimesh.load_mesh(tmp_path / 'mesh.glb').faces) > 100
+    window.get_by_role('slider', name='range slider for Frames').fill('10')
+    window.get_by_role('button', name='Video', exact=True).click()
+    window.wait_for_function("document.querySelector('video')?.readyState > 0", timeout=60_000)
+    assert window.evaluate("document.querySelector('video').duration") == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_phone_is_wide_enough(window):
+    window.set_viewport_size({'width': 390, 'height': 844})
+    time.sleep(0.5)
+    assert window.evaluate('document.documentElement.scrollWidth') <= 390
+
+
+def test_values_from_outside_are_checked(address):
+    client = pytest.importorskip('gradio_client').Client(address, verbose=False, analytics_enabled=False)
+    with pytest.raises(Exception, match='maximum'):
+        client.predict(0, 1, 0., 0.7, 1000., 0., 1., api_name='/picture')
+    with pytest.raises(Exception, match='maximum'):
+        client.predict(0, 1, 0., 0.7, app.AROUND, 10 ** 9, False, api_name='/video')

@@ -1,0 +1,96 @@
+"""StyleSDF_demo.ipynb, executed from top to bottom as Jupyter does: what it shows, and how it installs itself."""
+import base64
+import io
+import os
+import subprocess
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+from tiny_model import save_tiny_model
+
+nbformat = pytest.importorskip('nbformat', reason='needs nbclient (requirements-test.txt)')
+nbclient = pytest.importorskip('nbclient', reason='needs nbclient (requirements-test.txt)')
+pytest.importorskip('ipykernel', reason='needs ipykernel (requirements-test.txt)')
+
+
+@pytest.fixture
+def notebook():
+    return nbformat.read(ROOT / 'StyleSDF_demo.ipynb', as_version=4)
+
+
+def execute(notebook, folder):
+    """Run the notebook's cells in `folder`; any error in one is raised."""
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name='python3',
+                            resources={'metadata': {'path': str(folder)}}).execute()
+
+
+def outputs(cell, kind):
+    """What a cell displays of one media type; text that it prints is 'text'."""
+    if kind == 'text':
+        return ''.join(output.text for output in cell.outputs if output.output_type == 'stream')
+    return [output.data[kind] for output in cell.outputs if kind in output.get('data', {})]
+
+
+def test_top_to_bottom(notebook, tmp_path, monkeypatch):
+    """With the model in the box, or where that is missing a tiny one of the same name; its videos are shortened."""
+    if not (ROOT / 'demo' / 'cats_demo.pt').exists():
+        save_tiny_model(tmp_path)
+        Path(tmp_path / 'full_models/tiny.pt').rename(tmp_path / 'full_models/cats_demo.pt')
+    monkeypatch.setenv('PYTHONPATH', str(ROOT))
+    assert notebook.cells[-2].source.startswith('FRAMES = 40\n')
+    notebook.cells[-2].source = notebook.cells[-2].source.replace('FRAMES = 40', 'FRAMES = 6')
+    execute(notebook, tmp_path)
+    assert 'cats_demo.pt' in outputs(notebook.cells[3], 'text')
+
+    images, surface, videos = (cell for cell in notebook.cells[5:] if cell.cell_type == 'code')
+    assert outputs(images, 'text') == 'Seed 0\nSeed 1\nSeed 2\n'
+    shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(png))), dtype=float)
+             for png in outputs(images, 'image/png')]
+    assert [picture.shape for picture in shown] == [(2 * 192, 5 * 192, 3)] * 3
+    for picture in shown:
+        tiles = picture.reshape(2, 192, 5, 192, 3).swapaxes(1, 2)
+        assert (tiles[0].std(axis=(1, 2)) > 1).all() and np.abs(tiles[0, 0] - tiles[0, 4]).mean() > 0.1
+        assert np.ptp(tiles[1], axis=-1).max() == 0  # the surfaces are grey
+    assert np.abs(shown[0] - shown[1]).mean() > 0.1
+
+    html, = outputs(surface, 'text/html')
+    assert '<iframe srcdoc=' in html and 'THREE' in html
+    assert len(outputs(videos, 'text/html')) == 2
+    for video, html in zip(('around', 'walk'), outputs(videos, 'text/html'), strict=True):
+        data = base64.b64decode(html.partition('base64,')[2].partition('"')[0])
+        assert data == (tmp_path / f'{video}.mp4').read_bytes()
+        with av.open(io.BytesIO(data)) as file:
+            assert sum(1 for _ in file.decode(video=0)) == 6
+
+
+def test_outside_of_a_checkout_it_fetches_one(notebook, tmp_path, monkeypatch):
+    """As in Colab: a folder without the project, and the address of a repository."""
+    checkout = tmp_path / 'origin'
+    checkout.mkdir()
+    (checkout / 'interactive.py').write_text('PLACE = "the clone"\n')
+    (checkout / 'requirements.txt').write_text((ROOT / 'requirements.txt').read_text())
+    identity = ['-c', 'user.name=Tester', '-c', 'user.email=tester@example.org']
+    for command in (['init', '-q'], ['add', '.'], [*identity, 'commit', '-q', '-m', 'The project']):
+        if subprocess.run(['git', *command], cwd=checkout, env={**os.environ, 'HOME': str(tmp_path)}).returncode:
+            pytest.skip('needs git')
+    (tmp_path / 'colab').mkdir()
+    monkeypatch.delenv('PYTHONPATH', raising=False)
+    cell = notebook.cells[1]
+    assert "'<this repository>'" in cell.source
+    cell.source = cell.source.replace('<this repository>', checkout.as_uri())
+    check = nbformat.v4.new_code_cell('import interactive\nprint(interactive.PLACE)')
+    notebook.cells = [cell, check]
+    execute(notebook, tmp_path / 'colab')
+    assert outputs(check, 'text') == 'the clone\n'
+    assert 'ERROR' not in outputs(cell, 'text')
+
+
+def test_it_is_stored_without_outputs(notebook):
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == 'code':
+            assert cell.outputs == [] and cell.execution_count is None
