@@ -12,6 +12,9 @@ import tempfile
 import threading
 from pathlib import Path
 
+import trimesh
+from trimesh.viewer import scene_to_html
+
 import options
 from interactive import load
 from surface import save_mesh
@@ -21,7 +24,6 @@ MAX_SEED = 2 ** 31 - 1  # that a browser's numbers hold without loss
 AT_ONCE = 2             # pictures computed at the same time, and beside them one mesh or video
 WAITING = 64            # requests in the queue; further ones are told to come back
 CACHE_SECONDS = 3600    # how long results can be downloaded
-BACKDROP = (0.25, 0.26, 0.28, 1.)  # behind the surface in 3D
 AROUND, WALK = 'one identity from around', 'the way to the second seed and back'
 CSS = '''
 .picture img { width: 100%; height: 100%; object-fit: contain; }
@@ -52,6 +54,12 @@ def file_of_request(name, write):
         yield str(path)
 
 
+def turning(mesh):
+    """HTML of a frame in which a mesh can be turned (trimesh's viewer; gradio.Model3D 6.31 often stays empty)."""
+    html = scene_to_html(trimesh.Scene(mesh), escape_quotes=True)
+    return f'<iframe title="Surface in 3D" srcdoc="{html}" style="width: 100%; height: 400px; border: 0"></iframe>'
+
+
 def build(model):
     """The page (gradio.Blocks) of a LoadedModel. Its events are also an API: picture, surface, mesh, video."""
     gr = import_gradio()
@@ -75,7 +83,7 @@ def build(model):
         if surface is None:
             raise gr.Error('The SDF does not cross zero here: this identity has no surface. Try another seed.')
         for path in file_of_request(f'stylesdf_seed{seed}.glb', lambda path: save_mesh(path, surface)):
-            yield path, path
+            yield turning(surface), path
 
     def video(seed, other, mix, truncation, shows, frames, with_surface, progress=gr.Progress()):  # noqa: B008
         w = model.latents([seed, other], truncation) if shows == WALK else latents(seed, other, mix, truncation)
@@ -103,7 +111,7 @@ def build(model):
         with gr.Row():
             with gr.Column():
                 make_mesh = gr.Button('Surface in 3D')
-                solid = gr.Model3D(label='Surface: drag to turn it', height=420, clear_color=BACKDROP)
+                solid = gr.HTML(label='Surface: drag to turn it', show_label=True, container=True, min_height=420)
                 mesh_file = gr.File(label='Mesh (GLB, with colours)')
             with gr.Column():
                 make_video = gr.Button('Video')

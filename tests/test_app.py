@@ -29,6 +29,7 @@ from interactive import load_model
 from utils import UserError, to_uint8
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+SOFTWARE_GL = ['--use-gl=angle', '--use-angle=swiftshader', '--enable-unsafe-swiftshader']
 IDENTITY = (3, 8, 0.5, 0.7)  # seed, second seed, mix, truncation
 
 
@@ -126,8 +127,8 @@ def test_several_at_once_get_what_one_alone_gets(model):
 
 def test_files_last_as_long_as_the_request(api, tmp_path):
     request = api['mesh'](*IDENTITY)
-    path, download = next(request)
-    assert path == download and len(trimesh.load_mesh(path).faces) > 100
+    html, path = next(request)
+    assert html.startswith('<iframe') and len(trimesh.load_mesh(path).faces) > 100
     assert next(request, None) is None and not Path(path).exists()
     request = api['video'](*IDENTITY, app.AROUND, 4, True)
     assert len(frames_of(next(request))) == 4
@@ -204,7 +205,7 @@ def window(address):
         pytest.skip('needs Chromium (apt-get install chromium)')
     errors = []
     with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=[*SOFTWARE_GL, '--no-sandbox'])
         page = chromium.new_page(viewport={'width': 1280, 'height': 1200})
         page.on('pageerror', lambda error: errors.append(error))
         page.on('request', lambda request: None if request.url.startswith((address, 'blob:', 'data:'))
@@ -244,12 +245,34 @@ def test_sliders_move_the_pictures(window):
     assert min(box['width'], box['height']) > 200, 'small pictures are not enlarged'
 
 
-def test_a_mesh_to_download_and_a_video_that_plays(window, tmp_path):
+def test_a_mesh_turns_and_is_there_to_download(window, tmp_path):
     window.get_by_role('button', name='Surface in 3D').click()
+    frame = window.locator('iframe[title="Surface in 3D"]')
+    window.frame_locator('iframe[title="Surface in 3D"]').locator('canvas').wait_for(timeout=60_000)
+
+    def drawn(until):
+        for _ in range(60):
+            picture = np.asarray(Image.open(io.BytesIO(frame.screenshot())).convert('RGB'), dtype=float)
+            if until(picture):
+                return picture
+            window.wait_for_timeout(250)
+        raise AssertionError('the surface in 3D is not drawn')
+
+    front = drawn(lambda picture: picture.std() > 3)
+    box = frame.bounding_box()
+    x, y = box['x'] + box['width'] / 2, box['y'] + box['height'] / 2
+    window.mouse.move(x, y)
+    window.mouse.down()
+    window.mouse.move(x + 150, y + 20, steps=4)
+    window.mouse.up()
+    drawn(lambda picture: picture.std() > 3 and np.abs(picture - front).mean() > 1)
     with window.expect_download() as download:
         window.get_by_role('link', name=re.compile(r'KB|MB')).click(timeout=60_000)
     download.value.save_as(tmp_path / 'mesh.glb')
     assert len(trimesh.load_mesh(tmp_path / 'mesh.glb').faces) > 100
+
+
+def test_a_video_plays(window):
     window.get_by_role('slider', name='range slider for Frames').fill('10')
     window.get_by_role('button', name='Video', exact=True).click()
     window.wait_for_function("document.querySelector('video')?.readyState > 0", timeout=60_000)
