@@ -102,7 +102,7 @@ def read(path, key='g_ema'):
             raise UserError(f'{path} holds Python code or objects beside tensors, which could do anything when loaded, '
                             'and was refused; get the file from a source you trust.') from None
         if 'Unsupported operand 149' in str(error):  # a frame, which pickles have from protocol 4 on
-            raise UserError(f'{path} is pickled by protocol 4 or newer, which cannot be read without the risk of running '
+            raise UserError(f'{path} is pickled by protocol 4 or newer, which cannot be read without risk of running '
                             'code, and was refused; its owner can save it again with torch.save.') from None
         raise UserError(f'{path} is no PyTorch checkpoint, or a damaged or incomplete one; copy or download it '
                         'again.') from None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = sorted([*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), *ROOT.glob('benchmarks/*.md'), *ROOT.glob('demo/*.md')])
+DOCUMENTS = sorted(path for folder in ('.', 'docs', 'benchmarks', 'demo') for path in (ROOT / folder).glob('*.md'))
 LINK = re.compile(r'\[[^\]]*\]\(([^)\s]+)\)|<(?:img|a|video)[^>]*?(?:src|href)="([^"]+)"')
 
 
