@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import checkpoint
 import training
 from volume_renderer import tile_points
 
@@ -84,13 +83,3 @@ def cache_path(folder, opt):
     folder = Path(folder or Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'stylesdf')
     return folder / (f'benchmark_head_depth{opt.rendering.depth}_width{opt.rendering.width}'
                      f'_style{opt.model.style_dim}_seed{opt.experiment.seed}.pt')
-
-
-def head_checkpoint(generator, w, opt, folder=None):
-    """The path of a checkpoint of a stage-1 generator fitted to the head for w, made at the first call."""
-    path = cache_path(folder, opt)
-    if not path.is_file():
-        error = fit_head(generator, w, 2 * opt.camera.dist_radius)
-        print(f'mean error {error:.1e} (beta {BETA:g}), kept in {path}')
-        checkpoint.save(path, {'g_ema': generator.state_dict()})
-    return path

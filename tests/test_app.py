@@ -3,7 +3,6 @@ import io
 import math
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from browser import browser_page
 from conftest import ROOT
 from PIL import Image
 from tiny_model import save_tiny_model
@@ -28,8 +28,6 @@ from generate_shapes_and_images import generate_meshes
 from interactive import load_model
 from utils import UserError, to_uint8
 
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-SOFTWARE_GL = ['--use-gl=angle', '--use-angle=swiftshader', '--enable-unsafe-swiftshader']
 IDENTITY = (3, 8, 0.5, 0.7)  # seed, second seed, mix, truncation
 
 
@@ -200,21 +198,10 @@ def address(tmp_path_factory):
 @pytest.fixture(scope='module')
 def window(address):
     """The page in a browser; it must raise no error, and ask for nothing from outside."""
-    playwright = pytest.importorskip('playwright.sync_api', reason='needs playwright (requirements-test.txt)')
-    if CHROMIUM is None:
-        pytest.skip('needs Chromium (apt-get install chromium)')
-    errors = []
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=[*SOFTWARE_GL, '--no-sandbox'])
-        page = chromium.new_page(viewport={'width': 1280, 'height': 1200})
-        page.on('pageerror', lambda error: errors.append(error))
-        page.on('request', lambda request: None if request.url.startswith((address, 'blob:', 'data:'))
-                else errors.append(request.url))
+    with browser_page(address, 1280, 1200) as page:
         page.goto(address)
         page.locator('.picture img').nth(1).wait_for(timeout=60_000)
         yield page
-        chromium.close()
-    assert not errors
 
 
 def changed(page, picture, before=None):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from browser import browser_page
 from PIL import Image
 
 import checkpoint
@@ -28,8 +29,6 @@ from volume_renderer import pixel_directions
 
 RADIUS, GRID = 0.08, 128
 VIEWS = [{'azim': 0.4, 'elev': 0.1}, {'azim': -0.3, 'elev': -0.2}]
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-SOFTWARE_GL = ['--use-gl=angle', '--use-angle=swiftshader', '--enable-unsafe-swiftshader']
 
 
 def ball_view(view):
@@ -265,21 +264,10 @@ def test_a_folder_without_results(tmp_path, monkeypatch, capsys):
 @pytest.fixture(scope='module')
 def window(results):
     """The page in a browser that has no network; it must raise no error, and ask for nothing from outside."""
-    playwright = pytest.importorskip('playwright.sync_api', reason='needs playwright (requirements-test.txt)')
-    if CHROMIUM is None:
-        pytest.skip('needs Chromium (apt-get install chromium)')
-    errors = []
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=[*SOFTWARE_GL, '--no-sandbox'])
-        page = chromium.new_context(viewport={'width': 800, 'height': 700}, offline=True).new_page()
-        page.on('pageerror', lambda error: errors.append(error))
-        page.on('request', lambda request: None if request.url.startswith(('file:', 'blob:', 'data:'))
-                else errors.append(request.url))
+    with browser_page('file:', 800, 700, offline=True) as page:
         page.goto((results / 'index.html').as_uri())
         page.wait_for_function("document.querySelector('model-viewer').loaded", timeout=60_000)
         yield page
-        chromium.close()
-    assert not errors
 
 
 def drawn(window, until):
