@@ -45,6 +45,15 @@ def minimal_surface_loss(sdf, beta=100.):
     return torch.exp(-beta * sdf.abs()).mean()
 
 
+def thumbnail_loss(images, thumbnails):
+    """Squared difference of images (B,3,H,W), reduced by averaging, from thumbnails (B,3,h,w); h and w divide H and W.
+
+    Not in the paper: it ties a decoder to what the renderer shows. (EG3D lets the discriminator compare the two, Chan
+    et al. 2022, section 4.4.)
+    """
+    return F.mse_loss(F.adaptive_avg_pool2d(images, thumbnails.shape[2:]), thumbnails)
+
+
 def path_lengths(images, latents, noise, create_graph=True):
     """Lengths (B,) of the generator's Jacobian along random directions (StyleGAN2, equation 4).
 

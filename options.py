@@ -159,6 +159,8 @@ GROUPS = {
         Flag('min_surf_beta', 100., 'stage 1: how closely the minimal surface loss hugs the surface', above(0)),
         Flag('path_regularize', 2., 'stage 2: weight of the path length penalty', at_least(0, float)),
         Flag('path_batch_shrink', 2, 'stage 2: the path length batch is this much smaller', at_least(1)),
+        Flag('thumbnail_lambda', 0., "stage 2: weight of the image's distance, reduced, from the renderer's thumbnail, "
+             'which brings short trainings to the subject (0: as the paper)', at_least(0, float)),
         Flag('wandb', False, 'log to Weights & Biases too', bool),
         Flag('no_sphere_init', False, 'stage 1: do not begin with a sphere', bool),
         Flag('sphere_iters', 10000, 'stage 1: steps that make the sphere to begin with', at_least(1)),

@@ -25,23 +25,25 @@ BETAS = (0., 0.99)
 
 class Rendered(NamedTuple):
     """What the decoder makes a batch of images from: all of it without gradients."""
-    w: list           # (B,style_dim), or two of them for style mixing
-    switch: int       # the layer from which on the second counts, or None
-    features: Tensor  # (B,C,h,w)
-    noise: list       # (B,1,h,w) for each layer
+    w: list             # (B,style_dim), or two of them for style mixing
+    switch: int         # the layer from which on the second counts, or None
+    features: Tensor    # (B,C,h,w)
+    thumbnails: Tensor  # (B,3,h,w)
+    noise: list         # (B,1,h,w) for each layer
 
     def part(self, index):
         """The same of a slice of the batch."""
         return Rendered([w[index] for w in self.w], self.switch, self.features[index],
-                        [noise[index] for noise in self.noise])
+                        self.thumbnails[index], [noise[index] for noise in self.noise])
 
 
 @torch.no_grad()
 def render(generator, fakes, switch):
     """The frozen half of the generator, for a whole batch: its memory does not grow with the rays."""
     w = [generator.map(z) for z in ((fakes.z,) if switch is None else (fakes.z, fakes.second))]
-    features = generator.renderer(w[0], fakes.cameras, generator=fakes.random).features
-    return Rendered(w, switch, features, generator.decoder.random_noise(len(fakes.z), fakes.random))
+    view = generator.renderer(w[0], fakes.cameras, generator=fakes.random)
+    noise = generator.decoder.random_noise(len(fakes.z), fakes.random)
+    return Rendered(w, switch, view.features, view.thumbnail, noise)
 
 
 def decode(generator, rendered):
@@ -94,19 +96,23 @@ def accumulate_discriminator(discriminator, generator, real, rendered, opt, chun
     return terms
 
 
-def accumulate_generator(generator, discriminator, rendered, chunk):
-    """Add the gradient of the generator's loss to the decoder's parameters. Returns the loss."""
+def accumulate_generator(generator, discriminator, rendered, chunk, thumbnail_lambda=0.):
+    """Add the gradient of the generator's loss to the decoder's parameters. Returns the weighted terms of the loss."""
     batch, terms = len(rendered.features), training.Terms()
 
     def images(part):
         return decode(generator, rendered.part(part))[0]
 
-    def loss(fakes):
-        return len(fakes) / batch * losses.nonsaturating_loss(judge(discriminator, fakes))
-
     with training.frozen(discriminator):
         for part in discriminator_parts(batch, chunk):
-            terms.add(1, g=training.backward_in_chunks(images, training.chunks(part.start, part.stop, chunk), loss))
+            def loss(fakes, part=part):
+                loss = {'g': losses.nonsaturating_loss(judge(discriminator, fakes))}
+                if thumbnail_lambda > 0:
+                    loss['g_thumbnail'] = thumbnail_lambda * losses.thumbnail_loss(fakes, rendered.thumbnails[part])
+                terms.add(len(fakes) / batch, **loss)
+                return len(fakes) / batch * sum(loss.values())
+
+            training.backward_in_chunks(images, training.chunks(part.start, part.stop, chunk), loss)
     return terms
 
 
@@ -189,7 +195,8 @@ def main():
                 run.update('d', d_optim, terms)
 
                 rendered = render(generator, run.draw('generator'), mixing(opt, 'generator', step, layers))
-                run.update('g', g_optim, accumulate_generator(generator, discriminator, rendered, run.chunk))
+                run.update('g', g_optim, accumulate_generator(generator, discriminator, rendered, run.chunk,
+                                                              opt.training.thumbnail_lambda))
 
                 if opt.training.g_reg_every and step % opt.training.g_reg_every == 0:
                     fakes = run.draw('path', path_batch)

@@ -104,6 +104,13 @@ def test_path_length(golden, manifest):
     assert_close(gradient, expected[f'path_grad:{name}'], 3e-4)
 
 
+def test_the_thumbnail_loss_compares_means_of_pixels():
+    images = torch.randn(2, 3, 8, 8)
+    thumbnails = images.unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean(dim=(3, 5))
+    assert losses.thumbnail_loss(images, thumbnails) < 1e-12
+    assert torch.allclose(losses.thumbnail_loss(images, thumbnails + 0.5), torch.tensor(0.25))
+
+
 def test_minimal_surface_and_eikonal_are_zero_where_they_should_be():
     points = torch.randn(5, 3)
     assert losses.eikonal_loss(torch.nn.functional.normalize(points, dim=1)) < 1e-12

@@ -335,6 +335,18 @@ def test_stage_2_takes_stage_1_by_name_and_leaves_it_alone(data, tmp_path, capsy
     assert newest(tmp_path, 'full_pipeline')[0] == 3
 
 
+def test_the_decoder_is_drawn_to_the_thumbnail(data, tmp_path):  # noqa: F811
+    train('volume_renderer', tmp_path, flags(data, '--iter 1'))
+    far = []
+    for weight in ('1e-9', '100'):
+        train('full_pipeline', tmp_path, flags(data, f'--iter 30 --expname by_{weight} --lr 0.01 '
+                                               '--renderer_ckpt pretrained_renderer/debug_vol_renderer.pt '
+                                               f'--thumbnail_lambda {weight}'))
+        lines = training.read_stats(tmp_path / 'checkpoint' / f'by_{weight}' / 'full_pipeline' / 'stats.jsonl')
+        far.append(lines[-1]['g_thumbnail'] / float(weight))
+    assert far[1] < far[0] / 2
+
+
 # ---------------------------------------------------------------------------------------------- bad input
 
 BAD = {
