@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from op import fused_leaky_relu, upfirdn2d
+from options import MEAN_LATENT_DRAWS
 from volume_renderer import Rendering, VolumeRenderer, draw
 
 BLUR_TAPS = (1., 3., 3., 1.)
 DECODER_STYLE_LAYERS = 5
-MEAN_LATENT_DRAWS = 10_000
+MEAN_PART = 1 << 14    # latents of a mean at a time
 PRECISIONS = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 
 
@@ -325,11 +326,16 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def mean_latents(self, draws=MEAN_LATENT_DRAWS, generator=None):
-        """MeanLatents over `draws` latents z ~ N(0, I)."""
+        """MeanLatents over `draws` latents z ~ N(0, I), in parts, so that memory does not grow with them."""
         device = self.style[0].weight.device
-        w = self.style(torch.randn(draws, self.style_dim, generator=generator, device=device))
-        decoder = self.decoder.style(w).mean(0, keepdim=True) if self.full_pipeline else None
-        return MeanLatents(w.mean(0, keepdim=True), decoder)
+        means = []
+        for first in range(0, draws, MEAN_PART):
+            part = min(MEAN_PART, draws - first)
+            w = self.style(torch.randn(part, self.style_dim, generator=generator, device=device))
+            both = [w, self.decoder.style(w)] if self.full_pipeline else [w]
+            share = [latents.mean(0, keepdim=True) * (part / draws) for latents in both]
+            means = [mean + more for mean, more in zip(means, share, strict=True)] if means else share
+        return MeanLatents(means[0], means[1] if self.full_pipeline else None)
 
     def map(self, z, truncation=1., means=None):
         """The renderer's latents w (B,style_dim), truncated, from z (B,style_dim)."""

@@ -16,6 +16,8 @@ from utils import UserError
 
 MAX_SEED = 2 ** 63 - 1
 LARGEST = 10 ** 9  # of any number: more is a slip of the finger
+MEAN_LATENT_DRAWS = 10_000
+MOST_MEAN_DRAWS = 10 ** 7  # more take minutes and change nothing
 
 
 # ---------------------------------------------------------------------------------------------- checks
@@ -174,7 +176,8 @@ GROUPS = {
     'inference': (
         Flag('results_dir', './evaluations', 'where results go'),
         Flag('truncation_ratio', 0.5, 'truncation psi: 1 is the full variety, 0 the mean', at_least(0, float)),
-        Flag('truncation_mean', 10000, 'latents that the mean for truncation is taken over', at_least(1)),
+        Flag('truncation_mean', MEAN_LATENT_DRAWS, 'latents that the mean for truncation is taken over',
+             at_least(1, most=MOST_MEAN_DRAWS)),
         Flag('identities', 16, 'how many identities to generate', at_least(1)),
         Flag('num_views_per_id', 1, 'random views of each identity', at_least(1)),
         Flag('no_surface_renderings', False, 'images only, no meshes', bool),

@@ -85,6 +85,17 @@ def test_mean_latents(golden, manifest):
     assert_close(means.decoder, expected['mean_latent_seed11_n1000_decoder'])
 
 
+def test_mean_latents_in_parts(manifest, monkeypatch):
+    """Over more latents than are held at a time it is the mean of all of them."""
+    generator = small_pipeline(manifest)
+    monkeypatch.setattr('model.MEAN_PART', 64)
+    means = generator.mean_latents(150, torch.Generator().manual_seed(5))
+    z = torch.randn(150, generator.style_dim, generator=torch.Generator().manual_seed(5))
+    w = generator.style(z).double()
+    assert_close(means.renderer, w.mean(0, keepdim=True), 1e-5)
+    assert_close(means.decoder, generator.decoder.style(w.float()).double().mean(0, keepdim=True), 1e-5)
+
+
 def test_latents_in_and_out(golden, manifest):
     """W of the renderer and W' of the decoder can be taken out and put back."""
     expected = golden('generator')

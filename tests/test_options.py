@@ -94,6 +94,7 @@ def test_seeds(text, seeds):
     (['--seeds', '-1'], '--seeds'), (['--seed', '-1'], '--seed'), (['--seeds', '99999999999999999999'], '--seeds'),
     (['--fov', '90'], '--fov'), (['--fov', 'nan'], '--fov'), (['--dist_radius', '1'], '--dist_radius'),
     (['--truncation_ratio', '-0.1'], '--truncation_ratio'), (['--truncation_ratio', 'nan'], '--truncation_ratio'),
+    (['--truncation_mean', '10000001'], '--truncation_mean'),
     (['--N_samples', '1'], '--N_samples'), (['--device', 'gpu'], '--device'), (['--precision', 'int8'], '--precision'),
     (['--mesh_format', 'stl'], '--mesh_format'), (['--lr', '0'], '--lr'), (['--batch'], '--batch'),
     (['--config', 'no/such/file'], 'no/such/file'),
