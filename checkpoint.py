@@ -19,7 +19,7 @@ FINAL_MODELS = Path('full_models')
 RENDERERS = Path('pretrained_renderer')
 DEMO_MODELS = Path(__file__).resolve().parent / 'demo'  # models in the box
 
-# Flags that a model is of no use without, and that its weights do not tell.
+# Flags that a model is of no use without, and that its weights do not tell (the first: only those of a decoder).
 UNSEEN_IN_WEIGHTS = ('renderer_spatial_output_dim', 'lr_mapping', 'no_z_normalize', 'no_offset_sampling', 'uniform',
                      'azim', 'elev', 'fov', 'dist_radius')
 
@@ -145,8 +145,9 @@ def file_hash(path):
 def model_sizes(state, path, spatial=64):
     """The flags that the shapes of a generator's state dict determine, as a dict by flag name.
 
-    state: names to tensors. spatial: renderer_spatial_output_dim, which no weight tells. A field without decoder has
-    no size and no channel_multiplier. Raises UserError where the shapes are no StyleSDF generator's.
+    state: names to tensors. spatial: renderer_spatial_output_dim where the decoder's noise maps do not tell it. A field
+    without decoder has none, no size and no channel_multiplier. Raises UserError where the shapes are no StyleSDF
+    generator's.
     """
     def shape(name, dim):
         if name not in state or state[name].dim() <= dim:
@@ -160,9 +161,14 @@ def model_sizes(state, path, spatial=64):
              'depth': count('renderer.network.pts_linears.'), 'no_sdf': 'renderer.sigmoid_beta' not in state}
     if any(name.startswith('decoder.') for name in state):
         doublings = count('decoder.to_rgbs.')
-        sizes['size'] = spatial * 2 ** doublings
         first = shape('decoder.conv1.conv.weight', 1)
         last = shape(f'decoder.convs.{2 * doublings - 1}.conv.weight', 1) if doublings else first
+        side = shape('decoder.noises.noise_0', 3)
+        # Official files have maps of other sizes: the last map and the channels must agree.
+        if (shape(f'decoder.noises.noise_{2 * doublings}', 3) == side * 2 ** doublings and _possible_side(side)
+                and last >= min(first, channels_at(side * 2 ** doublings, 1))):
+            spatial = sizes['renderer_spatial_output_dim'] = side
+        sizes['size'] = spatial * 2 ** doublings
         multiplier = max(1, last // channels_at(sizes['size'], 1))
         if first < channels_at(spatial, multiplier):
             sizes['channel_max'] = first
@@ -170,6 +176,13 @@ def model_sizes(state, path, spatial=64):
         if channels_at(sizes['size'], 1) != channels_at(sizes['size'], 2) and last != sizes.get('channel_max'):
             sizes['channel_multiplier'] = multiplier
     return sizes
+
+
+def _possible_side(side):
+    try:
+        return checked('renderer_spatial_output_dim', side) == side
+    except ValueError:
+        return False
 
 
 def fit_options(opt, state, path):

@@ -155,6 +155,28 @@ def test_sizes_come_from_the_file(tiny, capsys):
     assert capsys.readouterr().out == ''
 
 
+@pytest.mark.parametrize('saved', [{}, {'options': {'model': {'renderer_spatial_output_dim': 16}}}])
+def test_the_thumbnails_side_comes_from_the_noise_maps(tiny, tmp_path, monkeypatch, saved):
+    """Whatever the defaults and the file's own options say; a typed contradiction is refused."""
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save('full_models/eight.pt', {'g_ema': tiny[1].state_dict(), **saved})
+    generator, opt, *_ = checkpoint.load_generator(options([], '--expname', 'eight'), torch.device('cpu'))
+    assert (opt.model.renderer_spatial_output_dim, opt.model.size, generator.renderer.resolution) == (8, 32, 8)
+    with pytest.raises(UserError, match='--renderer_spatial_output_dim 16 contradicts .*which has .* 8'):
+        checkpoint.load_generator(options([], '--expname', 'eight', '--renderer_spatial_output_dim', '16'),
+                                  torch.device('cpu'))
+
+
+@pytest.mark.parametrize('sides', [(4, 8, 8, 16, 16), (5, 10, 10, 20, 20), (64, 3, 3, 3, 3), (4, 4, 4, 4, 4)])
+def test_noise_maps_of_another_size_tell_no_side(sides):
+    """As official files may have them: the flag holds."""
+    with torch.device('meta'):
+        state = build_generator(parse('render_video', '', ['--size', '256'])).state_dict()
+        state |= {f'decoder.noises.noise_{i}': torch.empty(1, 1, side, side) for i, side in enumerate(sides)}
+    sizes = checkpoint.model_sizes(state, 'x.pt')
+    assert (sizes['size'], sizes['channel_multiplier']) == (256, 2) and 'renderer_spatial_output_dim' not in sizes
+
+
 @pytest.mark.parametrize('size, multiplier', [(64, 1), (128, 1), (256, 1), (256, 2), (512, 4), (1024, 2)])
 def test_size_and_multiplier_of_every_decoder(size, multiplier):
     opt = options(['--size', str(size), '--channel_multiplier', str(multiplier), '--style_dim', '2', '--width', '2',
