@@ -17,7 +17,7 @@ from trimesh.viewer import scene_to_html
 
 import options
 from interactive import load
-from surface import save_mesh
+from surface import for_gltf, save_mesh
 from utils import UserError, run_command
 
 MAX_SEED = 2 ** 31 - 1  # that a browser's numbers hold without loss
@@ -56,7 +56,8 @@ def file_of_request(name, write):
 
 def turning(mesh):
     """HTML of a frame in which a mesh can be turned (trimesh's viewer; gradio.Model3D 6.31 often stays empty)."""
-    html = scene_to_html(trimesh.Scene(mesh), escape_quotes=True)
+    grey = for_gltf(mesh, baseColorFactor=(0.5, 0.5, 0.5, 1.))  # the viewer's lights are strong
+    html = scene_to_html(trimesh.Scene(grey), escape_quotes=True)
     return f'<iframe title="Surface in 3D" srcdoc="{html}" style="width: 100%; height: 400px; border: 0"></iframe>'
 
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from camera import cameras_at, project
 from generate_shapes_and_images import read_index
 from options import Parser
-from surface import draw_surface
+from surface import draw_surface, for_gltf, load_mesh
 from utils import UserError, atomic_path, run_command, to_uint8
 
 HERE = Path(__file__).resolve().parent
@@ -72,11 +72,6 @@ def pictures_of_row(path, count):
         return [picture(row.crop((i * width, 0, (i + 1) * width, row.height))) for i in range(count)]
 
 
-def load_mesh(path):
-    """The mesh in a file, its vertices in the file's order."""
-    return trimesh.load_mesh(path, process=False, maintain_order=True)
-
-
 def compact_mesh(mesh, triangles, camera=None):
     """A mesh of at most about so many triangles as gzipped GLB in base64: quadric error decimation, rounded numbers.
 
@@ -89,6 +84,7 @@ def compact_mesh(mesh, triangles, camera=None):
                             vertex_normals=np.round(mesh.vertex_normals[nearest] / NORMALS) * NORMALS)
     if mesh.visual.kind == 'vertex':
         small.visual = trimesh.visual.ColorVisuals(small, vertex_colors=mesh.visual.vertex_colors[nearest])
+        small = for_gltf(small, baseColorFactor=PLASTER)  # multiplies them: the light is for plaster
     else:
         uv = None
         if camera is not None:

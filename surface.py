@@ -6,6 +6,7 @@ marching-cubes mesh lies in the frame of the camera that the SDF volume was rend
 the camera, in a cube of half-width dist_radius.
 """
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -393,10 +394,51 @@ def colour_vertices(mesh, renderer, w, camera, points, viewdirs):
     return mesh
 
 
+def srgb_to_linear(colours):
+    """Light intensities in [0, 1] from sRGB values in [0, 1] (IEC 61966-2-1)."""
+    return np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+
+
+def linear_to_srgb(light):
+    """The inverse of srgb_to_linear."""
+    return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+def for_gltf(mesh, **material):
+    """A copy of a mesh as glTF, and viewers that are built on it, show it right.
+
+    Its vertex colours are linear there (glTF 2.0, section 3.7.2.1), not sRGB as in other files; in 8 bits the darkest
+    become a little coarse. Without a material it would be a metal's (section 5.19): it gets a matte one. material: more
+    of trimesh's PBRMaterial.
+    """
+    visual = trimesh.visual.TextureVisuals(material=trimesh.visual.material.PBRMaterial(
+        metallicFactor=0., roughnessFactor=1., **material))
+    if mesh.visual.kind == 'vertex':
+        colours = mesh.visual.vertex_colors.copy()
+        colours[:, :3] = np.rint(255 * srgb_to_linear(colours[:, :3] / 255))
+        visual.vertex_attributes['color'] = colours
+    mesh = mesh.copy(include_cache=True)  # normals that were given are in it
+    mesh.visual = visual
+    return mesh
+
+
 def save_mesh(path, mesh):
     """Write a mesh atomically in the format of the path's suffix (.obj, .ply, .glb)."""
     with atomic_path(path) as temporary:
         if temporary.suffix == '.obj':
             mesh.export(temporary, include_normals=False, include_texture=False, header=None)
+        elif temporary.suffix == '.glb':
+            for_gltf(mesh).export(temporary)
         else:
             mesh.export(temporary)
+
+
+def load_mesh(path):
+    """The mesh in a file, its vertices in the file's order; vertex colours are sRGB, as save_mesh took them."""
+    # Beside a material trimesh would drop them.
+    mesh = trimesh.load_mesh(path, process=False, maintain_order=True, skip_materials=True)
+    if Path(path).suffix == '.glb' and mesh.visual.kind == 'vertex':
+        colours = mesh.visual.vertex_colors.copy()
+        colours[:, :3] = np.rint(255 * linear_to_srgb(colours[:, :3] / 255))
+        mesh.visual.vertex_colors = colours
+    return mesh

@@ -17,6 +17,7 @@ import checkpoint
 import generate_shapes_and_images as generate
 from model import build_generator
 from options import parse
+from surface import load_mesh
 from utils import run_command
 
 SHAPE = ['--expname', 'shape', '--size', '256', '--channel_multiplier', '1', '--style_dim', '64', '--width', '64',
@@ -153,7 +154,7 @@ def test_index_lists_what_was_made_and_keeps_earlier_results(run, tmp_path, tiny
 def test_mesh_formats_and_vertex_colours(run, tmp_path, tiny_model, small_surfaces, mesh_format):
     assert run(*tiny_model, '--identities', '1', '--mesh_format', mesh_format, '--vertex_colors')[0] == 0
     path, = (tmp_path / 'evaluations/tiny/final_model/random_angles/depth_map_meshes').iterdir()
-    mesh = trimesh.load(path, force='mesh', process=False)
+    mesh = load_mesh(path)
     assert path.suffix == f'.{mesh_format}' and len(mesh.vertices) == 256
     assert mesh.visual.kind == 'vertex' and len(mesh.visual.vertex_colors) == 256
 

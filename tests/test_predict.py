@@ -20,6 +20,7 @@ import generate_shapes_and_images
 from camera import cameras_at
 from model import build_generator
 from options import parse
+from surface import load_mesh
 
 TINY = ['--size', '16', '--style_dim', '8', '--width', '8', '--depth', '2', '--channel_multiplier', '1',
         '--renderer_spatial_output_dim', '8']
@@ -56,7 +57,7 @@ def test_picture_mesh_and_video(predictor):
     files = predictor.predict(**inputs(predictor, seed=3, azimuth=20., video=True, frames=4))
     assert [file.name for file in files] == ['image.png', 'surface.glb', 'video.mp4']
     assert Image.open(files[0]).size == (16, 16)
-    mesh = trimesh.load_mesh(files[1])
+    mesh = load_mesh(files[1])
     assert len(mesh.faces) > 100 and mesh.visual.kind == 'vertex' and np.ptp(mesh.visual.vertex_colors[:, :3]) > 0
     with av.open(str(files[2])) as video:
         assert sum(1 for _ in video.decode(video=0)) == 4

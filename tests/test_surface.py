@@ -1,4 +1,5 @@
 """Surfaces against the original's meshes and against analytic shapes."""
+import json
 import math
 
 import numpy as np
@@ -17,6 +18,7 @@ from surface import (
     align_volume,
     depth_mesh,
     grid_faces,
+    load_mesh,
     marching_cubes_mesh,
     render_surface,
     save_mesh,
@@ -39,7 +41,7 @@ class Sphere(torch.nn.Module):
     def image(self, b):
         return self
 
-    def hidden(self, points):
+    def hidden(self, points, scratch=None):
         return points / self.scale
 
     def sdf(self, points):
@@ -217,7 +219,46 @@ def test_mesh_files(tmp_path, suffix):
     colours = np.random.default_rng(0).integers(0, 256, (len(mesh.vertices), 3), dtype=np.uint8)
     mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=colours)
     save_mesh(tmp_path / f'a.{suffix}', mesh)
-    loaded = trimesh.load(tmp_path / f'a.{suffix}', force='mesh', process=False, maintain_order=True)
+    loaded = load_mesh(tmp_path / f'a.{suffix}')
     assert np.allclose(loaded.vertices, mesh.vertices, atol=1e-6) and np.array_equal(loaded.faces, mesh.faces)
-    assert np.array_equal(loaded.visual.vertex_colors[:, :3], colours)
+    difference = np.abs(loaded.visual.vertex_colors[:, :3].astype(int) - colours)
+    assert difference.max() <= (7 if suffix == 'glb' else 0)  # linear colours in 8 bits are coarse where it is dark
+    assert difference[colours > 64].max() <= 1
+    assert np.array_equal(mesh.visual.vertex_colors[:, :3], colours)  # it stays as it was
     assert [path.name for path in tmp_path.iterdir()] == [f'a.{suffix}']
+
+
+def glb_parts(path):
+    """(JSON, binary chunk) of a GLB file (glTF 2.0, section 4.4)."""
+    data = path.read_bytes()
+    assert data[:8] == b'glTF' + (2).to_bytes(4, 'little')
+    length = int.from_bytes(data[12:16], 'little')
+    return json.loads(data[20:20 + length]), data[28 + length:]
+
+
+def test_glb_colours_are_linear_and_matte(tmp_path):
+    """Read from the file itself: half as much light as white is sRGB 188, and mid grey is a fifth of it."""
+    mesh = trimesh.Trimesh([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], [[0, 1, 2], [0, 3, 1]], process=False)
+    colours = [[0, 255, 128], [188, 10, 64], [255, 255, 255], [0, 0, 0]]
+    mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=np.array(colours, dtype=np.uint8))
+    save_mesh(tmp_path / 'a.glb', mesh)
+    tree, data = glb_parts(tmp_path / 'a.glb')
+    primitive = tree['meshes'][0]['primitives'][0]
+    accessor = tree['accessors'][primitive['attributes']['COLOR_0']]
+    assert (accessor['componentType'], accessor['type'], accessor['normalized']) == (5121, 'VEC4', True)
+    start = tree['bufferViews'][accessor['bufferView']].get('byteOffset', 0) + accessor.get('byteOffset', 0)
+    stored = np.frombuffer(data, np.uint8, 16, start).reshape(4, 4)
+    assert stored.tolist() == [[0, 255, 55, 255], [128, 1, 13, 255], [255, 255, 255, 255], [0, 0, 0, 255]]
+
+
+@pytest.mark.parametrize('coloured', [True, False])
+def test_glb_is_no_metal(tmp_path, coloured):
+    mesh = trimesh.creation.icosphere(subdivisions=1)
+    if coloured:
+        mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=np.full((len(mesh.vertices), 3), 90, np.uint8))
+    save_mesh(tmp_path / 'a.glb', mesh)
+    tree, _ = glb_parts(tmp_path / 'a.glb')
+    primitive = tree['meshes'][0]['primitives'][0]
+    material = tree['materials'][primitive['material']]['pbrMetallicRoughness']
+    assert (material['metallicFactor'], material['roughnessFactor']) == (0, 1)  # both are 1 where they are not given
+    assert ('COLOR_0' in primitive['attributes']) == coloured
