@@ -20,6 +20,8 @@ from volume_renderer import Rendering, VolumeRenderer, draw
 
 BLUR_TAPS = (1., 3., 3., 1.)
 DECODER_STYLE_LAYERS = 5
+BAND_VALUES = 1 << 21  # about so many features the CPU computes at a time
+HALO = 2               # rows that a resolution sees beyond its own, in pixels of the one below
 MEAN_PART = 1 << 14    # latents of a mean at a time
 PRECISIONS = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 
@@ -111,7 +113,7 @@ class Upsample(nn.Module):
 
 
 class BiasedLeakyReLU(nn.Module):
-    """Add a bias to each channel, then leaky ReLU 0.2 with a gain."""
+    """Add a bias to each channel, then leaky ReLU 0.2 with a gain; over its input unless autograd records."""
 
     def __init__(self, channels, gain=2 ** 0.5, bias_bound=0.):
         super().__init__()
@@ -119,7 +121,7 @@ class BiasedLeakyReLU(nn.Module):
         self.gain = gain
 
     def forward(self, x):
-        return fused_leaky_relu(x, self.bias, scale=self.gain)
+        return fused_leaky_relu(x, self.bias, scale=self.gain, inplace=True)
 
 
 # ---------------------------------------------------------------------------------------------- decoder
@@ -145,41 +147,48 @@ class ModulatedConv2d(nn.Module):
         self.modulation = EqualLinear(style_dim, in_channels, bias=1.)
 
     def modulated_weight(self, latent):
-        """Weights (S,out,in,k,k) for latents (S,style_dim)."""
+        """Weights (S,out,in,k,k) for latents (S,style_dim): all that a latent changes about the layer."""
         style = self.modulation(latent)
         weight = self.scale * self.weight * style[:, None, :, None, None]
         if self.demodulate:
             weight = weight * torch.rsqrt(weight.square().sum(dim=(2, 3, 4), keepdim=True) + 1e-8)
         return weight
 
-    def forward(self, x, latent):
-        """x (B,in,H,W); latent (B,style_dim), or (1,style_dim) for all images: then one plain convolution serves."""
-        weight = self.modulated_weight(latent).to(x.dtype)
-        groups, out_channels = weight.shape[0], weight.shape[1]
-        batch = x.shape[0]
-        if groups > 1:
-            x = x.reshape(1, -1, *x.shape[2:])  # each image becomes a group of channels of one image
-        if self.up:
-            weight = weight.transpose(1, 2).flatten(0, 1)
-            x = convolve(F.conv_transpose2d, x, weight, stride=2, groups=groups)
-        else:
-            if self.down:
-                x = self.blur(x)
-            x = convolve(F.conv2d, x, weight.flatten(0, 1), groups=groups, stride=2 if self.down else 1,
-                         padding=0 if self.down else self.kernel_size // 2)
-        x = x.reshape(batch, out_channels, *x.shape[2:])
+    def forward(self, x, weight):
+        """x (B,in,H,W); weight (B,out,in,k,k) by `modulated_weight`, or (1,out,in,k,k) for all images."""
+        if self.down:
+            x = self.blur(x)
+        x = self._convolve(x, weight.to(x.dtype))
         return self.blur(x) if self.up else x
+
+    def _convolve(self, x, weight):
+        if len(weight) == 1:
+            if self.up:
+                return convolve(F.conv_transpose2d, x, weight[0].transpose(0, 1), stride=2)
+            return convolve(F.conv2d, x, weight[0], stride=2 if self.down else 1,
+                            padding=0 if self.down else self.kernel_size // 2)
+        if x.device.type == 'cpu':  # measured: docs/performance.md
+            return torch.cat([self._convolve(x[b:b + 1], weight[b:b + 1]) for b in range(len(x))])
+        batch, out_channels = weight.shape[:2]
+        x = x.reshape(1, -1, *x.shape[2:])  # each image becomes a group of channels of one image
+        if self.up:
+            x = F.conv_transpose2d(x, weight.transpose(1, 2).flatten(0, 1), stride=2, groups=batch)
+        else:
+            x = F.conv2d(x, weight.flatten(0, 1), groups=batch, stride=2 if self.down else 1,
+                         padding=0 if self.down else self.kernel_size // 2)
+        return x.reshape(batch, out_channels, *x.shape[2:])
 
 
 class NoiseInjection(nn.Module):
-    """Adds a learned multiple of a noise map to every channel."""
+    """Adds a learned multiple of a noise map to every channel; in place unless autograd may record."""
 
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, x, noise):
-        return torch.addcmul(x, self.weight.to(x.dtype), noise.to(x.dtype))
+        out = None if torch.is_grad_enabled() else x
+        return torch.addcmul(x, self.weight.to(x.dtype), noise.to(x.dtype), out=out)
 
 
 class StyledConv(nn.Module):
@@ -192,8 +201,8 @@ class StyledConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1, out_channels, 1, 1))  # in the checkpoints, but nothing reads it
         self.activate = BiasedLeakyReLU(out_channels)
 
-    def forward(self, x, latent, noise):
-        return self.activate(self.noise(self.conv(x, latent), noise))
+    def forward(self, x, weight, noise):
+        return self.activate(self.noise(self.conv(x, weight), noise))
 
 
 class ToRGB(nn.Module):
@@ -206,8 +215,8 @@ class ToRGB(nn.Module):
         self.conv = ModulatedConv2d(in_channels, 3, 1, style_dim, demodulate=False)
         self.bias = nn.Parameter(torch.zeros(1, 3, 1, 1))
 
-    def forward(self, x, latent, skip=None):
-        rgb = self.conv(x, latent).to(self.bias.dtype) + self.bias  # the image is summed in full precision
+    def forward(self, x, weight, skip=None):
+        rgb = self.conv(x, weight).contiguous().to(self.bias.dtype) + self.bias  # summed in full precision
         return rgb if skip is None else rgb + self.upsample(skip)
 
 
@@ -276,14 +285,61 @@ class Decoder(nn.Module):
     def forward(self, features, latents, noise):
         """Image (B,3,size,size), about [-1, 1], from features (B,C,res,res), latents (B or 1,L,2*style_dim) and noise
         (a list of (B or 1,1,h,w))."""
-        features = self.conv1(features.to(self.dtype), latents[:, 0], noise[0])
-        rgb = self.to_rgb1(features, latents[:, 1])
-        for k, to_rgb in enumerate(self.to_rgbs):
-            i = 2 * k
-            features = self.convs[i](features, latents[:, i + 1], noise[i + 1])
-            features = self.convs[i + 1](features, latents[:, i + 2], noise[i + 2])
-            rgb = to_rgb(features, latents[:, i + 3], rgb)
+        return self.synthesise(features, self.modulate(latents), noise)
+
+    def modulate(self, latents):
+        """The weights of all layers for latents (B or 1,L,2*style_dim), as `synthesise` takes them: a list with, for
+        each resolution, those of its convolutions and of its RGB layer. Made once, they serve all frames of a video."""
+        blocks = [[self.conv1, self.to_rgb1]] + [[*self.convs[2 * k:2 * k + 2], to_rgb]
+                                                 for k, to_rgb in enumerate(self.to_rgbs)]
+        # An RGB layer shares its latent with the next resolution's first convolution.
+        return [[layer.conv.modulated_weight(latents[:, max(0, 2 * k - 1) + i]) for i, layer in enumerate(block)]
+                for k, block in enumerate(blocks)]
+
+    def synthesise(self, features, weights, noise):
+        """`forward` with weights from `modulate`."""
+        if features.device.type == 'cpu':
+            features = features.contiguous(memory_format=torch.channels_last)
+            if not torch.is_grad_enabled() and len(features) > 1:  # each image by itself stays in the cache
+                return torch.cat([self.synthesise(features[b:b + 1], [[_of(w, b) for w in block] for block in weights],
+                                                  [_of(n, b) for n in noise]) for b in range(len(features))])
+        features = self.conv1(features.to(self.dtype), weights[0][0], noise[0])
+        rgb = self.to_rgb1(features, weights[0][1])
+        block = self._block if features.is_cuda or torch.is_grad_enabled() else self._block_in_bands
+        for k in range(len(self.to_rgbs)):
+            features, rgb = block(k, features, rgb, weights[k + 1], noise[2 * k + 1:2 * k + 3])
         return rgb
+
+    def _block(self, k, features, rgb, weights, noise):
+        """Features and RGB at twice the resolution."""
+        features = self.convs[2 * k](features, weights[0], noise[0])
+        features = self.convs[2 * k + 1](features, weights[1], noise[1])
+        return features, self.to_rgbs[k](features, weights[2], rgb)
+
+    def _block_in_bands(self, k, features, rgb, weights, noise):
+        """_block of one image, a band of rows at a time, each with as many rows around it as it sees: what the layers
+        hand on stays in the cache, and the memory is that of a band. The last features are not kept."""
+        _, channels, height, width = features.shape
+        rows = max(1, BAND_VALUES // (2 * channels * width))
+        last = k == len(self.to_rgbs) - 1
+        whole = None if last else features.new_empty(
+            1, weights[1].shape[1], 2 * height, 2 * width).contiguous(memory_format=torch.channels_last)
+        image = rgb.new_empty(1, 3, 2 * height, 2 * width)
+        for start in range(0, height, rows):
+            stop, above, below = min(height, start + rows), max(0, start - HALO), min(height, start + rows + HALO)
+            part, doubled = slice(above, below), slice(2 * above, 2 * below)
+            band, band_rgb = self._block(k, features[:, :, part], rgb[:, :, part], weights,
+                                         [n[:, :, doubled] for n in noise])
+            kept = slice(2 * (start - above), 2 * (stop - above))
+            if not last:
+                whole[:, :, 2 * start:2 * stop] = band[:, :, kept]
+            image[:, :, 2 * start:2 * stop] = band_rgb[:, :, kept]
+        return whole, image
+
+
+def _of(tensor, b):
+    """What belongs to image b of a (B,…) tensor, or of one that all images share."""
+    return tensor if len(tensor) == 1 else tensor[b:b + 1]
 
 
 # ---------------------------------------------------------------------------------------------- generator

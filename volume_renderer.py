@@ -81,6 +81,20 @@ class SirenField(nn.Module):
                            (self.rgb_linear.weight, self.rgb_linear.bias))
 
 
+class Scratch:
+    """Memory that one tile after the other uses: touching fresh pages would take half as long as the work on them."""
+
+    def __init__(self):
+        self.buffers = {}
+
+    def tensor(self, name, shape, like):
+        """An uninitialised tensor of `shape`, of the kind of `like`, which the next one of this name overwrites."""
+        size = math.prod(shape)
+        if name not in self.buffers or self.buffers[name].numel() < size:
+            self.buffers[name] = like.new_empty(size)
+        return self.buffers[name][:size].view(shape)
+
+
 class FoldedField(NamedTuple):
     """A SirenField with B latents folded into its weights. Points are (B,P,3), already scaled to about [-1, 1]."""
     points: list   # for each hidden layer: weight (B,in,C), bias (B,1,C)
@@ -93,10 +107,14 @@ class FoldedField(NamedTuple):
         return self._replace(points=[(weight[b:b + 1], bias[b:b + 1]) for weight, bias in self.points],
                              views=tuple(tensor[b:b + 1] for tensor in self.views))
 
-    def hidden(self, points):
-        """Activations (B,P,C) of the last hidden layer at points (B,P,3)."""
-        for weight, bias in self.points:
-            points = _sin(torch.baddbmm(bias, points, weight))
+    def hidden(self, points, scratch=None):
+        """Activations (B,P,C) of the last hidden layer at points (B,P,3).
+
+        scratch: a Scratch to work in, where nothing requires gradients; its next use overwrites the result.
+        """
+        for i, (weight, bias) in enumerate(self.points):
+            out = scratch and scratch.tensor(i % 2, (*points.shape[:2], weight.shape[2]), points)
+            points = _sin(torch.baddbmm(bias, points, weight, out=out))
         return points
 
     def hidden_and_slope(self, points):
@@ -117,11 +135,15 @@ class FoldedField(NamedTuple):
         """Signed distance (B,P,1): negative inside. Without an SDF (--no_sdf) the same head is a raw density."""
         return F.linear(hidden, *self.sigma)
 
-    def features(self, hidden, viewdirs):
-        """Features (B,P,C) from activations (B,P,C); viewdirs (B,R,3) unit vectors, one for each P / R points."""
+    def features(self, hidden, viewdirs, scratch=None):
+        """Features (B,P,C) from activations (B,P,C); viewdirs (B,R,3) unit vectors, one for each P / R points.
+
+        scratch: as for `hidden`.
+        """
         weight, bias = self.views
         from_view = torch.baddbmm(bias, viewdirs, weight[:, -3:])  # once a ray, not once a sample
-        from_point = torch.bmm(hidden, weight[:, :-3])
+        out = scratch and scratch.tensor('features', hidden.shape, hidden)
+        from_point = torch.bmm(hidden, weight[:, :-3], out=out)
         batch, rays, width = from_view.shape
         samples = from_point.view(batch, rays, -1, width)
         return _sin(samples + from_view[:, :, None] if samples.requires_grad
@@ -295,14 +317,14 @@ class VolumeRenderer(nn.Module):
         """_march over one image and a tile of rays at a time."""
         batch, rays, samples = t.shape
         tile = max(1, tile_points(t.device) // samples)
-        whole = {}
+        whole, scratch = {}, Scratch()
         for b in range(batch):
             image_field, camera = field.image(b), cameras[b:b + 1]
             own = generator[b:b + 1] if isinstance(generator, list) else generator
             for start in range(0, rays, tile):
                 part = slice(start, start + tile)
                 marched = self._march(image_field, camera, directions[b:b + 1, part], viewdirs[b:b + 1, part],
-                                      t[b:b + 1, part], wanted, own)
+                                      t[b:b + 1, part], wanted, own, scratch)
                 for name, value in marched.items():
                     if value is None:
                         whole[name] = None
@@ -312,7 +334,7 @@ class VolumeRenderer(nn.Module):
                     whole[name][b:b + 1, part] = value
         return whole
 
-    def _march(self, field, cameras, directions, viewdirs, t, wanted, generator):
+    def _march(self, field, cameras, directions, viewdirs, t, wanted, generator, scratch=None):
         """Evaluate and integrate rays: directions, viewdirs (B,R,3), t (B,R,N). Returns a dict of (B,R,…) tensors."""
         batch, rays, samples = t.shape
         origins = cameras.extrinsics[:, None, None, :, 3]
@@ -322,13 +344,13 @@ class VolumeRenderer(nn.Module):
             hidden, slope = field.hidden_and_slope(scaled)
             gradient = self.scale(slope.view_as(points), cameras)  # by the unscaled points: the inner derivative
         else:
-            hidden = field.hidden(scaled)
+            hidden = field.hidden(scaled, scratch)
         raw = field.sdf(hidden).view(batch, rays, samples)
 
         weights = self.weights(raw, directions, t, generator)
         thumbnail = features = None
         if wanted['colour']:
-            features = field.features(hidden, viewdirs)
+            features = field.features(hidden, viewdirs, scratch)
             colour = torch.sigmoid(field.rgb_logits(features)).view(batch, rays, samples, 3)
             thumbnail = 2 * _integrate(weights, colour) - 1
             features = _integrate(weights, features.view(batch, rays, samples, -1)) if wanted['features'] else None
@@ -359,19 +381,21 @@ class VolumeRenderer(nn.Module):
     def colour_at(self, w, points, viewdirs, cameras):
         """The field's own colour (P,3) in [0, 1] at world points (P,3) seen along unit viewdirs (P,3), for one latent.
 
-        cameras: one camera, for the scale of the points.
+        cameras: one camera, for the scale of the points. Without gradients.
         """
-        field = self.network.fold(w)
+        field, scratch = self.network.fold(w), Scratch()
         colours = []
         tile = tile_points(points.device)
         for part, directions in zip(points[None].split(tile, dim=1), viewdirs[None].split(tile, dim=1), strict=True):
-            hidden = field.hidden(self.scale(part, cameras))
-            colours.append(torch.sigmoid(field.rgb_logits(field.features(hidden, directions)))[0])
+            hidden = field.hidden(self.scale(part, cameras), scratch)
+            colours.append(torch.sigmoid(field.rgb_logits(field.features(hidden, directions, scratch)))[0])
         return torch.cat(colours)
 
     def sdf_at(self, field, points, cameras):
-        """Signed distances (P,) at world points (P,3) of a FoldedField of one latent. cameras: one, for the scale."""
-        return torch.cat([field.sdf(field.hidden(self.scale(part, cameras)))[0, :, 0]
+        """Signed distances (P,) at world points (P,3) of a FoldedField of one latent. cameras: one, for the scale.
+        Without gradients."""
+        scratch = Scratch()
+        return torch.cat([field.sdf(field.hidden(self.scale(part, cameras), scratch))[0, :, 0]
                           for part in points[None].split(tile_points(points.device), dim=1)])
 
     def sphere_loss(self, w, cameras, generator=None, *, radius=0., resolution=None):

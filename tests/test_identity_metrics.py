@@ -30,7 +30,7 @@ class Spheres(nn.Module):
     def image(self, index):
         return self
 
-    def hidden(self, points):
+    def hidden(self, points, scratch=None):
         return points
 
     def sdf(self, points):
