@@ -171,7 +171,7 @@ GROUPS = {
         Flag('sphere_lambda', 0., 'stage 1: weight of the distance to that sphere, which holds the surface in the '
              'picture at first, for short trainings (0: as the paper)', at_least(0, float)),
         Flag('sphere_until', 2000, 'stage 1: step by which that weight has fallen to nothing', at_least(1)),
-        Flag('initial_beta', 0.1, 'stage 1: beta to begin with', above(0)),
+        Flag('initial_beta', 0.1, 'stage 1: beta to begin with (with --init_ckpt: if given)', above(0)),
     ),
     'inference': (
         Flag('results_dir', './evaluations', 'where results go'),

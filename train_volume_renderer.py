@@ -136,11 +136,12 @@ def main():
         generator = build_generator(opt, full_pipeline=False).to(run.device)
         discriminator = VolumeDiscriminator(opt.model.renderer_spatial_output_dim, opt.training.view_lambda > 0,
                                             opt.model.discriminator_width).to(run.device)
-        if not opt.rendering.no_sdf:
-            torch.nn.init.constant_(generator.renderer.sigmoid_beta, opt.training.initial_beta)
         g_optim = training.adam(generator.parameters(), opt.training.lr_g, BETAS)
         d_optim = training.adam(discriminator.parameters(), opt.training.lr_d, BETAS)
         with run.begin(training.State(generator, discriminator, g_optim, d_optim), start):
+            if not (opt.rendering.no_sdf or start.resumed) and (not start.path or 'initial_beta' in opt.given):
+                for model in (run.state.g, run.state.g_ema):
+                    torch.nn.init.constant_(model.renderer.sigmoid_beta, opt.training.initial_beta)
             if not (start.path or opt.training.no_sphere_init or opt.rendering.no_sdf):
                 initialise_sphere(run, opt)
             for real in run.steps():
