@@ -264,7 +264,8 @@ def test_a_field_goes_on_at_another_resolution(data, tmp_path, capsys):  # noqa:
     for name, tensor in newest(tmp_path / 'b', 'volume_renderer')[1]['g'].items():
         assert_close(tensor, checkpoint.read(path)['g'][name], 1e-6, name)
 
-    train('volume_renderer', tmp_path / 'c', flags(data, f'--iter 1 --lr_g 1e-9 --initial_beta 0.02 --init_ckpt {path}'))
+    train('volume_renderer', tmp_path / 'c', flags(data, '--iter 1 --lr_g 1e-9 --initial_beta 0.02 '
+                                                         f'--init_ckpt {path}'))
     for key in ('g', 'g_ema'):
         assert abs(newest(tmp_path / 'c', 'volume_renderer')[1][key]['renderer.sigmoid_beta'] - 0.02) < 1e-6
 
