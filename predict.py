@@ -6,7 +6,7 @@ STYLESDF_MODEL names the model, as --expname does elsewhere: the model in the bo
 that it draws with --seeds.
 """
 import os
-import random
+import secrets
 import tempfile
 
 from cog import BasePredictor, Input, Path
@@ -34,7 +34,7 @@ class Predictor(BasePredictor):
         frames: int = Input(description='Frames of the video', default=50, ge=2, le=250),
     ) -> list[Path]:
         """The picture (PNG), then the mesh (GLB) and the video (MP4) that were asked for."""
-        seed = random.SystemRandom().randrange(2 ** 31) if seed is None else seed
+        seed = secrets.randbelow(2 ** 31) if seed is None else seed
         print(f'Seed: {seed}')
         w = self.model.latents([seed], truncation)
         folder = Path(tempfile.mkdtemp())

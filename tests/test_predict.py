@@ -9,21 +9,14 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-import torch
 import trimesh
 import yaml
 from conftest import ROOT
 from PIL import Image
+from tiny_model import save_tiny_model
 
-import checkpoint
 import generate_shapes_and_images
-from camera import cameras_at
-from model import build_generator
-from options import parse
 from surface import load_mesh
-
-TINY = ['--size', '16', '--style_dim', '8', '--width', '8', '--depth', '2', '--channel_multiplier', '1',
-        '--renderer_spatial_output_dim', '8']
 
 
 @pytest.fixture
@@ -34,13 +27,7 @@ def predictor(tmp_path, monkeypatch):
     monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
     monkeypatch.setattr('surface.SURFACE_RESOLUTION', 16)
     monkeypatch.setenv('STYLESDF_MODEL', 'tiny')
-    torch.manual_seed(0)
-    generator = build_generator(parse('render_video', '', TINY)).requires_grad_(False)
-    # An untrained SDF has one sign: less its median it has a surface.
-    sdf = generator.renderer(torch.zeros(1, 8), cameras_at(torch.zeros(1, 2), 8), sdf=True).sdf
-    generator.renderer.network.sigma_linear.bias -= sdf.median()
-    checkpoint.save('full_models/tiny.pt', {'g_ema': generator.state_dict(),
-                                            'options': {'model': {'renderer_spatial_output_dim': 8}}})
+    save_tiny_model(tmp_path)
     module, name = yaml.safe_load((ROOT / 'cog.yaml').read_text())['predict'].split(':')
     predictor = getattr(__import__(Path(module).stem), name)()
     predictor.setup()
@@ -80,7 +67,7 @@ def test_the_mesh_is_that_of_the_command(predictor, tmp_path, monkeypatch):
     """--seeds 3 from the frontal view gives the same marching-cubes mesh as seed 3."""
     mesh = trimesh.load_mesh(predictor.predict(**inputs(predictor, seed=3, truncation=0.5))[1], process=False)
     monkeypatch.setattr(sys, 'argv', ['generate', '--expname', 'tiny', '--seeds', '3', '--azim', '0', '--elev', '0',
-                                      '--mesh_format', 'glb', '--device', str(predictor.device)])
+                                      '--mesh_format', 'glb', '--device', str(predictor.model.device)])
     generate_shapes_and_images.main()
     file, = tmp_path.glob('evaluations/tiny/final_model/random_angles/marching_cubes_meshes/*.glb')
     expected = trimesh.load_mesh(file, process=False)
