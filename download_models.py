@@ -5,7 +5,7 @@
     python download_models.py --mirror https://host/x  the same files from a copy at https://host/x/<file name>
 
 A file is written to `<name>.pt.part` and renamed once its size and MD5 are right; what an interrupted run leaves
-behind, the next run goes on from. Nothing downloaded is loaded here.
+behind, the next run goes on from; of two runs at once the second waits. Nothing downloaded is loaded here.
 """
 import argparse
 import contextlib
@@ -19,10 +19,11 @@ from typing import NamedTuple
 from urllib.parse import parse_qs, urljoin, urlsplit
 
 import requests
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from options import Parser
-from utils import UserError, run_command
+from utils import UserError, run_command, writable_folder
 
 
 class Model(NamedTuple):
@@ -218,26 +219,52 @@ def fault_of(path, model):
     return None if digest.hexdigest() == model.md5 else f'has the MD5 {digest.hexdigest()} and not {model.md5}'
 
 
+def already_there(name, path):
+    """Whether the official file `name` is at `path`, which is then said. UserError where another file is there."""
+    if not path.exists():
+        return False
+    if fault := fault_of(path, MODELS[name]):
+        raise UserError(f'{path} is not the official {name} (it {fault}) and stays as it is: move it away or choose '
+                        'another folder with --out_dir.')
+    print(f'{name}: already at {path}, size and MD5 are right')
+    return True
+
+
+@contextlib.contextmanager
+def alone(path):
+    """Be the only process that brings `path`, for all write the same `.part`. Waits for another, which it says."""
+    lock = FileLock(path.with_name(f'.{path.name}.lock'))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f'{path} is being downloaded by another process: waiting for it', flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows removes no open file
+            os.unlink(lock.lock_file)  # while it is held: who waits for it notices, and makes another
+        lock.release()
+
+
 def download(name, out_dir='.', mirror=None):
     """Bring the official file `name` (a key of MODELS) to its place below `out_dir`, unless it is there already.
 
     mirror: URL of a folder that has the file under its own name; default: Google Drive.
     Raises UserError where the file cannot be had, or where another file (one's own training?) has its place.
     """
-    model = MODELS[name]
-    path = Path(out_dir) / model.path
-    if path.exists():
-        if fault := fault_of(path, model):
-            raise UserError(f'{path} is not the official {name} (it {fault}) and stays as it is: move it away or '
-                            'choose another folder with --out_dir.')
-        print(f'{name}: already at {path}, size and MD5 are right')
+    path = Path(out_dir) / MODELS[name].path
+    if already_there(name, path):
         return
+    writable_folder(path.parent, '--out_dir')
+    with alone(path):
+        if not already_there(name, path):  # whoever it waited for may have brought it
+            bring(name, path, mirror)
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise UserError(f'{error.filename} is a file where a folder is needed: move it away or choose another folder '
-                        'with --out_dir.') from error
+
+def bring(name, path, mirror):
+    """What `download` does where there is no file at `path` yet."""
+    model = MODELS[name]
     if mirror:
         url = f'{mirror.rstrip("/")}/{path.name}'
         remedy = 'try again later, check --mirror, or leave it out to download from Google Drive'

@@ -1,4 +1,5 @@
 """download_models.py against a small HTTP server of its own on 127.0.0.1, with small files in place of the official."""
+import contextlib
 import gzip
 import hashlib
 import http.server
@@ -465,9 +466,60 @@ def test_bad_flags(site, flags, words):
 
 def test_file_where_a_folder_is_needed(site):
     Path('models').write_text('mine')
-    with pytest.raises(UserError, match='models is a file where a folder is needed'):
+    with pytest.raises(UserError, match='^--out_dir models: cannot write there'):
         only_alpha()
     assert Path('models').read_text() == 'mine'
+
+
+@pytest.mark.skipif(not Path('/proc/self').exists(), reason='needs a folder in which nobody can make another')
+def test_folder_that_cannot_be_made(site, tmp_path):
+    result = subprocess.run([sys.executable, ROOT / 'download_models.py', '--only', 'sphere_init', '--out_dir',
+                             '/proc/x'], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stdout == ''
+    assert re.fullmatch(r'download_models.py: error: --out_dir /proc/x/\S+: cannot write there [^\n]*\n', result.stderr)
+
+
+@pytest.mark.parametrize('first_fails', [False, True])
+def test_two_at_once(site, capfd, first_fails):
+    """The second waits for the first: it finds the file, or goes on from what the first left."""
+    halfway, go_on = threading.Event(), threading.Event()
+
+    def slow(request, fields):
+        send(request, BODIES['alpha'], cut=5 * CHUNK)
+        request.wfile.flush()
+        halfway.set()
+        assert go_on.wait(60)
+        if first_fails:
+            site.answers['id-alpha'] = missing_once
+        else:
+            request.wfile.write(BODIES['alpha'][5 * CHUNK:])
+
+    def missing_once(request, fields):
+        site.answers['id-alpha'] = file(BODIES['alpha'])
+        not_found(request, fields)
+
+    def first():
+        with contextlib.suppress(UserError):
+            only_alpha()
+
+    site.answers['id-alpha'] = slow
+    threads = [threading.Thread(target=first), threading.Thread(target=only_alpha)]
+    threads[0].start()
+    assert halfway.wait(60)
+    threads[1].start()
+    output = ''
+    while 'waiting for it' not in output and threads[1].is_alive():
+        output += capfd.readouterr().out
+        time.sleep(0.02)
+    asked = len(site.log)
+    go_on.set()
+    for thread in threads:
+        thread.join(60)
+    output += capfd.readouterr().out
+    assert asked == 1 and 'models/alpha.pt is being downloaded by another process: waiting for it' in output
+    assert written() == {'alpha.pt': BODIES['alpha']}
+    assert ('already at' in output) == (not first_fails)
+    assert site.log[-1] == ('id-alpha', f'bytes={5 * CHUNK}-' if first_fails else None)
 
 
 def test_list(site, capsys):
