@@ -1,5 +1,6 @@
 """scripts/: which environment they take, when they install, and the demo from beginning to end."""
 import os
+import re
 import subprocess
 import sys
 
@@ -22,6 +23,23 @@ case "$1 ${2:-}" in
     "-c import sys; print(sys.prefix)") cd "$(dirname "$0")/.." && pwd ;;
 esac
 '''
+
+
+def test_embreex_is_not_asked_for_on_linux_arm():
+    """It has no wheel there: only tests may ask for it, and nothing else may import it."""
+    requirements = pytest.importorskip('packaging.requirements')
+    asked = {}
+    for name in ('requirements.txt', 'requirements-test.txt'):
+        lines = [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith('#')]
+        for requirement in map(requirements.Requirement, lines):
+            here = {machine: requirement.marker is None or requirement.marker.evaluate(
+                {'sys_platform': 'linux', 'platform_machine': machine}) for machine in ('x86_64', 'aarch64')}
+            asked[requirement.name] = name, here
+    assert asked['embreex'] == ('requirements-test.txt', {'x86_64': True, 'aarch64': False})
+    assert asked['numpy'] == ('requirements.txt', {'x86_64': True, 'aarch64': True})
+    users = [path.name for path in (*ROOT.glob('*.py'), *ROOT.glob('*/*.py'))
+             if re.search(r'^\s*(import|from) embreex', path.read_text(encoding='utf-8'), re.MULTILINE)]
+    assert users == ['test_video.py']
 
 
 @pytest.fixture

@@ -13,8 +13,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import SHARED
-from embreex.mesh_construction import TriangleMesh
-from embreex.rtcore_scene import EmbreeScene
 from PIL import Image
 
 import checkpoint
@@ -173,6 +171,9 @@ def test_drawn_surfaces_of_a_sphere():
 
 def test_drawing_equals_ray_casting_the_mesh(shape):
     """The same mesh through Embree: area-weighted vertex normals, interpolated at the hits of a 512 x 512 image."""
+    pytest.importorskip('embreex', reason='needs embreex (requirements-test.txt)')
+    from embreex.mesh_construction import TriangleMesh
+    from embreex.rtcore_scene import EmbreeScene
     camera, surface = shape['cameras'][1], shape['surfaces'][1]
     mesh = depth_mesh(surface.xyz[0])
     corners = mesh.vertices[mesh.faces]
