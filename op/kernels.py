@@ -39,18 +39,31 @@ def library(x):
 
     Obeys STYLESDF_OPS (auto, plain, cuda). A failed build is said once on stderr, or is a UserError with `cuda`.
     """
+    if not wanted(x) or x.dtype not in DTYPES:
+        return None
+    loaded, failure = _load(_capability(x.device))
+    if loaded is None:
+        unusable('the CUDA kernels cannot be built', failure)
+    return loaded
+
+
+def wanted(x):
+    """Whether a kernel is to be tried on tensor x: it is on a CUDA device, and STYLESDF_OPS allows it."""
+    return _mode() != 'plain' and x.is_cuda
+
+
+def unusable(what, failure):
+    """Say once on stderr that plain PyTorch goes on because of a failure; a UserError with STYLESDF_OPS=cuda."""
+    if _mode() == 'cuda':
+        raise UserError(f'STYLESDF_OPS=cuda: {what}: {failure}; mend that, or set STYLESDF_OPS=plain.')
+    _warn_once(f'warning: {what}, so plain PyTorch does its work: {failure}')
+
+
+def _mode():
     mode = os.environ.get('STYLESDF_OPS', 'auto')
     if mode not in ('auto', 'plain', 'cuda'):
         raise UserError(f'STYLESDF_OPS={mode}: choose auto, plain or cuda.')
-    if mode == 'plain' or not x.is_cuda or x.dtype not in DTYPES:
-        return None
-    loaded, failure = _load(_capability(x.device))
-    if loaded is None and mode == 'cuda':
-        raise UserError(f'STYLESDF_OPS=cuda: the CUDA kernels cannot be built: {failure}; mend that, or set '
-                        'STYLESDF_OPS=plain.')
-    if loaded is None:
-        _warn_once(f'warning: the CUDA kernels cannot be built, so plain PyTorch does their work: {failure}')
-    return loaded
+    return mode
 
 
 def launch(name, x, *arguments):
