@@ -304,7 +304,8 @@ def parse(command, description, argv=None):
     """The option tree of a command (a Munch of Munches, by group), from argv (default: the process's own).
 
     Besides the groups it holds `given`, the names of the flags that the user set. Raises UserError for anything that
-    is not a known flag with a sensible value.
+    is not a known flag with a sensible value. One line says which flags the command does not follow (FORCED); it is no
+    error, since one --config file serves all commands.
     """
     parser = Parser(description=description, usage='%(prog)s [--help] [flags]', default_config_files=[],
                     formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -320,6 +321,10 @@ def parse(command, description, argv=None):
     except (configargparse.ConfigFileParserException, UnicodeDecodeError) as error:
         raise UserError(f'--config: {" ".join(str(error).split())}') from None
     values.pop('config')
+    forced = FORCED.get(command, {})
+    if unused := [name for name, value in values.items() if value != forced.get(name, value)]:
+        print(f'{command} always runs with',
+              ', '.join(f'{name} {forced[name]} (not {values[name]})' for name in unused))
     return _tree(command, values)
 
 

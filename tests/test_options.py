@@ -65,6 +65,19 @@ def test_inference_forces_what_it_must():
     assert parse('train_volume_renderer', '', []).rendering.perturb == 1
 
 
+def test_a_flag_that_is_not_followed_is_said_so(tmp_path, capsys):
+    config = tmp_path / 'training.txt'
+    config.write_text('N_samples = 24\nstatic_viewdirs = true\n')
+    assert parse('render_video', '', ['--config', str(config), '--perturb', '1', '--size', '512']).model.size == 512
+    line, = capsys.readouterr().out.splitlines()
+    assert line.startswith('render_video always runs with ')
+    assert set(line.partition(' with ')[2].split(', ')) == {'N_samples 64 (not 24)', 'perturb 0.0 (not 1.0)'}
+    parse('render_video', '', ['--N_samples', '64', '--perturb', '0', '--force_background'])  # it does run with these
+    parse(COMMAND, '', ['--N_samples', '12'])  # and this command with that
+    parse('train_volume_renderer', '', ['--perturb', '0.5', '--raw_noise_std', '1'])
+    assert capsys.readouterr().out == ''
+
+
 def test_stage_1_stops_earlier_unless_told():
     assert parse('train_volume_renderer', '', []).training.iter == 200000
     assert parse('train_volume_renderer', '', ['--iter', '300000']).training.iter == 300000
