@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from op.siren import fused_field, heads
+
 INITIAL_BETA = 0.1
 # Points evaluated together without gradients. On a CPU a tile's activations stay in the cache (measured:
 # docs/performance.md); on a GPU the tile only bounds memory.
@@ -343,15 +345,15 @@ class VolumeRenderer(nn.Module):
         if wanted['eikonal']:
             hidden, slope = field.hidden_and_slope(scaled)
             gradient = self.scale(slope.view_as(points), cameras)  # by the unscaled points: the inner derivative
+            raw, features, logits = heads(field, hidden, viewdirs if wanted['colour'] else None)
         else:
-            hidden = field.hidden(scaled, scratch)
-        raw = field.sdf(hidden).view(batch, rays, samples)
+            raw, features, logits = fused_field(field, scaled, viewdirs if wanted['colour'] else None, scratch)
+        raw = raw.view(batch, rays, samples)
 
         weights = self.weights(raw, directions, t, generator)
-        thumbnail = features = None
+        thumbnail = None
         if wanted['colour']:
-            features = field.features(hidden, viewdirs, scratch)
-            colour = torch.sigmoid(field.rgb_logits(features)).view(batch, rays, samples, 3)
+            colour = torch.sigmoid(logits).view(batch, rays, samples, 3)
             thumbnail = 2 * _integrate(weights, colour) - 1
             features = _integrate(weights, features.view(batch, rays, samples, -1)) if wanted['features'] else None
         return {'thumbnail': thumbnail, 'features': features, 'xyz': _integrate(weights, points),
@@ -387,15 +389,15 @@ class VolumeRenderer(nn.Module):
         colours = []
         tile = tile_points(points.device)
         for part, directions in zip(points[None].split(tile, dim=1), viewdirs[None].split(tile, dim=1), strict=True):
-            hidden = field.hidden(self.scale(part, cameras), scratch)
-            colours.append(torch.sigmoid(field.rgb_logits(field.features(hidden, directions, scratch)))[0])
+            _, _, logits = fused_field(field, self.scale(part, cameras), directions, scratch)
+            colours.append(torch.sigmoid(logits)[0])
         return torch.cat(colours)
 
     def sdf_at(self, field, points, cameras):
         """Signed distances (P,) at world points (P,3) of a FoldedField of one latent. cameras: one, for the scale.
         Without gradients."""
         scratch = Scratch()
-        return torch.cat([field.sdf(field.hidden(self.scale(part, cameras), scratch))[0, :, 0]
+        return torch.cat([fused_field(field, self.scale(part, cameras), scratch=scratch)[0][0, :, 0]
                           for part in points[None].split(tile_points(points.device), dim=1)])
 
     def sphere_loss(self, w, cameras, generator=None, *, radius=0., resolution=None):

@@ -1,8 +1,9 @@
-"""The decoder's two custom operations: a plain PyTorch definition each, and a CUDA kernel that must equal it.
+"""The custom operations, the decoder's two and the field's: a plain PyTorch definition each, and a kernel for GPUs.
 
-On a CUDA tensor the kernels are built at first use and kept for later runs (see kernels.py). The environment variable
-STYLESDF_OPS chooses: auto (the default: the kernel, or the plain definition where it cannot be built), plain (never
-build anything), cuda (a kernel that cannot be built is an error). Tensors on other devices take the plain way always.
+On a CUDA tensor the kernels are built at first use and kept for later runs (the decoder's: kernels.py; the field's, by
+Triton: siren.py). The environment variable STYLESDF_OPS chooses: auto (the default: the kernel, or the plain definition
+where it cannot be built), plain (never build anything), cuda (a kernel that cannot be built is an error). Tensors on
+other devices take the plain way always.
 """
 from op.leaky_relu import fused_leaky_relu
 from op.upfirdn import upfirdn2d

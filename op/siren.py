@@ -24,27 +24,28 @@ CHECKED = 512      # points of a kernel's first call that `plain` evaluates too,
 AGREEMENT = 1e-4   # of the largest value; float32 and the kernel were within 1e-5
 
 
-def plain(field, points, viewdirs=None):
+def plain(field, points, viewdirs=None, scratch=None):
     """The definition of `fused_field`, by the field's own steps."""
-    return heads(field, field.hidden(points), viewdirs)
+    return heads(field, field.hidden(points, scratch), viewdirs, scratch)
 
 
-def heads(field, hidden, viewdirs=None):
+def heads(field, hidden, viewdirs=None, scratch=None):
     """(sdf, features, colour logits), as `fused_field` gives them, from the last hidden activations (B,P,C)."""
     if viewdirs is None:
         return field.sdf(hidden), None, None
-    features = field.features(hidden, viewdirs)
+    features = field.features(hidden, viewdirs, scratch)
     return field.sdf(hidden), features, field.rgb_logits(features)
 
 
-def fused_field(field, points, viewdirs=None):
+def fused_field(field, points, viewdirs=None, scratch=None):
     """Signed distances (B,P,1), features (B,P,C) and colours before the sigmoid (B,P,3) of a FoldedField of B latents.
 
     points: (B,P,3) in the field's own units. viewdirs: (B,R,3) unit vectors, one for each P / R points in a row;
-    without them features and colours are None and are not computed. Differentiable (by the plain way).
+    without them features and colours are None and are not computed. scratch: as for FoldedField.hidden; the kernel
+    needs none. Differentiable (by the plain way).
     """
     if not _fits(field, points, viewdirs):
-        return plain(field, points, viewdirs)
+        return plain(field, points, viewdirs, scratch)
     variant = points.device, len(field.points), field.sigma[0].shape[1], viewdirs is not None
     if variant not in _failures:
         values, _failures[variant] = _first_call(field, points, viewdirs)
@@ -52,7 +53,7 @@ def fused_field(field, points, viewdirs=None):
         values = fused(field, points, viewdirs)
     if _failures[variant]:
         kernels.unusable('the fused kernel of the field does not work here', _failures[variant])
-        return plain(field, points, viewdirs)
+        return plain(field, points, viewdirs, scratch)
     return values
 
 
