@@ -1,12 +1,16 @@
-"""Fixtures: the golden numbers of the original (skipped where ../shared is absent) and formula weights."""
+"""Fixtures: the golden numbers of the original (skipped where ../shared is absent), commands, formula weights."""
 import json
 import os
+import signal
+import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+from utils import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / 'shared'
@@ -31,6 +35,25 @@ def manifest():
     if not path.exists():
         pytest.skip('needs the golden numbers in ../shared')
     return json.loads(path.read_text())
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """command(module, *arguments) -> (exit code, stdout, stderr) of a command, in this process and an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(module, *arguments):
+        monkeypatch.setattr(sys, 'argv', [f'{module.__name__}.py', *map(str, arguments)])
+        try:
+            run_command(module.main)
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
 
 
 def formula(name, shape, std=1.):

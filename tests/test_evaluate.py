@@ -2,12 +2,12 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import types
 import urllib.error
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ import training
 from model import build_generator
 from options import parse
 from real_images import RealImages
-from utils import UserError, run_command
+from utils import UserError
 
 TINY = ['--size', '32', '--style_dim', '8', '--width', '8', '--depth', '2', '--channel_multiplier', '1',
         '--channel_max', '4', '--renderer_spatial_output_dim', '8', '--N_samples', '4', '--truncation_mean', '50',
@@ -76,25 +76,12 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def run(model, networks, tmp_path, monkeypatch, capsys):
+def run(command, model, networks, tmp_path, monkeypatch):
     """run(*arguments) -> (exit code, stdout, stderr) of the command on the tiny model, in a folder of its own."""
     shutil.copytree(model, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr('surface.SURFACE_RESOLUTION', 16)
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, 'argv', ['evaluate.py', '--expname', 'tiny', *TINY, '--dataset_path', 'photos',
-                                          '--num_images', '20', '--num_surfaces', '3', *map(str, arguments)])
-        try:
-            run_command(evaluate.main)
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    yield command
-    signal.signal(signal.SIGTERM, handler)
+    return partial(command, evaluate, '--expname', 'tiny', *TINY, '--dataset_path', 'photos', '--num_images', '20',
+                   '--num_surfaces', '3')
 
 
 def results(path=RESULTS, which=-1):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,7 +19,6 @@ import generate_shapes_and_images as generate
 from model import build_generator
 from options import parse
 from surface import load_mesh
-from utils import run_command
 
 SHAPE = ['--expname', 'shape', '--size', '256', '--channel_multiplier', '1', '--style_dim', '64', '--width', '64',
          '--depth', '4', '--N_samples', '24', '--device', 'cpu']
@@ -27,22 +27,9 @@ TINY = ['--size', '16', '--style_dim', '8', '--width', '8', '--depth', '2', '--c
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """run(*arguments) -> (exit code, stderr) of the command, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, 'argv', ['generate_shapes_and_images.py', *map(str, arguments)])
-        try:
-            run_command(generate.main)
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        return code, capsys.readouterr().err
-
-    yield command
-    signal.signal(signal.SIGTERM, handler)
+def run(command):
+    """run(*arguments) -> (exit code, stdout, stderr) of the command, in an empty folder."""
+    return partial(command, generate)
 
 
 @pytest.fixture
@@ -111,7 +98,7 @@ def picture(path):
 
 
 def test_an_identity_comes_from_its_own_seed_alone(run, tmp_path, tiny_model, small_surfaces):
-    code, _ = run(*tiny_model, '--seeds', '3-5,42', '--results_dir', 'a')
+    code, *_ = run(*tiny_model, '--seeds', '3-5,42', '--results_dir', 'a')
     assert code == 0
     assert run(*tiny_model, '--seeds', '42', '--num_views_per_id', '1', '--results_dir', 'b')[0] == 0
     several, alone = (tmp_path / name / 'tiny/final_model/random_angles' for name in 'ab')
@@ -195,7 +182,7 @@ def test_no_zero_crossing_is_said_and_generation_goes_on(run, tmp_path, tiny_mod
     state = checkpoint.read(path)['g_ema']
     state['renderer.network.sigma_linear.bias'] += 5
     checkpoint.save(path, {'g_ema': state})
-    code, stderr = run(*tiny_model, '--identities', '2')
+    code, _, stderr = run(*tiny_model, '--identities', '2')
     folder = tmp_path / 'evaluations/tiny/final_model/random_angles'
     assert code == 0 and len(list(folder.glob('depth_map_meshes/*.obj'))) == 2
     assert not (folder / 'marching_cubes_meshes').exists()
@@ -203,7 +190,7 @@ def test_no_zero_crossing_is_said_and_generation_goes_on(run, tmp_path, tiny_mod
 
 def test_truncation_ratio_one_and_same_view_names(run, tmp_path, tiny_model, small_surfaces):
     """The original crashes at ratio 1, and overwrites meshes whose views agree in whole degrees."""
-    code, stderr = run(*tiny_model, '--truncation_ratio', '1', '--identities', '1', '--num_views_per_id', '3',
+    code, _, stderr = run(*tiny_model, '--truncation_ratio', '1', '--identities', '1', '--num_views_per_id', '3',
                        '--azim', '0', '--elev', '0')
     assert code == 0, stderr
     names = [p.name for p in (tmp_path / 'evaluations/tiny/final_model/random_angles/depth_map_meshes').iterdir()]
@@ -213,7 +200,7 @@ def test_truncation_ratio_one_and_same_view_names(run, tmp_path, tiny_model, sma
 # ---------------------------------------------------------------------------------------------- bad input
 
 def check_refused(outcome, *words):
-    code, stderr = outcome
+    code, _, stderr = outcome
     assert code == 2, stderr
     assert 'Traceback' not in stderr and len(stderr.strip().splitlines()) == 1, stderr
     for word in words:
@@ -271,7 +258,7 @@ def test_full_disk(run, tiny_model, monkeypatch):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(generate, 'save_image_row', full)
-    code, stderr = run(*tiny_model, '--identities', '1')
+    code, _, stderr = run(*tiny_model, '--identities', '1')
     assert code == 2 and 'No space left' in stderr and 'Traceback' not in stderr
 
 

@@ -4,7 +4,7 @@ import math
 import os
 import resource
 import signal
-import sys
+from functools import partial
 from pathlib import Path
 
 import av
@@ -28,7 +28,7 @@ from surface import (
     render_surface,
     surface_mesh,
 )
-from utils import run_command, to_uint8
+from utils import to_uint8
 from video import video_path, video_writer
 from view_consistency import View, view_difference, warp
 from volume_renderer import camera_directions
@@ -41,22 +41,9 @@ VIDEOS = Path('evaluations/shape/final_model/videos')
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def run(command):
     """run(*arguments) -> (exit code, stdout, stderr) of the command, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, 'argv', ['render_video.py', *map(str, arguments)])
-        try:
-            run_command(render_video.main)
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    yield command
-    signal.signal(signal.SIGTERM, handler)
+    return partial(command, render_video)
 
 
 @pytest.fixture
