@@ -1,7 +1,9 @@
-"""Check op/'s kernels on a GPU, for the rare session that has one: the GPU tests, then a table of speed against plain.
+"""Check op/'s kernels on a GPU, for the rare session that has one: the GPU tests, then tables of speed against plain.
 
-python scripts/check_gpu.py [--skip-tests]: exit code 1 if a test fails, 2 without a CUDA device. The table gives
-medians in milliseconds, and the rate at which the kernel moves its input and output; a copy's is the most there is.
+python scripts/check_gpu.py [--skip-tests]: exit code 1 if a test fails, 2 without a CUDA device. The tables give
+medians in milliseconds; of the decoder's kernels, which are bound by memory, the rate at which they move their input
+and output, a copy's being the most there is; of the field's, which is bound by arithmetic, its rate, a large matrix
+product's being the most, and its largest difference from float64 beside that of the plain way in float32.
 """
 import argparse
 import os
@@ -15,8 +17,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from op import fused_leaky_relu, upfirdn2d  # noqa: E402
+from op import fused_leaky_relu, siren, upfirdn2d  # noqa: E402
 from utils import UserError, run_command  # noqa: E402
+from volume_renderer import SirenField  # noqa: E402
 
 BLUR = torch.outer(torch.tensor([1., 3, 3, 1]), torch.tensor([1., 3, 3, 1])) / 64
 
@@ -80,9 +83,31 @@ def time_operations():
                               flush=True)
 
 
+@torch.no_grad()
+def time_field(points=1 << 19, per_ray=32, depth=8, width=256):
+    """Print the table of the field at default size, distances alone and with features and colours."""
+    side = 8192
+    a, b = torch.randn(2, side, side, device='cuda').half()
+    most = 2 * side ** 3 / median_ms(lambda: a @ b) / 1e9
+    print(f'matrix product of halves: {most:.0f} TFLOP/s')
+    torch.manual_seed(0)
+    field = SirenField(depth, width).cuda().fold(torch.randn(1, 256, device='cuda'))
+    x = 2 * torch.rand(1, points, 3, device='cuda') - 1
+    viewdirs = torch.nn.functional.normalize(torch.randn(1, points // per_ray, 3, device='cuda'), dim=-1)
+    print(f'{"field":26} {"plain ms":>9} {"kernel ms":>9} {"plain err":>9} {"kernel err":>10}  TFLOP/s, share')
+    for name, layers, arguments in (('distances', depth - 1, (field, x)),
+                                    ('and features, colours', depth, (field, x, viewdirs))):
+        ways = siren.plain, siren.fused
+        times = [median_ms(lambda way=way, given=arguments: way(*given), repeats=10) for way in ways]
+        errors = [siren.disagreement(way(*arguments), *arguments) for way in ways]
+        rate = 3 * 2 * points * layers * width ** 2 / times[1] / 1e9  # three products of halves for one of float32
+        print(f'{name:26} {times[0]:9.2f} {times[1]:9.2f} {errors[0]:9.1e} {errors[1]:10.1e}  {rate:.0f}, '
+              f'{rate / most:.0%}', flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--skip-tests', action='store_true', help='only print the table')
+    parser.add_argument('--skip-tests', action='store_true', help='only print the tables')
     args = parser.parse_args()
     if not torch.cuda.is_available():
         raise UserError('PyTorch finds no CUDA device here; run this on a machine with an NVIDIA GPU.')
@@ -90,6 +115,10 @@ def main():
         [sys.executable, '-m', 'pytest', '-q', '-m', 'gpu', 'tests'], cwd=ROOT).returncode
     print(f'{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}')
     time_operations()
+    if torch.cuda.get_device_capability()[0] == siren.CAPABILITY:
+        time_field()
+    else:
+        print("the field's kernel is for Hopper GPUs (compute capability 9): the plain way runs here")
     sys.exit(1 if failed else 0)
 
 
