@@ -6,6 +6,8 @@
 It needs Gradio (pip install -r requirements-app.txt). Several people may use it at once: they share nothing but the
 model, which never changes, and more requests than can be served wait in a queue.
 """
+import interrupts  # noqa: F401
+
 import math
 import os
 import tempfile

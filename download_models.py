@@ -7,6 +7,8 @@
 A file is written to `<name>.pt.part` and renamed once its size and MD5 are right; what an interrupted run leaves
 behind, the next run goes on from; of two runs at once the second waits. Nothing downloaded is loaded here.
 """
+import interrupts  # noqa: F401
+
 import argparse
 import contextlib
 import hashlib

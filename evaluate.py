@@ -8,6 +8,8 @@ Prints a table and writes RESULTS_DIR/EXPNAME/MODEL/metrics.json. What each numb
 from the generator straight into the measurement. What is measured is saved every few images; the same command goes on
 from there, also with more images or another number of processes (which share the folder).
 """
+import interrupts  # noqa: F401
+
 import hashlib
 import json
 import shutil

@@ -5,6 +5,8 @@
 Generation and video take the file as full_models/NAME.pt. The last line says how far pictures are from those of the
 full file.
 """
+import interrupts  # noqa: F401
+
 from pathlib import Path
 
 import torch

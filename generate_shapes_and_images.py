@@ -6,6 +6,8 @@ Writes under RESULTS_DIR/EXPNAME/MODEL/{random_angles|fixed_angles}: images/, de
 marching_cubes_meshes/ and index.json, which lists what was made from which seed, view and checkpoint; with --page also
 RESULTS_DIR/EXPNAME/MODEL/index.html, a page to look at.
 """
+import interrupts  # noqa: F401
+
 import json
 import math
 import time

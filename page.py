@@ -6,6 +6,8 @@
 folder, of whichever runs, so it can be made again at any time. It needs no network and no server: pictures, reduced
 meshes and the viewer (vendor/model-viewer) are inside it; full meshes, full pictures and long videos are linked.
 """
+import interrupts  # noqa: F401
+
 import base64
 import gzip
 import io

@@ -15,6 +15,8 @@ only what is missing: after an interruption, with more photos in IN (they go to 
 has, so that one `length` is right for all) or with another --size (same indices). `length` changes only when a run has
 finished: a first run that was cut short leaves none, and a later one leaves the data set as it was until it is done.
 """
+import interrupts  # noqa: F401
+
 import argparse
 import collections
 import contextlib

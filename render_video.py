@@ -7,6 +7,8 @@ sample_depth_video_{i}_{path} and, with --side_by_side, sample_side_by_side_vide
 With --page also RESULTS_DIR/EXPNAME/MODEL/index.html, a page to look at. Ctrl-C finishes the videos that are being
 written with the frames they have.
 """
+import interrupts  # noqa: F401
+
 import contextlib
 from functools import partial
 from pathlib import Path

@@ -6,6 +6,8 @@
 Starts from stage 1's pretrained_renderer/EXPNAME_vol_renderer.pt (or --renderer_ckpt). Writes checkpoints, samples and
 logs under CHECKPOINTS_DIR/EXPNAME/full_pipeline, and at the end full_models/EXPNAME.pt, which generation takes.
 """
+import interrupts  # noqa: F401
+
 from typing import NamedTuple
 
 import torch

@@ -6,6 +6,8 @@
 Writes checkpoints, samples and logs under CHECKPOINTS_DIR/EXPNAME/volume_renderer, and at the end
 pretrained_renderer/EXPNAME_vol_renderer.pt, from which stage 2 (train_full_pipeline.py) starts.
 """
+import interrupts  # noqa: F401
+
 import torch
 
 import checkpoint

@@ -1,4 +1,6 @@
 """Helpers that every command shares: how it ends, which device it uses, how it writes a file."""
+import interrupts
+
 import contextlib
 import errno
 import os
@@ -36,9 +38,11 @@ def run_command(main):
     def on_sigterm(*_):
         raise Terminated
 
-    signal.signal(signal.SIGTERM, on_sigterm)
     name = Path(sys.argv[0]).name
     try:
+        signal.signal(signal.SIGTERM, on_sigterm)
+        if signal.getsignal(signal.SIGINT) == interrupts.leave:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         main()
     except UserError as error:
         sys.exit(_fail(name, str(error)))
@@ -52,8 +56,7 @@ def run_command(main):
         sys.exit(_fail(name, f'cannot read or write {what}: {error.strerror}; free some space, or check the '
                              'place and its permissions.'))
     except KeyboardInterrupt as stop:
-        print(f'\n{name}: stopped; whatever was finished is on disk.', file=sys.stderr)
-        sys.exit(143 if isinstance(stop, Terminated) else 130)
+        sys.exit(interrupts.say_stopped(signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
 
 
 def _fail(name, sentence):
