@@ -2,6 +2,7 @@
 import base64
 import io
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from tiny_model import save_tiny_model
 nbformat = pytest.importorskip('nbformat', reason='needs nbclient (requirements-test.txt)')
 nbclient = pytest.importorskip('nbclient', reason='needs nbclient (requirements-test.txt)')
 pytest.importorskip('ipykernel', reason='needs ipykernel (requirements-test.txt)')
+
+PLACE = r"REPOSITORY = '([^']*)'"  # in the first cell of code
 
 
 @pytest.fixture
@@ -80,13 +83,29 @@ def test_outside_of_a_checkout_it_fetches_one(notebook, tmp_path, monkeypatch):
     (tmp_path / 'colab').mkdir()
     monkeypatch.delenv('PYTHONPATH', raising=False)
     cell = notebook.cells[1]
-    assert "'<this repository>'" in cell.source
-    cell.source = cell.source.replace('<this repository>', checkout.as_uri())
+    cell.source = re.sub(PLACE, f"REPOSITORY = '{checkout.as_uri()}'", cell.source)
     check = nbformat.v4.new_code_cell('import interactive\nprint(interactive.PLACE)')
     notebook.cells = [cell, check]
     execute(notebook, tmp_path / 'colab')
     assert outputs(check, 'text') == 'the clone\n'
     assert 'ERROR' not in outputs(cell, 'text')
+
+
+def test_without_an_address_it_asks_for_one(notebook, tmp_path, monkeypatch):
+    monkeypatch.delenv('PYTHONPATH', raising=False)
+    cell = notebook.cells[1]
+    cell.source = re.sub(PLACE, "REPOSITORY = ''", cell.source)
+    notebook.cells = [cell]
+    with pytest.raises(nbclient.exceptions.CellExecutionError, match='Set REPOSITORY'):
+        execute(notebook, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_repositorys_address_stands_in_one_place(notebook):
+    """The README shows the notebook's, or says that it is this repository's while there is none."""
+    address, = re.findall(PLACE, notebook.cells[1].source)
+    shown = re.findall(r'git clone (<this repository>|\S+)', (ROOT / 'README.md').read_text())
+    assert shown and set(shown) == {address or '<this repository>'}
 
 
 def test_it_is_stored_without_outputs(notebook):
