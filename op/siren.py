@@ -76,6 +76,8 @@ def _first_call(field, points, viewdirs):
     try:
         values = fused(field, points, viewdirs)
         difference = disagreement(values, field, points, viewdirs)
+    except torch.OutOfMemoryError:  # says nothing about the kernel
+        raise
     except Exception as error:  # whatever Triton, its compiler or the driver may do: the plain way goes on
         return None, f'{type(error).__name__}: {" ".join(str(error).split())}'[:300]
     if not difference <= AGREEMENT:  # also where it is no number

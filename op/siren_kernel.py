@@ -18,8 +18,8 @@ ROWS, COLUMNS, WARPS, STAGES = 64, 64, 8, 2
 def _sine(half_turns):
     """sin(pi x): the nearest whole number is taken off exactly, and its last bit is the sign. Right to 1.2e-7.
 
-    The GPU's own fast sine is wrong by 5e-7 near zero already and by more the larger its argument. The polynomial is
-    sin's odd minimax of degree 9 on [-pi/2, pi/2] (error 5e-9). 1.5 x 2^23 leaves a float no bits after the point.
+    The GPU's own fast sine is right to 2^-20.5 within [-pi, pi] only. The polynomial is the odd minimax of degree 9 on
+    [-pi/2, pi/2] (error 5e-9). Adding 1.5 x 2^23 leaves a float no bits after the point.
     """
     shifted = half_turns + 12582912.
     x = (half_turns - (shifted - 12582912.)) * 3.14159265358979
@@ -84,7 +84,8 @@ def _head(values, weight, bias):
     return tl.sum(values * tl.load(weight)[None, :], axis=1) + tl.load(bias)
 
 
-@triton.jit
+# Any number of points, anywhere: one compiled kernel for all of them.
+@triton.jit(do_not_specialize=['count', 'per_ray'], do_not_specialize_on_alignment=['points', 'viewdirs'])
 def field_kernel(points, viewdirs, first, ahead, high, low, bias, heads, head_bias, sdf, features, logits, count,
                  per_ray, width, DEPTH: tl.constexpr, VIEW: tl.constexpr, C: tl.constexpr, UNIT: tl.constexpr,
                  ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr):
@@ -142,7 +143,7 @@ def compiled(constants, capability=90):
     signature = {name: 'constexpr' if name in constants else kinds.get(name, '*fp32')
                  for name in field_kernel.arg_names}
     aligned = {(i,): [['tt.divisibility', 16]] for i, (name, kind) in enumerate(signature.items())
-               if kind.startswith('*') or name == 'width'}
+               if kind.startswith('*') and name not in ('points', 'viewdirs') or name == 'width'}
     kernel = triton.compile(ASTSource(field_kernel, signature, constants, aligned),
                             target=GPUTarget('cuda', capability, 32), options=OPTIONS)
     with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
