@@ -6,6 +6,7 @@ where it cannot be built), plain (never build anything), cuda (a kernel that can
 other devices take the plain way always.
 """
 from op.leaky_relu import fused_leaky_relu
+from op.siren import fused_field
 from op.upfirdn import upfirdn2d
 
-__all__ = ['fused_leaky_relu', 'upfirdn2d']
+__all__ = ['fused_field', 'fused_leaky_relu', 'upfirdn2d']
