@@ -57,7 +57,8 @@ def sdf_volume(evaluate, size, beta, spacing, hidden=True):
         known = torch.zeros_like(wanted)
         known[::2, ::2, ::2] = exact[:(count + 1) // 2, :(count + 1) // 2, :(count + 1) // 2]
         exact = known
-        errors = settle(lambda index: evaluate(index * stride), values, exact, wanted & ~known, seen, beta, most)
+        errors = settle(lambda index, stride=stride: evaluate(index * stride), values, exact,
+                        wanted & ~known, seen, beta, most)
         if errors is None or len(errors) and torch.quantile(some(errors), 0.99) > SURPRISE[stride] * beta:
             return None
     for seed in range(ATTEMPTS):
@@ -100,12 +101,12 @@ def _neighbourhood(combine, volume, reach):
     """combine (an associative function of two tensors) over the cube of samples within `reach` of each sample. Axis
     after axis, which takes a tenth of max_pool3d's time."""
     for axis in range(3):
-        whole, count = volume.clone(), volume.shape[axis]
+        source, volume = volume, volume.clone()
         for shift in range(1, reach + 1):
-            for to, source in (((shift, count - shift), (0, count - shift)), ((0, count - shift), (shift, count - shift))):
-                part = whole.narrow(axis, *to)
-                part.copy_(combine(part, volume.narrow(axis, *source)))
-        volume = whole
+            count = source.shape[axis] - shift
+            for to, start in ((shift, 0), (0, shift)):
+                part = volume.narrow(axis, to, count)
+                part.copy_(combine(part, source.narrow(axis, start, count)))
     return volume
 
 
@@ -115,8 +116,10 @@ def some(values, most=100_000):
 
 
 def influence(sdf, beta, spacing):
-    """By how much a ray's depth changes with the sdf (…,N) of each of its samples: |d depth / d sdf|, at least a tenth of
-    |d mask / d sdf|. (The derivative of the quadrature; StyleSDF equations 4 and 5.)"""
+    """What the sdf (…,N) of each sample of a ray means for its depth: |d depth / d sdf|, or a tenth of |d mask / d sdf|.
+
+    The larger of the two. (The derivative of the quadrature; StyleSDF equations 4 and 5.)
+    """
     density = sdf_to_density(sdf, beta)
     transmittance = torch.exp(-spacing * density.cumsum(-1))  # behind each sample
     depth = spacing * torch.arange(sdf.shape[-1], device=sdf.device)
