@@ -116,7 +116,7 @@ def some(values, most=100_000):
 
 
 def influence(sdf, beta, spacing):
-    """What the sdf (…,N) of each sample of a ray means for its depth: |d depth / d sdf|, or a tenth of |d mask / d sdf|.
+    """What the sdf (…,N) of each sample of a ray means: |d depth / d sdf| of the ray, or a tenth of |d mask / d sdf|.
 
     The larger of the two. (The derivative of the quadrature; StyleSDF equations 4 and 5.)
     """
