@@ -87,7 +87,8 @@ def generate_images(generator, z, cameras, opt, means, random):
         for start in range(0, len(views), at_once):
             part = slice(start, start + at_once)
             generated = generator(z, views[part], truncation=opt.inference.truncation_ratio, means=means,
-                                  noise=noise and [layer[part] for layer in noise])
+                                  noise=noise and [layer[part] for layer in noise],
+                                  dense=opt.inference.dense)
             yield generated.image, generated.rendering.thumbnail
 
 

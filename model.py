@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import sparse
 from op import fused_leaky_relu, upfirdn2d
 from options import MEAN_LATENT_DRAWS
 from volume_renderer import Rendering, VolumeRenderer, draw
@@ -404,17 +405,27 @@ class Generator(nn.Module):
         z: (B,style_dim), or (1,style_dim) for B views of one identity, or a pair of them for style mixing (the renderer
         and the first layers use the first, layers from `switch` on the second). cameras: B of them. means: MeanLatents,
         needed where truncation is not 1. noise: 'random', 'fixed' (the checkpoint's) or a list of (B,1,h,w). rendering:
-        passed on to VolumeRenderer.forward.
+        passed on to `render`.
         """
         pair = z if isinstance(z, (tuple, list)) else (z,)
         w = [self.map(part, truncation, means) for part in pair]
-        rendering = self.renderer(w[0].expand(len(cameras), -1), cameras, generator=generator,
-                                  features=self.full_pipeline, **rendering)
+        rendering = self.render(w[0].expand(len(cameras), -1), cameras, generator=generator, **rendering)
         if not self.full_pipeline:
             return Generated(None, rendering, None)
         latents = self.decoder.latents(w, truncation, means.decoder if means else None, switch)
         image = self.decoder(rendering.features, latents, self.noise(noise, len(cameras), generator))
         return Generated(image, rendering, latents)
+
+    def render(self, w, cameras, *, dense=True, generator=None, **wanted):
+        """The renderer's Rendering of latents w (B,style_dim), with features where there is a decoder.
+
+        dense=False leaves out the samples that a picture does not need, where the field allows it (sparse.py): it
+        changes an image by less than 1e-3. On a GPU, for which evaluating all is quicker than choosing, it has no
+        effect, nor has it where gradients are wanted. wanted: further arguments of VolumeRenderer.forward.
+        """
+        if dense or w.is_cuda or torch.is_grad_enabled():
+            return self.renderer(w, cameras, generator=generator, features=self.full_pipeline, **wanted)
+        return sparse.render(self.renderer, w, cameras, features=self.full_pipeline, **wanted)
 
     def noise(self, noise, batch, generator=None):
         """The decoder's noise maps by name ('random' or 'fixed'); a list of maps is returned as it is."""

@@ -186,7 +186,8 @@ GROUPS = {
         Flag('azim_video', False, 'the camera moves from side to side instead of on an ellipse', bool),
         Flag('seeds', None, 'one identity for each of these seeds, such as 0-7,42, instead of --identities', seed_list),
         Flag('mesh_format', 'obj', 'file format of the meshes', choices=('obj', 'ply', 'glb')),
-        Flag('dense', False, 'surfaces from all of their 128x128x128 samples, also where a tenth gives the same', bool),
+        Flag('dense', False, 'evaluate the field at all samples of images and surfaces, also where a part of them '
+             'gives the same', bool),
         Flag('vertex_colors', False, 'colour the vertices of the meshes', bool),
         Flag('page', False, "write index.html, a page with all of this model's results to open in a browser", bool),
     ),

@@ -110,12 +110,14 @@ def render_frames(generator, w, cameras, noise, opt, means, surfaces=True):
     renderer, still = generator.renderer, len(w) == 1
     if generator.full_pipeline:  # once a video: the mapping to the decoder's latents
         latents = generator.decoder.latents(w, opt.inference.truncation_ratio, means.decoder)
+        weights = generator.decoder.modulate(latents) if still else None
     for i in range(len(cameras)):
         camera, which = cameras[i:i + 1], slice(0, 1) if still else slice(i, i + 1)
-        rendering = renderer(w[which], camera, features=generator.full_pipeline)
+        rendering = generator.render(w[which], camera, dense=opt.inference.dense)
         image = rendering.thumbnail
         if generator.full_pipeline:
-            image = generator.decoder(rendering.features, latents[which], noise(camera))
+            image = generator.decoder.synthesise(
+                rendering.features, weights if still else generator.decoder.modulate(latents[which]), noise(camera))
         pictures = {'video': to_uint8(image)[0]}
         if surfaces:
             surface = render_surface(renderer, w[which], camera, dense=opt.inference.dense)

@@ -1,4 +1,4 @@
-"""The signed distances of all samples of a view, from about a twentieth of the field's evaluations.
+"""Views of a field from a tenth of its evaluations: signed distances of all samples, and pictures.
 
 A trained field is smooth between samples and matters only where a ray can see it. So the volume is evaluated on every
 4th sample of every 4th ray, interpolated to twice the density, and evaluated exactly where the interpolation is not
@@ -6,73 +6,182 @@ good enough: near the zero level, whose side decides the mesh, and where a visib
 same again gives every sample. How good the interpolation is shows in the difference of two orders of it; whether that
 can be believed, in the samples that are evaluated after all and in whole rays chosen at random: where one of them was
 predicted badly, as at a crease, its neighbours are evaluated too. Where that does not end soon, the answer is None, and
-every sample is evaluated. Measured: docs/performance.md.
+every sample is evaluated. A picture then takes colours and features only from the samples that have weight.
+Measured: docs/performance.md.
 """
 import functools
+import math
 
 import torch
 
-from volume_renderer import sdf_to_density
+from op import fused_field
+from volume_renderer import (
+    Rendering,
+    Scratch,
+    pixel_directions,
+    sample_depths,
+    sdf_to_density,
+    tile_points,
+    view_directions,
+)
 
 COARSEST = 4
 # What a sample's error may do to its ray's depth, in the world; those of a ray then add up to less than 1e-4.
 DEPTH_ERROR = 1e-6
-PROBE_ERROR = 1e-5       # of a sample that was interpolated, where it is evaluated after all
+PICTURE_ERROR = 1e-4     # the same for a picture, whose samples with weight are evaluated exactly in the end
+PROBE_ERROR = 10         # times that, of a sample that was interpolated, where it is evaluated after all
 # The other tolerances are parts of beta, the scale on which density changes with distance.
 ZERO_MARGIN = 0.05       # nearer to the zero level every sample is evaluated
 SAFETY = 4               # the interpolation may be this much worse than its estimate
+PICTURE_SAFETY = 2
 SEEN_DISTANCE = 8        # outside the surface by more than this many betas there is no density (sigmoid(-8) = 3e-4)
 SEEN_TRANSMITTANCE = 1e-3
 # At samples evaluated after all, 99 of 100 must have been predicted as well as this, by the stride they were predicted
 # at. On fields where surface points were off by more than 1e-4 it was 0.4 and more, and 0.09 and more.
 SURPRISE = {2: 0.25, 1: 0.05}
-PROBES = 128             # rays evaluated only to check the result
+PROBES = 128             # one of so many rays is evaluated only to check the result
 BAD_ERROR = 0.05         # a visible sample that was off by more has neighbours that are not to be believed either
 ATTEMPTS = 3             # to find rays without such a sample
+PICTURE_BAD_ERROR = 0.5
 MOST = 0.25              # of all samples: more are not worth it
+NO_WEIGHT = 3e-5         # samples of a picture that have less are left out
 
 
-def sdf_volume(evaluate, size, beta, spacing, hidden=True):
-    """Signed distances (size,size,size) at all samples: row, column, depth.
+@torch.no_grad()
+def render(renderer, w, cameras, *, resolution=None, samples=None, colour=True, features=True, sdf=False,
+           decisive=None):
+    """VolumeRenderer.forward without gradients, from few evaluations where the field allows it.
 
-    evaluate: index (P,3) (row, column, sample; also one beyond the end) to distances (P,). size: a multiple of 4, from
-    24. beta: of the density. spacing: between the samples of a ray, in the world. hidden: whether the zero level
-    matters where no ray sees it (for a closed mesh). Returns None where the field is not smooth enough for this to be
-    right; then evaluate every sample.
+    Its arguments, and decisive: a function from a volume of distances (1,H,W,N,1) to the index (P,3) of samples whose
+    distance is wanted exactly.
     """
-    nodes = size // COARSEST + 1
-    if size % COARSEST or nodes <= 6:
+    wanted = {'resolution': resolution or renderer.resolution, 'samples': samples or renderer.samples, 'colour': colour,
+              'features': colour and features, 'sdf': sdf}
+    possible = renderer.has_sdf and renderer.perturb == 0
+    views = []
+    for b in range(len(cameras)):
+        latent, camera = w[b:b + 1], cameras[b:b + 1]
+        view = _render_view(renderer, latent, camera, decisive=decisive, **wanted) if possible else None
+        views.append(view or renderer(latent, camera, **wanted))
+    return views[0] if len(views) == 1 else Rendering(*(None if parts[0] is None else torch.cat(parts)
+                                                        for parts in zip(*views, strict=True)))
+
+
+def _render_view(renderer, w, camera, resolution, samples, colour, features, sdf, decisive):
+    """render for one view; None where the field is not smooth enough for it."""
+    field, beta = renderer.network.fold(w), renderer.sigmoid_beta.item()
+    origin = camera.extrinsics[0, :, 3]
+    t = sample_depths(camera.near, camera.far, samples, offset_sampling=renderer.offset_sampling)  # (1,1,N)
+    # One pixel and one sample more than there are: the coarse grid reaches beyond the end.
+    pixels = torch.arange(resolution + 1, device=t.device, dtype=t.dtype)
+    local = pixel_directions(pixels[:, None], pixels, resolution, camera.focal)
+    directions, viewdirs = (d[0] for d in view_directions(renderer, local, camera))  # (H+1,W+1,3)
+    step = t[0, 0, 1] - t[0, 0, 0]
+    depths = torch.cat([t[0, 0], t[0, 0, -1:] + step])
+
+    def points(index):
+        row, column, sample = index.to(t.device).T
+        return origin + directions[row, column] * depths[sample, None]
+
+    def evaluate(index):
+        return renderer.sdf_at(field, points(index), camera)
+
+    volume = sdf_volume(evaluate, (resolution, resolution, samples), beta, step.item(), hidden=sdf,
+                        picture=colour)
+    if volume is None:
         return None
-    index = torch.cartesian_prod(*[torch.arange(nodes) * COARSEST] * 3)
-    values = evaluate(index).view(nodes, nodes, nodes)
+    if decisive:
+        index = decisive(volume[None, ..., None])
+        volume[tuple(index.T)] = evaluate(index)
+    rays = directions[None, :resolution, :resolution].flatten(1, 2)
+
+    def weigh():
+        return renderer.weights(volume.view(1, -1, samples), rays, t)[0]  # (R,N)
+
+    def as_image(x):  # (R,C) -> (1,C,H,W)
+        return x.T.unflatten(1, (resolution, resolution))[None]
+
+    thumbnail = blended = None
+    weights = weigh()
+    if colour:
+        weighty = weights > NO_WEIGHT
+        ray, sample = weighty.nonzero().T
+        index = torch.stack([ray // resolution, ray % resolution, sample], dim=1)
+        distances, found, logits = _evaluate(field, renderer.scale(points(index)[None], camera),
+                                             viewdirs[index[:, 0], index[:, 1]])
+        volume[tuple(index.T)] = distances
+        weights = weigh()
+        weight = weights[weighty][:, None]
+        kept = weight.new_zeros(len(weights), 1).index_add_(0, ray, weight)
+        weight = weight * (weights.sum(-1, keepdim=True) / kept)[ray]  # theirs is the colour of what was left out
+
+        def blend(values):
+            return values.new_zeros(len(weights), values.shape[1]).index_add_(0, ray, weight * values)
+
+        thumbnail = as_image(2 * blend(torch.sigmoid(logits)) - 1)
+        blended = as_image(blend(found)) if features else None
+    xyz = origin * weights.sum(-1, keepdim=True) + rays[0] * (weights @ t[0, 0])[:, None]
+    return Rendering(thumbnail, blended, as_image(xyz), as_image(weights[:, -1:]),
+                     volume[None, ..., None] if sdf else None, None)
+
+
+def _evaluate(field, points, viewdirs):
+    """fused_field of one latent at points (1,P,3) seen along viewdirs (P,3), a tile at a time: (P,), (P,C), (P,3)."""
+    scratch, parts = Scratch(), []
+    tile = tile_points(points.device)
+    for part, directions in zip(points.split(tile, dim=1), viewdirs[None].split(tile, dim=1), strict=True):
+        distances, features, logits = fused_field(field, part, directions, scratch)
+        parts.append((distances[0, :, 0], features[0].clone(), logits[0]))
+    return (torch.cat(values) for values in zip(*parts, strict=True))
+
+
+def sdf_volume(evaluate, shape, beta, spacing, hidden=True, picture=False):
+    """Signed distances at all samples: row, column, depth.
+
+    evaluate: index (P,3) (row, column, sample; also one beyond the end) to distances (P,). shape: of the volume,
+    multiples of 4, from 24. beta: of the density. spacing: between the samples of a ray, in the world. hidden: whether
+    the zero level matters where no ray sees it (for a closed mesh). picture: only to find out which samples have
+    weight. Returns None where the field is not smooth enough for this to be right; then evaluate every sample.
+    """
+    tolerance, safety, margin = ((PICTURE_ERROR, PICTURE_SAFETY, 0) if picture else
+                                 (DEPTH_ERROR, SAFETY, ZERO_MARGIN * beta))
+    nodes = [size // COARSEST + 1 for size in shape]
+    if any(size % COARSEST for size in shape) or min(nodes) <= 6:
+        return None
+    index = torch.cartesian_prod(*[torch.arange(count) * COARSEST for count in nodes])
+    values = evaluate(index).view(*nodes)
     exact = torch.ones_like(values, dtype=torch.bool)
-    stride, most = COARSEST, MOST * size ** 3
+    bad = beta * (PICTURE_BAD_ERROR if picture else BAD_ERROR)
+    stride, most = COARSEST, MOST * math.prod(shape)
     while stride > 1:
         stride //= 2
-        count = size // stride + (stride > 1)  # one node beyond the end to interpolate with, but not in the result
-        values, error = interpolate(values, count)
-        near_zero = values.abs() < torch.clamp(SAFETY * error, min=ZERO_MARGIN * beta)
-        seen = visible(values, beta, stride * spacing)
-        wanted = near_zero & (seen | hidden) | (error * influence(values, beta, stride * spacing) > DEPTH_ERROR)
+        # One node beyond the end to interpolate with, but not in the result.
+        counts = [size // stride + (stride > 1) for size in shape]
+        values, error = interpolate(values, counts)
+        near_zero = values.abs() < torch.clamp(safety * error, min=margin)
+        reached, seen = visible(values, beta, stride * spacing)
+        wanted = near_zero & (reached | hidden) | (error * influence(values, beta, stride * spacing) > tolerance)
         known = torch.zeros_like(wanted)
-        known[::2, ::2, ::2] = exact[:(count + 1) // 2, :(count + 1) // 2, :(count + 1) // 2]
+        known[::2, ::2, ::2] = exact[tuple(slice((count + 1) // 2) for count in counts)]
         exact = known
         errors = settle(lambda index, stride=stride: evaluate(index * stride), values, exact,
-                        wanted & ~known, seen, beta, most)
-        if errors is None or len(errors) and torch.quantile(some(errors), 0.99) > SURPRISE[stride] * beta:
+                        wanted & ~known, seen, bad, most)
+        if errors is None:
+            return None
+        if not picture and len(errors) and torch.quantile(some(errors), 0.99) > SURPRISE[stride] * beta:
             return None
     for seed in range(ATTEMPTS):
-        wrong = probe(evaluate, values, exact, beta, spacing, seed)
+        wrong = probe(evaluate, values, exact, beta, spacing, seed, PROBE_ERROR * tolerance)
         if not wrong.any():
             return values
-        around = grown(wrong) & ~exact
-        if settle(evaluate, values, exact, around, visible(values, beta, spacing), beta, most) is None:
+        _, seen = visible(values, beta, spacing)
+        if settle(evaluate, values, exact, grown(wrong) & ~exact, seen, bad, most) is None:
             return None
     return None
 
 
-def settle(evaluate, values, exact, wanted, seen, beta, most):
-    """Evaluate the wanted samples exactly, and the visible neighbours of each that was predicted badly, and so on.
+def settle(evaluate, values, exact, wanted, seen, bad, most):
+    """Evaluate the wanted samples exactly, then visible neighbours of those off by more than `bad`, and so on.
 
     Changes values and exact (masks like them: wanted, seen). Returns how far off the predictions of the wanted ones
     were (n,), or None where more than `most` samples would be exact.
@@ -86,9 +195,9 @@ def settle(evaluate, values, exact, wanted, seen, beta, most):
         errors = error if errors is None else errors
         values[wanted] = found
         exact |= wanted
-        bad = torch.zeros_like(wanted)
-        bad[wanted] = error > BAD_ERROR * beta
-        wanted = grown(bad) & seen & ~exact
+        misjudged = torch.zeros_like(wanted)
+        misjudged[wanted] = error > bad
+        wanted = grown(misjudged) & seen & ~exact
     return errors if errors is not None else values.new_empty(0)
 
 
@@ -132,39 +241,41 @@ def influence(sdf, beta, spacing):
 
 
 def visible(sdf, beta, spacing):
-    """Where a sample has density and its ray has not been stopped before it. sdf (…,N) along the rays."""
+    """Where a ray has not been stopped before the sample, and where it has density too. sdf (…,N) along the rays."""
     density = sdf_to_density(sdf, beta) * spacing
     depth = density.cumsum(-1) - density
-    return (sdf < SEEN_DISTANCE * beta) & (torch.exp(-depth) > SEEN_TRANSMITTANCE)
+    reached = torch.exp(-depth) > SEEN_TRANSMITTANCE
+    return reached, reached & (sdf < SEEN_DISTANCE * beta)
 
 
-def probe(evaluate, values, exact, beta, spacing, seed):
+def probe(evaluate, values, exact, beta, spacing, seed, tolerance):
     """Where the volume was wrong (a mask) on whole rays chosen at random by the seed; it is right there afterwards.
 
     All their samples are evaluated, so that a surface which the interpolation missed is seen too.
     """
-    size = len(values)
-    row, column = torch.randint(size, (2, PROBES), generator=torch.Generator().manual_seed(seed)).to(values.device)
+    rows, columns, size = values.shape
+    random, count = torch.Generator().manual_seed(seed), max(1, rows * columns // PROBES)
+    row, column = (torch.randint(most, (count,), generator=random).to(values.device) for most in (rows, columns))
     index = torch.stack([row, column]).T.repeat_interleave(size, dim=0)
-    depth = torch.arange(size, device=values.device).repeat(PROBES)
-    found = evaluate(torch.cat([index, depth[:, None]], dim=1)).view(PROBES, size)
+    depth = torch.arange(size, device=values.device).repeat(count)
+    found = evaluate(torch.cat([index, depth[:, None]], dim=1)).view(count, size)
     wrong = torch.zeros_like(exact)
-    wrong[row, column] = influence(found, beta, spacing) * (values[row, column] - found).abs() > PROBE_ERROR
+    wrong[row, column] = influence(found, beta, spacing) * (values[row, column] - found).abs() > tolerance
     values[row, column] = found
     exact[row, column] = True
     return wrong
 
 
-def interpolate(coarse, count):
-    """A cubic volume at twice the density: `count` nodes an axis, and an estimate of the error of each.
+def interpolate(coarse, counts):
+    """A volume at twice the density, `counts` nodes along the axes, and an estimate of the error of each.
 
     The values are of sixth order (exact for polynomials of degree 5); their largest difference from fourth order among
     the neighbours is the estimate. Where a coarse node lies the value is the coarse one.
     """
     fine, rough = (coarse, coarse)
-    for axis in range(3):
-        fine = _along(fine, _stencils(coarse.shape[0], count, 6, coarse.device), axis)
-        rough = _along(rough, _stencils(coarse.shape[0], count, 4, coarse.device), axis)
+    for axis, (nodes, count) in enumerate(zip(coarse.shape, counts, strict=True)):
+        fine = _along(fine, _stencils(nodes, count, 6, coarse.device), axis)
+        rough = _along(rough, _stencils(nodes, count, 4, coarse.device), axis)
     return fine, _neighbourhood(torch.maximum, (fine - rough).abs(), 1)
 
 

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 import trimesh
 from skimage.measure import marching_cubes
 
+import sparse
 from camera import project
-from sparse import ZERO_MARGIN, sdf_volume
 from utils import atomic_path
-from volume_renderer import Rendering, pixel_directions, sample_depths
+from volume_renderer import sample_depths
 
 SURFACE_RESOLUTION = 128  # rays along a side, and samples a ray, that surfaces are taken from (spec section 5)
 SHADED_RESOLUTION = 512   # pixels along a side of pictures of a surface
@@ -40,46 +40,16 @@ def render_surface(renderer, w, cameras, *, sdf=False, dense=False):
     cameras: for the renderer's own resolution. dense: evaluate the field at every sample, instead of only where that
     changes the result (sparse.py).
     """
-    dense = dense or not renderer.has_sdf or renderer.perturb > 0
     cameras = cameras.magnified(SURFACE_RESOLUTION / renderer.resolution)
-    views = []
-    for b in range(len(cameras)):
-        latent, camera = w[b:b + 1], cameras[b:b + 1]
-        view = None if dense else _render_sparse(renderer, latent, camera, sdf)
-        views.append(view or renderer(latent, camera, resolution=SURFACE_RESOLUTION, samples=SURFACE_RESOLUTION,
-                                      colour=False, sdf=sdf))
-    return views[0] if len(views) == 1 else Rendering(*(None if parts[0] is None else torch.cat(parts)
-                                                        for parts in zip(*views, strict=True)))
+    wanted = {'resolution': SURFACE_RESOLUTION, 'samples': SURFACE_RESOLUTION, 'colour': False, 'sdf': sdf}
+    if dense:
+        return renderer(w, cameras, **wanted)
 
+    def decisive(volume):
+        return decisive_samples(volume, cameras.near[0].item(), cameras.far[0].item(),
+                                sparse.ZERO_MARGIN * renderer.sigmoid_beta.item())
 
-def _render_sparse(renderer, w, camera, sdf):
-    """render_surface of one view from few evaluations; None where the field is not smooth enough for it."""
-    size = SURFACE_RESOLUTION
-    field = renderer.network.fold(w)
-    rotation, origin = camera.extrinsics[0, :, :3], camera.extrinsics[0, :, 3]
-    t = sample_depths(camera.near, camera.far, size, offset_sampling=renderer.offset_sampling)  # (1,1,N)
-    # One pixel and one sample more than there are: the coarse grid reaches beyond the end.
-    pixels = torch.arange(size + 1, device=t.device, dtype=t.dtype)
-    directions = pixel_directions(pixels[:, None], pixels, size, camera.focal)[0] @ rotation.T  # (H+1,W+1,3)
-    step = t[0, 0, 1] - t[0, 0, 0]
-    depths = torch.cat([t[0, 0], t[0, 0, -1:] + step])
-
-    def evaluate(index):
-        row, column, sample = index.to(t.device).T
-        return renderer.sdf_at(field, origin + directions[row, column] * depths[sample, None], camera)
-
-    volume = sdf_volume(evaluate, size, renderer.sigmoid_beta.item(), step.item(), hidden=sdf)
-    if volume is None:
-        return None
-    if sdf:
-        index = decisive_samples(volume[None, ..., None], camera.near.item(), camera.far.item(),
-                                 ZERO_MARGIN * renderer.sigmoid_beta.item())
-        volume[tuple(index.T)] = evaluate(index)
-    directions = directions[None, :size, :size].flatten(1, 2)
-    weights = renderer.weights(volume.view(1, size * size, size), directions, t)
-    xyz = origin * weights.sum(-1, keepdim=True) + directions * (weights @ t[0, 0])[..., None]
-    return Rendering(None, None, xyz.mT.unflatten(2, (size, size)), weights[..., -1].view(1, 1, size, size),
-                     volume[None, ..., None] if sdf else None, None)
+    return sparse.render(renderer, w, cameras, decisive=decisive if sdf else None, **wanted)
 
 
 # ---------------------------------------------------------------------------------------------- depth mesh

@@ -268,6 +268,13 @@ class Rendering(NamedTuple):
     eikonal: Tensor | None    # (B,H,W,N,3) gradient of the sdf by the (unscaled) sample positions
 
 
+def view_directions(renderer, local, cameras):
+    """Directions (B,…,3) of rays in the world, and unit ones for the field, from `local` in the camera frame."""
+    rotation = cameras.extrinsics[:, :, :3].transpose(1, 2)
+    directions = (local.flatten(1, -2) @ rotation).view_as(local)
+    return directions, F.normalize(local if renderer.static_viewdirs else directions, dim=-1)
+
+
 class VolumeRenderer(nn.Module):
     """Renders a SirenField into thumbnails, features, surface points and signed distances.
 
@@ -296,8 +303,7 @@ class VolumeRenderer(nn.Module):
         """
         resolution, samples = resolution or self.resolution, samples or self.samples
         local = camera_directions(resolution, cameras.focal)
-        directions = local @ cameras.extrinsics[:, :, :3].transpose(1, 2)
-        viewdirs = F.normalize(local if self.static_viewdirs else directions, dim=-1)
+        directions, viewdirs = view_directions(self, local, cameras)
         t = sample_depths(cameras.near, cameras.far, samples, offset_sampling=self.offset_sampling,
                           perturb=self.perturb, rays=resolution ** 2, generator=generator)
         t = t.expand(-1, resolution ** 2, -1)

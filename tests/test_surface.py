@@ -9,7 +9,7 @@ import trimesh
 from conftest import SHARED, assert_close
 
 import checkpoint
-import surface
+import sparse
 from camera import cameras_at
 from model import build_generator
 from options import parse
@@ -78,18 +78,34 @@ def test_few_evaluations_give_the_same_surface(head, monkeypatch):
         evaluated.append(len(points)), counted(field, points, camera))[1])
     dense = render_surface(renderer, w, cameras, sdf=True, dense=True)
     assert not evaluated
-    sparse = render_surface(renderer, w, cameras, sdf=True)
+    few = render_surface(renderer, w, cameras, sdf=True)
     assert sum(evaluated) < 0.12 * dense.sdf.numel()
-    assert (sparse.xyz - dense.xyz).norm(dim=1).max() < 1e-4
-    assert (sparse.mask - dense.mask).abs().max() < 1e-3
+    assert (few.xyz - dense.xyz).norm(dim=1).max() < 1e-4
+    assert (few.mask - dense.mask).abs().max() < 1e-3
     for i in range(2):
-        mesh, expected = (surface_mesh(surface.sdf[i:i + 1], cameras[i:i + 1]) for surface in (sparse, dense))
+        mesh, expected = (surface_mesh(surface.sdf[i:i + 1], cameras[i:i + 1]) for surface in (few, dense))
         assert np.array_equal(mesh.faces, expected.faces)
         assert np.abs(mesh.vertices - expected.vertices).max() < 1e-5
     evaluated.clear()
     depth_only = render_surface(renderer, w, cameras)
     assert depth_only.sdf is None and sum(evaluated) < 0.09 * dense.sdf.numel()
     assert (depth_only.xyz - dense.xyz).norm(dim=1).max() < 1e-4
+
+
+@pytest.mark.parametrize('samples', [24, 64])
+@torch.no_grad()
+def test_few_evaluations_give_the_same_picture(head, samples, monkeypatch):
+    renderer, w, cameras = head
+    dense = renderer(w, cameras, samples=samples)
+    views = []
+    monkeypatch.setattr(sparse, '_render_view', lambda *arguments, original=sparse._render_view, **wanted: (
+        views.append(original(*arguments, **wanted)), views[-1])[1])
+    few = sparse.render(renderer, w, cameras, samples=samples)
+    assert views[0] is not None  # of so extreme a view as the other one the probes may say that all is to be evaluated
+    assert (few.thumbnail - dense.thumbnail).abs().max() < 1e-3
+    assert (few.features - dense.features).abs().max() < 2e-3
+    assert (few.features - dense.features).square().mean().sqrt() < 1e-4
+    assert (few.xyz - dense.xyz).norm(dim=1).max() < 1e-4 and (few.mask - dense.mask).abs().max() < 1e-3
 
 
 def test_a_rough_field_is_evaluated_everywhere(head, monkeypatch):
@@ -100,7 +116,9 @@ def test_a_rough_field_is_evaluated_everywhere(head, monkeypatch):
         return points.norm(dim=-1) - 0.06 + 3e-3 * torch.sin(2000 * points).prod(dim=-1)
 
     monkeypatch.setattr(renderer, 'sdf_at', bumpy)
-    assert surface._render_sparse(renderer, w[:1], cameras[:1].magnified(2), True) is None
+    dense = []
+    monkeypatch.setattr(VolumeRenderer, 'forward', lambda self, *arguments, **wanted: dense.append(wanted) or 'dense')
+    assert render_surface(renderer, w[:1], cameras[:1]) == 'dense' and dense[0]['samples'] == 128
 
 
 @pytest.mark.parametrize('sharper', [1.15, 1.3, 1.6, 2.5])
@@ -111,8 +129,8 @@ def test_a_sharper_field_is_right_or_evaluated_everywhere(head, sharper):
     with torch.no_grad():
         for layer in field.network.pts_linears:
             layer.weight *= sharper
-    sparse, dense = (render_surface(field, w[:1], cameras[:1], dense=dense) for dense in (False, True))
-    error = (sparse.xyz - dense.xyz).norm(dim=1)
+    few, dense = (render_surface(field, w[:1], cameras[:1], dense=dense) for dense in (False, True))
+    error = (few.xyz - dense.xyz).norm(dim=1)
     assert error.max() < 1e-4
 
 
@@ -121,7 +139,7 @@ def test_a_wave_between_the_nodes_is_noticed():
     def wave(index):
         return (64. - index[:, 2]) * 1e-3 + torch.sin(index[:, 2] * np.pi / 2) * 2e-3
 
-    volume = sdf_volume(wave, 128, 3e-3, 1e-3)
+    volume = sdf_volume(wave, (128, 128, 128), 3e-3, 1e-3)
     exact = wave(torch.cartesian_prod(*[torch.arange(128)] * 3)).view(128, 128, 128)
     assert volume is None or (influence(exact, 3e-3, 1e-3) * (volume - exact).abs()).max() < 1e-5
 
