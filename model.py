@@ -87,7 +87,8 @@ class EqualConv2d(nn.Module):
         self.stride, self.padding = stride, padding
 
     def forward(self, x):
-        return F.conv2d(x, self.weight * self.scale, stride=self.stride, padding=self.padding)
+        weight = (self.weight * self.scale).to(x.dtype)
+        return F.conv2d(x, weight, stride=self.stride, padding=self.padding)
 
 
 class Blur(nn.Module):
@@ -156,28 +157,24 @@ class ModulatedConv2d(nn.Module):
         return weight
 
     def forward(self, x, weight):
-        """x (B,in,H,W); weight (B,out,in,k,k) by `modulated_weight`, or (1,out,in,k,k) for all images."""
-        if self.down:
-            x = self.blur(x)
-        x = self._convolve(x, weight.to(x.dtype))
-        return self.blur(x) if self.up else x
-
-    def _convolve(self, x, weight):
-        if len(weight) == 1:
-            if self.up:
-                return convolve(F.conv_transpose2d, x, weight[0].transpose(0, 1), stride=2)
-            return convolve(F.conv2d, x, weight[0], stride=2 if self.down else 1,
-                            padding=0 if self.down else self.kernel_size // 2)
-        if x.device.type == 'cpu':  # measured: docs/performance.md
-            return torch.cat([self._convolve(x[b:b + 1], weight[b:b + 1]) for b in range(len(x))])
-        batch, out_channels = weight.shape[:2]
-        x = x.reshape(1, -1, *x.shape[2:])  # each image becomes a group of channels of one image
+        """x (B,in,H,W); weight (B,out,in,k,k) by `modulated_weight`, or (1,out,in,k,k) for all images: then one plain
+        convolution serves."""
+        weight = weight.to(x.dtype)
+        groups, out_channels = weight.shape[:2]
+        batch = x.shape[0]
+        if groups > 1:
+            x = x.reshape(1, -1, *x.shape[2:])  # each image becomes a group of channels of one image
         if self.up:
-            x = F.conv_transpose2d(x, weight.transpose(1, 2).flatten(0, 1), stride=2, groups=batch)
+            weight = weight.transpose(1, 2).flatten(0, 1)
+            x = convolve(F.conv_transpose2d, x, weight, stride=2, groups=groups)
         else:
-            x = F.conv2d(x, weight.flatten(0, 1), groups=batch, stride=2 if self.down else 1,
+            if self.down:
+                x = self.blur(x)
+            x = convolve(F.conv2d, x, weight.flatten(0, 1), groups=groups, stride=2 if self.down else 1,
                          padding=0 if self.down else self.kernel_size // 2)
-        return x.reshape(batch, out_channels, *x.shape[2:])
+        if groups > 1:
+            x = x.reshape(batch, out_channels, *x.shape[2:])
+        return self.blur(x) if self.up else x
 
 
 class NoiseInjection(nn.Module):
@@ -299,14 +296,15 @@ class Decoder(nn.Module):
 
     def synthesise(self, features, weights, noise):
         """`forward` with weights from `modulate`."""
-        if features.device.type == 'cpu':
+        in_bands = features.device.type == 'cpu' and not torch.is_grad_enabled()
+        if in_bands:  # with gradients this layout is slower (docs/performance.md)
             features = features.contiguous(memory_format=torch.channels_last)
-            if not torch.is_grad_enabled() and len(features) > 1:  # each image by itself stays in the cache
+            if len(features) > 1:  # each image by itself stays in the cache
                 return torch.cat([self.synthesise(features[b:b + 1], [[_of(w, b) for w in block] for block in weights],
                                                   [_of(n, b) for n in noise]) for b in range(len(features))])
         features = self.conv1(features.to(self.dtype), weights[0][0], noise[0])
         rgb = self.to_rgb1(features, weights[0][1])
-        block = self._block if features.is_cuda or torch.is_grad_enabled() else self._block_in_bands
+        block = self._block_in_bands if in_bands else self._block
         for k in range(len(self.to_rgbs)):
             features, rgb = block(k, features, rgb, weights[k + 1], noise[2 * k + 1:2 * k + 3])
         return rgb
@@ -551,10 +549,14 @@ def minibatch_stddev(x):
 
 
 class Discriminator(nn.Module):
-    """Stage 2: StyleGAN2's residual discriminator for (B,3,size,size) images."""
+    """Stage 2: StyleGAN2's residual discriminator for (B,3,size,size) images.
 
-    def __init__(self, size=256, channel_multiplier=2, channel_max=0):
+    dtype: number format of the convolutions down to 4x4 pixels; what follows stays in float32.
+    """
+
+    def __init__(self, size=256, channel_multiplier=2, channel_max=0, dtype=torch.float32):
         super().__init__()
+        self.dtype = dtype
         channels = channels_at(size, channel_multiplier, channel_max)
         blocks = [nn.Sequential(EqualConv2d(3, channels, 1), BiasedLeakyReLU(channels))]
         while size > 4:
@@ -568,7 +570,7 @@ class Discriminator(nn.Module):
 
     def forward(self, x):
         """Images (B,3,size,size) in [-1, 1] to logits (B,1)."""
-        x = self.final_conv(minibatch_stddev(self.convs(x)))
+        x = self.final_conv(minibatch_stddev(self.convs(x.to(self.dtype)).to(x.dtype)))
         return self.final_linear(x.flatten(1))
 
 

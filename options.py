@@ -253,7 +253,8 @@ GROUPS = {
     ),
     'machine': (
         Flag('device', 'auto', 'auto (CUDA if there is one), cpu, cuda, cuda:N or mps', device_name),
-        Flag('precision', 'fp32', "number format of the decoder's convolutions", choices=('fp32', 'fp16', 'bf16')),
+        Flag('precision', 'fp32', "number format of the decoder's convolutions, and in stage 2 of the discriminator's",
+             choices=('fp32', 'fp16', 'bf16')),
     ),
 }
 

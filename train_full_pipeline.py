@@ -17,7 +17,7 @@ import checkpoint
 import losses
 import options
 import training
-from model import Discriminator, build_generator, stddev_group
+from model import PRECISIONS, Discriminator, build_generator, stddev_group
 from utils import UserError, run_command
 from volume_renderer import draw
 
@@ -180,8 +180,8 @@ def main():
             checkpoint.load_state(generator, {**generator.state_dict(), **renderer_state}, renderer_path)
         generator = generator.to(run.device).requires_grad_(False)
         generator.decoder.requires_grad_(True)
-        discriminator = Discriminator(opt.model.size, opt.model.channel_multiplier, opt.model.channel_max)
-        discriminator = discriminator.to(run.device)
+        discriminator = Discriminator(opt.model.size, opt.model.channel_multiplier, opt.model.channel_max,
+                                      PRECISIONS[opt.machine.precision]).to(run.device)
         g_optim = training.adam(generator.decoder.parameters(), *lazy(opt.training.g_reg_every, opt.training.lr))
         d_optim = training.adam(discriminator.parameters(), *lazy(opt.training.d_reg_every, opt.training.lr))
         state = training.State(generator, discriminator, g_optim, d_optim)

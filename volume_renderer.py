@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from op.siren import fused_field, heads
 
@@ -17,6 +18,8 @@ INITIAL_BETA = 0.1
 # Points evaluated together without gradients. On a CPU a tile's activations stay in the cache (measured:
 # docs/performance.md); on a GPU the tile only bounds memory.
 TILE_POINTS = {'cpu': 4096, 'cuda': 1 << 19}
+# The same with gradients. A GPU holds all points of an image of default size rather than evaluate any twice.
+TRAINING_POINTS = {'cpu': 8192, 'cuda': 1 << 22}
 LAST_SPACING = 1e10  # the last sample of a ray reaches to infinity
 
 
@@ -309,7 +312,7 @@ class VolumeRenderer(nn.Module):
         t = t.expand(-1, resolution ** 2, -1)
         wanted = {'colour': colour, 'features': colour and features, 'sdf': sdf, 'eikonal': eikonal}
         field = self.network.fold(w)
-        march = self._march if torch.is_grad_enabled() else self._march_tiles
+        march = self._march_again if torch.is_grad_enabled() else self._march_tiles
         rays = march(field, cameras, directions, viewdirs, t, wanted, generator)
 
         def as_image(x):  # (B,R,C) -> (B,C,H,W)
@@ -341,6 +344,19 @@ class VolumeRenderer(nn.Module):
                         whole[name] = value.new_empty(batch, rays, *value.shape[2:])
                     whole[name][b:b + 1, part] = value
         return whole
+
+    def _march_again(self, field, cameras, directions, viewdirs, t, wanted, generator):
+        """_march with gradients, a tile of rays at a time: only what it returns is kept, and the backward pass evaluates
+        the tile again. On a CPU that takes no longer, since a tile stays in the cache."""
+        tile = max(1, TRAINING_POINTS.get(t.device.type, TRAINING_POINTS['cuda']) // (len(t) * t.shape[2]))
+        # Noise of the density would be drawn anew.
+        if tile >= t.shape[1] or self.raw_noise_std > 0:
+            return self._march(field, cameras, directions, viewdirs, t, wanted, generator)
+        parts = [checkpoint(self._march, field, cameras, *(x[:, start:start + tile] for x in (directions, viewdirs, t)),
+                            wanted, generator, use_reentrant=False, preserve_rng_state=False)
+                 for start in range(0, t.shape[1], tile)]
+        return {name: None if value is None else torch.cat([part[name] for part in parts], dim=1)
+                for name, value in parts[0].items()}
 
     def _march(self, field, cameras, directions, viewdirs, t, wanted, generator, scratch=None):
         """Evaluate and integrate rays: directions, viewdirs (B,R,3), t (B,R,N). Returns a dict of (B,R,…) tensors."""

@@ -37,7 +37,7 @@ import train_full_pipeline
 import train_volume_renderer
 import training
 from camera import Cameras, cameras_at, video_viewpoints
-from model import Discriminator, Generator, MeanLatents, VolumeDiscriminator, build_generator
+from model import PRECISIONS, Discriminator, Generator, MeanLatents, VolumeDiscriminator, build_generator
 from options import at_least
 from render_video import Subject, frontal_mesh, record, render_frames
 from surface import SURFACE_RESOLUTION, render_surface
@@ -257,7 +257,8 @@ def stage2_row(settings, variant, regularise=False):
     device, batch, chunk = processes.device, opt.training.batch, opt.training.chunk
     generator.requires_grad_(False)
     generator.decoder.requires_grad_(True)
-    discriminator = Discriminator(opt.model.size, opt.model.channel_multiplier, opt.model.channel_max).to(device)
+    discriminator = Discriminator(opt.model.size, opt.model.channel_multiplier, opt.model.channel_max,
+                                  PRECISIONS[opt.machine.precision]).to(device)
     lazy = train_full_pipeline.lazy
     state = training.State(
         generator, discriminator,

@@ -17,7 +17,7 @@ import train_volume_renderer as stage1
 import training
 from model import Discriminator, VolumeDiscriminator, build_generator, minibatch_stddev
 from utils import UserError
-from volume_renderer import draw
+from volume_renderer import TRAINING_POINTS, VolumeRenderer, draw
 
 BOTH = pytest.mark.parametrize('stage', ('volume_renderer', 'full_pipeline'))
 
@@ -107,7 +107,7 @@ def test_chunks_do_not_change_the_gradient_of_stage_1(double, chunk):
 @pytest.mark.parametrize(('batch', 'chunk'), ((4, 1), (4, 2), (8, 2), (8, 4), (6, 3)))
 def test_chunks_do_not_change_the_gradient_of_stage_2(double, batch, chunk):
     opt = tiny('train_full_pipeline', batch)
-    generator, discriminator = tiny_generator(opt), Discriminator(16, 1, 4)
+    generator, discriminator = tiny_generator(opt), Discriminator(16, 1, 4, torch.get_default_dtype())
     real, directions = torch.randn(batch, 3, 16, 16), torch.randn(batch, 3, 16, 16)
     rendered = stage2.render(generator, training.draw_fakes(opt, 'd', 0, range(batch), 'cpu'), switch=2)
     alone = training.Processes('cpu')
@@ -124,6 +124,42 @@ def test_chunks_do_not_change_the_gradient_of_stage_2(double, batch, chunk):
         check_same(*found)
     assert all(parameter.grad is None for name, parameter in generator.named_parameters()
                if not name.startswith('decoder.'))
+
+
+@pytest.mark.parametrize('more', ('', '--no_sdf'))
+def test_rays_in_tiles_have_the_same_gradient(double, monkeypatch, more):
+    opt = tiny('train_volume_renderer', more=more)
+    generator, discriminator = build_generator(opt, full_pipeline=False), VolumeDiscriminator(8, True, 0.02)
+    tile_sizes, found = [], []
+    march = VolumeRenderer._march
+    monkeypatch.setattr(VolumeRenderer, '_march', lambda self, *arguments: (
+        tile_sizes.append(arguments[4].shape[1]), march(self, *arguments))[1])
+    for points in (1 << 20, 500):
+        monkeypatch.setitem(TRAINING_POINTS, 'cpu', points)
+        generator.zero_grad()
+        terms = stage1.accumulate_generator(generator, discriminator,
+                                            training.draw_fakes(opt, 'g', 0, range(4), 'cpu'), opt, 4)
+        found.append((terms, gradients(generator)))
+    check_same(*found)
+    assert tile_sizes[0] == 64 and max(tile_sizes[1:]) < 64
+
+
+def test_half_precision_learns_the_same():
+    opt, found = tiny('train_full_pipeline'), []
+    generator, discriminator = tiny_generator(opt), Discriminator(16, 1, 8)
+    real = torch.randn(4, 3, 16, 16)
+    for precision in (torch.float32, torch.bfloat16):
+        generator.decoder.dtype = discriminator.dtype = precision
+        rendered = stage2.render(generator, training.draw_fakes(opt, 'd', 0, range(4), 'cpu'), switch=2)
+        for module in (generator, discriminator):
+            module.zero_grad()
+        stage2.accumulate_discriminator(discriminator, generator, real, rendered, opt, 4, True)
+        stage2.accumulate_generator(generator, discriminator, rendered, 4)
+        found.append([torch.cat([gradient.flatten() for gradient in gradients(module).values()])
+                      for module in (generator, discriminator)])
+    for full, half in zip(*found, strict=True):
+        assert half.isfinite().all() and not torch.equal(full, half)
+        assert torch.nn.functional.cosine_similarity(full, half, dim=0) > 0.99
 
 
 def check_same(found, other):
