@@ -346,7 +346,7 @@ class VolumeRenderer(nn.Module):
         return whole
 
     def _march_again(self, field, cameras, directions, viewdirs, t, wanted, generator):
-        """_march with gradients, a tile of rays at a time: only what it returns is kept, and the backward pass evaluates
+        """_march with gradients, a tile of rays at a time: only what it returns is kept, the backward pass evaluates
         the tile again. On a CPU that takes no longer, since a tile stays in the cache."""
         tile = max(1, TRAINING_POINTS.get(t.device.type, TRAINING_POINTS['cuda']) // (len(t) * t.shape[2]))
         # Noise of the density would be drawn anew.
