@@ -169,13 +169,13 @@ def image_row(settings, variant):
     """One image from one latent, everything."""
     s = scene(settings, 'generate_shapes_and_images')
     return torch.no_grad()(lambda: s.generator(s.z, s.camera, truncation=s.opt.inference.truncation_ratio,
-                                               means=s.means))
+                                               means=s.means, dense=variant != 'ours'))
 
 
 def rays_row(settings, variant):
     """Of it: the rays through the field."""
     s = scene(settings, 'generate_shapes_and_images')
-    return torch.no_grad()(lambda: s.generator.renderer(s.w, s.camera))
+    return torch.no_grad()(lambda: s.generator.render(s.w, s.camera, dense=variant != 'ours'))
 
 
 def decoder_row(settings, variant):
@@ -309,8 +309,8 @@ def _rays(opt):
 
 ROWS = {
     'surface': Row(surface_row, lambda opt: 'surface, ' + 'x'.join([str(SURFACE_RESOLUTION)] * 3), dense=True),
-    'image': Row(image_row, lambda opt: f'image, {opt.model.size} px'),
-    'rays': Row(rays_row, lambda opt: f'  its rays, {_rays(opt)}'),
+    'image': Row(image_row, lambda opt: f'image, {opt.model.size} px', dense=True),
+    'rays': Row(rays_row, lambda opt: f'  its rays, {_rays(opt)}', dense=True),
     'decoder': Row(decoder_row, lambda opt: f'  its decoder, {opt.model.size} px'),
     'video': Row(video_row, lambda opt: f'video, {VIDEO_FRAMES} frames (extrapolated)', 'render_video', dense=True,
                  images=lambda opt: VIDEO_FRAMES),
