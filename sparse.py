@@ -11,6 +11,7 @@ Measured: docs/performance.md.
 """
 import functools
 import math
+from typing import NamedTuple
 
 import torch
 
@@ -26,25 +27,28 @@ from volume_renderer import (
 )
 
 COARSEST = 4
-# What a sample's error may do to its ray's depth, in the world; those of a ray then add up to less than 1e-4.
-DEPTH_ERROR = 1e-6
-PICTURE_ERROR = 1e-4     # the same for a picture, whose samples with weight are evaluated exactly in the end
-PROBE_ERROR = 10         # times that, of a sample that was interpolated, where it is evaluated after all
-# The other tolerances are parts of beta, the scale on which density changes with distance.
-ZERO_MARGIN = 0.05       # nearer to the zero level every sample is evaluated
-SAFETY = 4               # the interpolation may be this much worse than its estimate
-PICTURE_SAFETY = 2
+
+
+class Tolerances(NamedTuple):
+    """How exact distances are to be. Those in betas: beta is the scale on which density changes with distance."""
+    depth: float   # what a sample's error may do to its ray's depth, in the world
+    safety: float  # the interpolation may be this much worse than its estimate before a sample's side of zero changes
+    zero: float    # betas: nearer to the zero level every sample is evaluated
+    bad: float     # betas: a visible sample that was off by more has neighbours that are not to be believed either
+    most: dict     # betas, by stride: 99 of 100 samples evaluated after all must have been off by less, if given
+
+
+# The errors of a ray's samples then add up to less than 1e-4. On fields where surface points were off by more, the 99th
+# of 100 samples was off by 0.4 and more at stride 2, and by 0.09 and more at stride 1.
+SURFACE = Tolerances(1e-6, 4, 0.05, 0.05, {2: 0.25, 1: 0.05})
+PICTURE = Tolerances(1e-4, 2, 0, 0.5, {})  # enough to know which samples have weight; they are then evaluated exactly
+NO_WEIGHT = 3e-5         # samples of a picture that have less are left out
 SEEN_DISTANCE = 8        # outside the surface by more than this many betas there is no density (sigmoid(-8) = 3e-4)
 SEEN_TRANSMITTANCE = 1e-3
-# At samples evaluated after all, 99 of 100 must have been predicted as well as this, by the stride they were predicted
-# at. On fields where surface points were off by more than 1e-4 it was 0.4 and more, and 0.09 and more.
-SURPRISE = {2: 0.25, 1: 0.05}
 PROBES = 128             # one of so many rays is evaluated only to check the result
-BAD_ERROR = 0.05         # a visible sample that was off by more has neighbours that are not to be believed either
+PROBE_ERROR = 10         # times Tolerances.depth, of a sample that was interpolated, where it is evaluated after all
 ATTEMPTS = 3             # to find rays without such a sample
-PICTURE_BAD_ERROR = 0.5
 MOST = 0.25              # of all samples: more are not worth it
-NO_WEIGHT = 3e-5         # samples of a picture that have less are left out
 
 
 @torch.no_grad()
@@ -87,7 +91,7 @@ def _render_view(renderer, w, camera, resolution, samples, colour, features, sdf
         return renderer.sdf_at(field, points(index), camera)
 
     volume = sdf_volume(evaluate, (resolution, resolution, samples), beta, step.item(), hidden=sdf,
-                        picture=colour)
+                        tolerances=PICTURE if colour else SURFACE)
     if volume is None:
         return None
     if decisive:
@@ -113,7 +117,8 @@ def _render_view(renderer, w, camera, resolution, samples, colour, features, sdf
         weights = weigh()
         weight = weights[weighty][:, None]
         kept = weight.new_zeros(len(weights), 1).index_add_(0, ray, weight)
-        weight = weight * (weights.sum(-1, keepdim=True) / kept)[ray]  # theirs is the colour of what was left out
+        # What was left out gives them its weight.
+        weight = weight * (weights.sum(-1, keepdim=True) / kept.clamp(min=NO_WEIGHT))[ray]
 
         def blend(values):
             return values.new_zeros(len(weights), values.shape[1]).index_add_(0, ray, weight * values)
@@ -135,32 +140,30 @@ def _evaluate(field, points, viewdirs):
     return (torch.cat(values) for values in zip(*parts, strict=True))
 
 
-def sdf_volume(evaluate, shape, beta, spacing, hidden=True, picture=False):
+def sdf_volume(evaluate, shape, beta, spacing, hidden=True, tolerances=SURFACE):
     """Signed distances at all samples: row, column, depth.
 
     evaluate: index (P,3) (row, column, sample; also one beyond the end) to distances (P,). shape: of the volume,
     multiples of 4, from 24. beta: of the density. spacing: between the samples of a ray, in the world. hidden: whether
-    the zero level matters where no ray sees it (for a closed mesh). picture: only to find out which samples have
-    weight. Returns None where the field is not smooth enough for this to be right; then evaluate every sample.
+    the zero level matters where no ray sees it (for a closed mesh). Returns None where the field is not smooth enough
+    for this to be right; then evaluate every sample.
     """
-    tolerance, safety, margin = ((PICTURE_ERROR, PICTURE_SAFETY, 0) if picture else
-                                 (DEPTH_ERROR, SAFETY, ZERO_MARGIN * beta))
     nodes = [size // COARSEST + 1 for size in shape]
     if any(size % COARSEST for size in shape) or min(nodes) <= 6:
         return None
     index = torch.cartesian_prod(*[torch.arange(count) * COARSEST for count in nodes])
     values = evaluate(index).view(*nodes)
     exact = torch.ones_like(values, dtype=torch.bool)
-    bad = beta * (PICTURE_BAD_ERROR if picture else BAD_ERROR)
+    bad = tolerances.bad * beta
     stride, most = COARSEST, MOST * math.prod(shape)
     while stride > 1:
         stride //= 2
         # One node beyond the end to interpolate with, but not in the result.
         counts = [size // stride + (stride > 1) for size in shape]
         values, error = interpolate(values, counts)
-        near_zero = values.abs() < torch.clamp(safety * error, min=margin)
+        near_zero = values.abs() < torch.clamp(tolerances.safety * error, min=tolerances.zero * beta)
         reached, seen = visible(values, beta, stride * spacing)
-        wanted = near_zero & (reached | hidden) | (error * influence(values, beta, stride * spacing) > tolerance)
+        wanted = near_zero & (reached | hidden) | (error * influence(values, beta, stride * spacing) > tolerances.depth)
         known = torch.zeros_like(wanted)
         known[::2, ::2, ::2] = exact[tuple(slice((count + 1) // 2) for count in counts)]
         exact = known
@@ -168,10 +171,11 @@ def sdf_volume(evaluate, shape, beta, spacing, hidden=True, picture=False):
                         wanted & ~known, seen, bad, most)
         if errors is None:
             return None
-        if not picture and len(errors) and torch.quantile(some(errors), 0.99) > SURPRISE[stride] * beta:
+        allowed = tolerances.most.get(stride)
+        if allowed and len(errors) and torch.quantile(some(errors), 0.99) > allowed * beta:
             return None
     for seed in range(ATTEMPTS):
-        wrong = probe(evaluate, values, exact, beta, spacing, seed, PROBE_ERROR * tolerance)
+        wrong = probe(evaluate, values, exact, beta, spacing, seed, PROBE_ERROR * tolerances.depth)
         if not wrong.any():
             return values
         _, seen = visible(values, beta, spacing)

@@ -47,7 +47,7 @@ def render_surface(renderer, w, cameras, *, sdf=False, dense=False):
 
     def decisive(volume):
         return decisive_samples(volume, cameras.near[0].item(), cameras.far[0].item(),
-                                sparse.ZERO_MARGIN * renderer.sigmoid_beta.item())
+                                sparse.SURFACE.zero * renderer.sigmoid_beta.item())
 
     return sparse.render(renderer, w, cameras, decisive=decisive if sdf else None, **wanted)
 
