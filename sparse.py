@@ -15,16 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from op import fused_field
-from volume_renderer import (
-    Rendering,
-    Scratch,
-    pixel_directions,
-    sample_depths,
-    sdf_to_density,
-    tile_points,
-    view_directions,
-)
+from volume_renderer import Rendering, pixel_directions, sample_depths, sdf_to_density, view_directions
 
 COARSEST = 4
 
@@ -111,8 +102,10 @@ def _render_view(renderer, w, camera, resolution, samples, colour, features, sdf
         weighty = weights > NO_WEIGHT
         ray, sample = weighty.nonzero().T
         index = torch.stack([ray // resolution, ray % resolution, sample], dim=1)
-        distances, found, logits = _evaluate(field, renderer.scale(points(index)[None], camera),
-                                             viewdirs[index[:, 0], index[:, 1]])
+        tiles = renderer.evaluate_at(field, points(index), viewdirs[index[:, 0], index[:, 1]], camera)
+        distances, found, logits = (torch.cat(values) for values in zip(*(
+            (sdf[0, :, 0], tile_features[0].clone(), tile_logits[0]) for sdf, tile_features, tile_logits in tiles),
+            strict=True))
         volume[tuple(index.T)] = distances
         weights = weigh()
         weight = weights[weighty][:, None]
@@ -128,16 +121,6 @@ def _render_view(renderer, w, camera, resolution, samples, colour, features, sdf
     xyz = origin * weights.sum(-1, keepdim=True) + rays[0] * (weights @ t[0, 0])[:, None]
     return Rendering(thumbnail, blended, as_image(xyz), as_image(weights[:, -1:]),
                      volume[None, ..., None] if sdf else None, None)
-
-
-def _evaluate(field, points, viewdirs):
-    """fused_field of one latent at points (1,P,3) seen along viewdirs (P,3), a tile at a time: (P,), (P,C), (P,3)."""
-    scratch, parts = Scratch(), []
-    tile = tile_points(points.device)
-    for part, directions in zip(points.split(tile, dim=1), viewdirs[None].split(tile, dim=1), strict=True):
-        distances, features, logits = fused_field(field, part, directions, scratch)
-        parts.append((distances[0, :, 0], features[0].clone(), logits[0]))
-    return (torch.cat(values) for values in zip(*parts, strict=True))
 
 
 def sdf_volume(evaluate, shape, beta, spacing, hidden=True, tolerances=SURFACE):
@@ -164,11 +147,10 @@ def sdf_volume(evaluate, shape, beta, spacing, hidden=True, tolerances=SURFACE):
         near_zero = values.abs() < torch.clamp(tolerances.safety * error, min=tolerances.zero * beta)
         reached, seen = visible(values, beta, stride * spacing)
         wanted = near_zero & (reached | hidden) | (error * influence(values, beta, stride * spacing) > tolerances.depth)
-        known = torch.zeros_like(wanted)
-        known[::2, ::2, ::2] = exact[tuple(slice((count + 1) // 2) for count in counts)]
-        exact = known
+        coarse, exact = exact, torch.zeros_like(wanted)
+        exact[::2, ::2, ::2] = coarse[tuple(slice((count + 1) // 2) for count in counts)]
         errors = settle(lambda index, stride=stride: evaluate(index * stride), values, exact,
-                        wanted & ~known, seen, bad, most)
+                        wanted & ~exact, seen, bad, most)
         if errors is None:
             return None
         allowed = tolerances.most.get(stride)

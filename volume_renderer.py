@@ -402,25 +402,30 @@ class VolumeRenderer(nn.Module):
             raw = raw + self.raw_noise_std * draw(torch.randn, raw.shape, generator, device=raw.device)
         return F.softplus(raw)
 
+    def evaluate_at(self, field, points, viewdirs, cameras):
+        """Yield fused_field of world points (P,3), a tile at a time; the next tile overwrites features.
+
+        field: a FoldedField of one latent. viewdirs: (P,3), or None for distances alone. cameras: one, for the scale.
+        Without gradients.
+        """
+        scratch, tile = Scratch(), tile_points(points.device)
+        for start in range(0, max(1, len(points)), tile):  # one tile of nothing, for no points
+            part = slice(start, start + tile)
+            yield fused_field(field, self.scale(points[None, part], cameras),
+                              None if viewdirs is None else viewdirs[None, part], scratch)
+
     def colour_at(self, w, points, viewdirs, cameras):
         """The field's own colour (P,3) in [0, 1] at world points (P,3) seen along unit viewdirs (P,3), for one latent.
 
         cameras: one camera, for the scale of the points. Without gradients.
         """
-        field, scratch = self.network.fold(w), Scratch()
-        colours = []
-        tile = tile_points(points.device)
-        for part, directions in zip(points[None].split(tile, dim=1), viewdirs[None].split(tile, dim=1), strict=True):
-            _, _, logits = fused_field(field, self.scale(part, cameras), directions, scratch)
-            colours.append(torch.sigmoid(logits)[0])
-        return torch.cat(colours)
+        tiles = self.evaluate_at(self.network.fold(w), points, viewdirs, cameras)
+        return torch.cat([torch.sigmoid(logits)[0] for _, _, logits in tiles])
 
     def sdf_at(self, field, points, cameras):
         """Signed distances (P,) at world points (P,3) of a FoldedField of one latent. cameras: one, for the scale.
         Without gradients."""
-        scratch = Scratch()
-        return torch.cat([fused_field(field, self.scale(part, cameras), scratch=scratch)[0][0, :, 0]
-                          for part in points[None].split(tile_points(points.device), dim=1)])
+        return torch.cat([distances[0, :, 0] for distances, _, _ in self.evaluate_at(field, points, None, cameras)])
 
     def sphere_loss(self, w, cameras, generator=None, *, radius=0., resolution=None):
         """L1 between the field and a sphere's SDF at stratified points of the cameras' rays (spec section 3, start).
