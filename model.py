@@ -92,15 +92,15 @@ class EqualConv2d(nn.Module):
 
 
 class Blur(nn.Module):
-    """The [1,3,3,1] low-pass filter that goes with a convolution of stride 2, up or down."""
+    """The [1,3,3,1] low-pass filter that goes with a change of resolution; down: keep every so many-th pixel."""
 
-    def __init__(self, pad, gain=1.):
+    def __init__(self, pad, gain=1., down=1):
         super().__init__()
         self.register_buffer('kernel', blur_kernel(gain))
-        self.pad = pad
+        self.pad, self.down = pad, down
 
     def forward(self, x):
-        return upfirdn2d(x, self.kernel, pad=self.pad)
+        return upfirdn2d(x, self.kernel, down=self.down, pad=self.pad)
 
 
 class Upsample(nn.Module):
@@ -525,7 +525,8 @@ class ResBlock(nn.Module):
         self.conv1 = nn.Sequential(EqualConv2d(in_channels, in_channels, 3, padding=1), BiasedLeakyReLU(in_channels))
         self.conv2 = nn.Sequential(Blur(pad=(2, 2)), EqualConv2d(in_channels, out_channels, 3, stride=2),
                                    BiasedLeakyReLU(out_channels))
-        self.skip = nn.Sequential(Blur(pad=(1, 1)), EqualConv2d(in_channels, out_channels, 1, stride=2))
+        # StyleGAN2 gives the stride to the 1x1 convolution; the filter computes fewer pixels with it.
+        self.skip = nn.Sequential(Blur(pad=(1, 1), down=2), EqualConv2d(in_channels, out_channels, 1))
 
     def forward(self, x):
         return (self.conv2(self.conv1(x)) + self.skip(x)) / math.sqrt(2)
