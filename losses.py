@@ -13,7 +13,7 @@ PATH_LENGTH_DECAY = 0.01
 
 def logistic_loss(real_logits, fake_logits):
     """The discriminator's part of L_adv: softplus(-D(real)) + softplus(D(fake)). Logits (B,1)."""
-    return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
+    return nonsaturating_loss(real_logits) + nonsaturating_loss(-fake_logits)
 
 
 def nonsaturating_loss(fake_logits):

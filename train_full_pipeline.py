@@ -83,18 +83,26 @@ def accumulate_discriminator(discriminator, generator, real, rendered, opt, chun
     real: images (B,3,size,size); rendered: B fakes. Returns the weighted terms of the loss and the mean scores.
     """
     terms = training.Terms()
+
+    def accumulate(scale, loss, **scores):
+        (scale * sum(loss.values())).backward()
+        terms.add(scale, **loss, **scores)
+
+    # The two halves of logistic_loss one after the other: the graph of one is gone before the other's is made.
     for part in discriminator_parts(len(real), chunk):
         images = real[part].requires_grad_(regularise)
         scale = len(images) / len(real)
+        logits = judge(discriminator, images)
+        loss = {'d': losses.nonsaturating_loss(logits)}
+        if regularise:
+            loss['r1'] = opt.training.r1 / 2 * opt.training.d_reg_every * losses.r1_penalty(logits, images)
+        accumulate(scale, loss, real_score=logits)
+
         with torch.no_grad():
             fakes = torch.cat([decode(generator, rendered.part(piece))[0]
                                for piece in training.chunks(part.start, part.stop, chunk)])
-        real_logits, fake_logits = judge(discriminator, images), judge(discriminator, fakes)
-        loss = {'d': losses.logistic_loss(real_logits, fake_logits)}
-        if regularise:
-            loss['r1'] = opt.training.r1 / 2 * opt.training.d_reg_every * losses.r1_penalty(real_logits, images)
-        (scale * sum(loss.values())).backward()
-        terms.add(scale, **loss, real_score=real_logits, fake_score=fake_logits)
+        logits = judge(discriminator, fakes)
+        accumulate(scale, {'d': losses.nonsaturating_loss(-logits)}, fake_score=logits)
     return terms
 
 
