@@ -423,7 +423,7 @@ class Generator(nn.Module):
         """
         if dense or w.is_cuda or torch.is_grad_enabled():
             return self.renderer(w, cameras, generator=generator, features=self.full_pipeline, **wanted)
-        return sparse.render(self.renderer, w, cameras, features=self.full_pipeline, **wanted)
+        return sparse.render(self.renderer, w, cameras, generator=generator, features=self.full_pipeline, **wanted)
 
     def noise(self, noise, batch, generator=None):
         """The decoder's noise maps by name ('random' or 'fixed'); a list of maps is returned as it is."""

@@ -261,7 +261,7 @@ GROUPS = {
 # The groups (or single flags) that a command uses, and so shows in --help.
 COMMANDS = {
     'train_volume_renderer': ('dataset', 'experiment', 'training', 'model', 'camera', 'rendering', 'machine'),
-    'train_full_pipeline': ('dataset', 'experiment', 'training', 'model', 'camera', 'rendering', 'machine'),
+    'train_full_pipeline': ('dataset', 'experiment', 'training', 'dense', 'model', 'camera', 'rendering', 'machine'),
     'generate_shapes_and_images': ('experiment', 'checkpoints_dir', 'inference', 'model', 'camera', 'rendering',
                                    'machine'),
     'render_video': ('experiment', 'checkpoints_dir', 'inference', 'video', 'model', 'camera', 'rendering', 'machine'),

@@ -44,7 +44,7 @@ MOST = 0.25              # of all samples: more are not worth it
 
 @torch.no_grad()
 def render(renderer, w, cameras, *, resolution=None, samples=None, colour=True, features=True, sdf=False,
-           decisive=None):
+           generator=None, decisive=None):
     """VolumeRenderer.forward without gradients, from few evaluations where the field allows it.
 
     Its arguments, and decisive: a function from a volume of distances (1,H,W,N,1) to the index (P,3) of samples whose
@@ -52,34 +52,35 @@ def render(renderer, w, cameras, *, resolution=None, samples=None, colour=True, 
     """
     wanted = {'resolution': resolution or renderer.resolution, 'samples': samples or renderer.samples, 'colour': colour,
               'features': colour and features, 'sdf': sdf}
-    possible = renderer.has_sdf and renderer.perturb == 0
+    # Where a ray's samples are all offset together they can be had from a grid, as a picture needs them.
+    possible = renderer.has_sdf and (renderer.perturb == 0 or renderer.offset_sampling and colour and not sdf)
     views = []
     for b in range(len(cameras)):
         latent, camera = w[b:b + 1], cameras[b:b + 1]
-        view = _render_view(renderer, latent, camera, decisive=decisive, **wanted) if possible else None
-        views.append(view or renderer(latent, camera, **wanted))
+        own = generator[b:b + 1] if isinstance(generator, list) else generator
+        view = _render_view(renderer, latent, camera, generator=own, decisive=decisive, **wanted) if possible else None
+        views.append(view or renderer(latent, camera, generator=own, **wanted))
     return views[0] if len(views) == 1 else Rendering(*(None if parts[0] is None else torch.cat(parts)
                                                         for parts in zip(*views, strict=True)))
 
 
-def _render_view(renderer, w, camera, resolution, samples, colour, features, sdf, decisive):
+def _render_view(renderer, w, camera, resolution, samples, colour, features, sdf, generator, decisive):
     """render for one view; None where the field is not smooth enough for it."""
     field, beta = renderer.network.fold(w), renderer.sigmoid_beta.item()
     origin = camera.extrinsics[0, :, 3]
-    t = sample_depths(camera.near, camera.far, samples, offset_sampling=renderer.offset_sampling)  # (1,1,N)
+    depths = functools.partial(sample_depths, camera.near, camera.far, samples,
+                               offset_sampling=renderer.offset_sampling)
+    t = depths()  # (1,1,N)
     # One pixel and one sample more than there are: the coarse grid reaches beyond the end.
     pixels = torch.arange(resolution + 1, device=t.device, dtype=t.dtype)
     local = pixel_directions(pixels[:, None], pixels, resolution, camera.focal)
     directions, viewdirs = (d[0] for d in view_directions(renderer, local, camera))  # (H+1,W+1,3)
     step = t[0, 0, 1] - t[0, 0, 0]
-    depths = torch.cat([t[0, 0], t[0, 0, -1:] + step])
-
-    def points(index):
-        row, column, sample = index.to(t.device).T
-        return origin + directions[row, column] * depths[sample, None]
+    grid = torch.cat([t[0, 0], t[0, 0, -1:] + step])
 
     def evaluate(index):
-        return renderer.sdf_at(field, points(index), camera)
+        row, column, sample = index.to(t.device).T
+        return renderer.sdf_at(field, origin + directions[row, column] * grid[sample, None], camera)
 
     volume = sdf_volume(evaluate, (resolution, resolution, samples), beta, step.item(), hidden=sdf,
                         tolerances=PICTURE if colour else SURFACE)
@@ -88,10 +89,14 @@ def _render_view(renderer, w, camera, resolution, samples, colour, features, sdf
     if decisive:
         index = decisive(volume[None, ..., None])
         volume[tuple(index.T)] = evaluate(index)
-    rays = directions[None, :resolution, :resolution].flatten(1, 2)
+    rays = directions[:resolution, :resolution].flatten(0, 1)  # (R,3)
+    volume = volume.flatten(0, 1)  # (R,N)
+    if renderer.perturb > 0:
+        t = depths(perturb=renderer.perturb, rays=len(rays), generator=generator)  # (1,R,N)
+        volume = offset_by(volume, (t[0, :, :1] - grid[0]) / step)
 
     def weigh():
-        return renderer.weights(volume.view(1, -1, samples), rays, t)[0]  # (R,N)
+        return renderer.weights(volume[None], rays[None], t)[0]  # (R,N)
 
     def as_image(x):  # (R,C) -> (1,C,H,W)
         return x.T.unflatten(1, (resolution, resolution))[None]
@@ -101,12 +106,12 @@ def _render_view(renderer, w, camera, resolution, samples, colour, features, sdf
     if colour:
         weighty = weights > NO_WEIGHT
         ray, sample = weighty.nonzero().T
-        index = torch.stack([ray // resolution, ray % resolution, sample], dim=1)
-        tiles = renderer.evaluate_at(field, points(index), viewdirs[index[:, 0], index[:, 1]], camera)
+        points = origin + rays[ray] * t[0].expand(len(rays), -1)[weighty][:, None]
+        tiles = renderer.evaluate_at(field, points, viewdirs[ray // resolution, ray % resolution], camera)
         distances, found, logits = (torch.cat(values) for values in zip(*(
             (sdf[0, :, 0], tile_features[0].clone(), tile_logits[0]) for sdf, tile_features, tile_logits in tiles),
             strict=True))
-        volume[tuple(index.T)] = distances
+        volume[weighty] = distances
         weights = weigh()
         weight = weights[weighty][:, None]
         kept = weight.new_zeros(len(weights), 1).index_add_(0, ray, weight)
@@ -118,9 +123,9 @@ def _render_view(renderer, w, camera, resolution, samples, colour, features, sdf
 
         thumbnail = as_image(2 * blend(torch.sigmoid(logits)) - 1)
         blended = as_image(blend(found)) if features else None
-    xyz = origin * weights.sum(-1, keepdim=True) + rays[0] * (weights @ t[0, 0])[:, None]
+    xyz = origin * weights.sum(-1, keepdim=True) + rays * (weights * t[0]).sum(-1, keepdim=True)
     return Rendering(thumbnail, blended, as_image(xyz), as_image(weights[:, -1:]),
-                     volume[None, ..., None] if sdf else None, None)
+                     volume.view(1, resolution, resolution, samples, 1) if sdf else None, None)
 
 
 def sdf_volume(evaluate, shape, beta, spacing, hidden=True, tolerances=SURFACE):
@@ -164,6 +169,18 @@ def sdf_volume(evaluate, shape, beta, spacing, hidden=True, tolerances=SURFACE):
         if settle(evaluate, values, exact, grown(wrong) & ~exact, seen, bad, most) is None:
             return None
     return None
+
+
+def offset_by(volume, offset):
+    """Distances (R,N) at samples `offset` (R,1) steps, from 0 to 1, behind those of the volume (R,N): by the cubic
+    through two samples before and two behind, the ends continued straight."""
+    first, last = volume[:, 1:2] - volume[:, :1], volume[:, -1:] - volume[:, -2:-1]
+    nodes = torch.cat([volume[:, :1] - first, volume, volume[:, -1:] + last, volume[:, -1:] + 2 * last], dim=1)
+    nodes = nodes.unfold(1, 4, 1)  # (R,N,4)
+    u = offset
+    lagrange = [-u * (u - 1) * (u - 2) / 6, (u + 1) * (u - 1) * (u - 2) / 2, -(u + 1) * u * (u - 2) / 2,
+                (u + 1) * u * (u - 1) / 6]
+    return (nodes @ torch.stack(lagrange, dim=1))[..., 0]
 
 
 def settle(evaluate, values, exact, wanted, seen, bad, most):

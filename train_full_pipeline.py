@@ -40,10 +40,13 @@ class Rendered(NamedTuple):
 
 
 @torch.no_grad()
-def render(generator, fakes, switch):
-    """The frozen half of the generator, for a whole batch: its memory does not grow with the rays."""
+def render(generator, fakes, switch, dense=False):
+    """The frozen half of the generator, for a whole batch: its memory does not grow with the rays.
+
+    dense: see Generator.render.
+    """
     w = [generator.map(z) for z in ((fakes.z,) if switch is None else (fakes.z, fakes.second))]
-    view = generator.renderer(w[0], fakes.cameras, generator=fakes.random)
+    view = generator.render(w[0], fakes.cameras, dense=dense, generator=fakes.random)
     noise = generator.decoder.random_noise(len(fakes.z), fakes.random)
     return Rendered(w, switch, view.features, view.thumbnail, noise)
 
@@ -193,24 +196,26 @@ def main():
         g_optim = training.adam(generator.decoder.parameters(), *lazy(opt.training.g_reg_every, opt.training.lr))
         d_optim = training.adam(discriminator.parameters(), *lazy(opt.training.d_reg_every, opt.training.lr))
         state = training.State(generator, discriminator, g_optim, d_optim)
-        layers = generator.decoder.num_latents
+        layers, dense = generator.decoder.num_latents, opt.inference.dense
         path_batch = max(1, opt.training.batch // opt.training.path_batch_shrink)
 
         with run.begin(state, start):
             for real in run.steps():
                 step = state.iteration
-                rendered = render(generator, run.draw('discriminator'), mixing(opt, 'discriminator', step, layers))
+                switch = mixing(opt, 'discriminator', step, layers)
+                rendered = render(generator, run.draw('discriminator'), switch, dense)
                 terms = accumulate_discriminator(discriminator, generator, real, rendered, opt, run.chunk,
                                                  regularise=step % opt.training.d_reg_every == 0)
                 run.update('d', d_optim, terms)
 
-                rendered = render(generator, run.draw('generator'), mixing(opt, 'generator', step, layers))
+                switch = mixing(opt, 'generator', step, layers)
+                rendered = render(generator, run.draw('generator'), switch, dense)
                 run.update('g', g_optim, accumulate_generator(generator, discriminator, rendered, run.chunk,
                                                               opt.training.thumbnail_lambda))
 
                 if opt.training.g_reg_every and step % opt.training.g_reg_every == 0:
                     fakes = run.draw('path', path_batch)
-                    rendered = render(generator, fakes, mixing(opt, 'path', step, layers))
+                    rendered = render(generator, fakes, mixing(opt, 'path', step, layers), dense)
                     directions = draw(torch.randn, real[:path_batch].shape, fakes.random, device=run.device)
                     terms, state.path_mean = accumulate_path_length(generator, rendered, directions, state.path_mean,
                                                                     opt, run.chunk, processes)

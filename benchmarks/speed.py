@@ -265,9 +265,12 @@ def stage2_row(settings, variant, regularise=False):
         training.adam(generator.decoder.parameters(), *lazy(opt.training.g_reg_every, opt.training.lr)),
         training.adam(discriminator.parameters(), *lazy(opt.training.d_reg_every, opt.training.lr)))
     real = torch.rand(batch, 3, opt.model.size, opt.model.size, device=device) * 2 - 1
+    z = identity(opt, device)
 
     def rendered(purpose, count=batch):
         fakes = training.draw_fakes(opt, purpose, state.iteration, range(count), device)
+        if not settings.ckpt:  # as after a stage 1, each latent has a surface
+            fakes = fakes._replace(z=z.expand(count, -1))
         switch = train_full_pipeline.mixing(opt, purpose, state.iteration, generator.decoder.num_latents)
         return train_full_pipeline.render(generator, fakes, switch), fakes
 

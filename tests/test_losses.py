@@ -91,7 +91,8 @@ def test_path_length(golden, manifest):
     generator = build_generator(small_options('train_full_pipeline', '--force_background', '--static_viewdirs'))
     load_formula_weights(generator, manifest['small.full.g'])
     generator.requires_grad_(False).decoder.requires_grad_(True)
-    rendered = stage2.render(generator, fakes_of(expected), None)._replace(noise=generator.decoder.fixed_noise())
+    rendered = stage2.render(generator, fakes_of(expected), None, dense=True)
+    rendered = rendered._replace(noise=generator.decoder.fixed_noise())
     images, latents = stage2.decode(generator, rendered)
     lengths = losses.path_lengths(images, latents, formula('path_noise', (2, 3, 256, 256)))
     penalty, mean = losses.path_length_penalty(lengths, torch.tensor(0.5))
@@ -152,7 +153,7 @@ def test_one_step_of_stage_2(golden, manifest):
     g_optim = training.adam(generator.decoder.parameters(), *stage2.lazy(opt.training.g_reg_every, opt.training.lr))
     d_optim = training.adam(discriminator.parameters(), *stage2.lazy(opt.training.d_reg_every, opt.training.lr))
     real = formula('im256', (4, 3, 256, 256), 0.5)[:2].clone()
-    rendered = stage2.render(generator, fakes_of(golden('generator')), None)
+    rendered = stage2.render(generator, fakes_of(golden('generator')), None, dense=True)
     rendered = rendered._replace(noise=[noise.expand(2, -1, -1, -1) for noise in generator.decoder.fixed_noise()])
 
     terms, before = step(discriminator, d_optim, lambda: stage2.accumulate_discriminator(

@@ -108,6 +108,42 @@ def test_few_evaluations_give_the_same_picture(head, samples, monkeypatch):
     assert (few.xyz - dense.xyz).norm(dim=1).max() < 1e-4 and (few.mask - dense.mask).abs().max() < 1e-3
 
 
+@torch.no_grad()
+def test_few_evaluations_give_the_same_jittered_picture(head, monkeypatch):
+    """As stage 2 trains on: each ray's samples have an offset of their own, and each image its own generator."""
+    renderer, w, cameras = head
+    monkeypatch.setattr(renderer, 'perturb', 1.)
+
+    def generators():
+        return [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+
+    dense, few_draws = renderer(w, cameras, generator=generators()), generators()
+    views = []
+    monkeypatch.setattr(sparse, '_render_view', lambda *arguments, original=sparse._render_view, **wanted: (
+        views.append(original(*arguments, **wanted)), views[-1])[1])
+    few = sparse.render(renderer, w, cameras, generator=few_draws)
+    assert views[0] is not None
+    assert (few.thumbnail - dense.thumbnail).abs().max() < 1e-3
+    assert (few.features - dense.features).abs().max() < 2e-3
+    assert (few.xyz - dense.xyz).norm(dim=1).max() < 1e-4
+    for used in few_draws:  # what is drawn next, the decoder's noise, is as after a dense picture
+        expected = torch.Generator().manual_seed(used.initial_seed())
+        torch.rand(renderer.resolution ** 2, generator=expected)
+        assert torch.equal(torch.rand(3, generator=used), torch.rand(3, generator=expected))
+
+
+def test_offset_samples_of_a_cubic_are_exact():
+    t, offset = torch.arange(9, dtype=torch.float64), torch.tensor([[0.], [0.3], [1.]], dtype=torch.float64)
+
+    def cubic(t):
+        return 0.1 * t ** 3 - 0.7 * t ** 2 + t - 2
+
+    found = sparse.offset_by(cubic(t).expand(3, -1), offset)
+    assert torch.allclose(found[:, 1:-2], cubic(t + offset)[:, 1:-2])
+    straight = sparse.offset_by(t.expand(3, -1), offset)  # at the ends too
+    assert torch.allclose(straight, t + offset)
+
+
 def test_a_rough_field_is_evaluated_everywhere(head, monkeypatch):
     """Bumps finer than the coarse grid cannot be interpolated, and are not."""
     renderer, w, cameras = head
