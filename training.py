@@ -30,7 +30,16 @@ from camera import Cameras, azimuth_sweep, cameras_at, sample_viewpoints
 from dataset import ImageDataset, InfiniteSampler, make_loader
 from identity_metrics import measure_identity
 from metrics import patch_descriptors, swd
-from utils import Terminated, UserError, atomic_path, save_image_row, select_device, to_uint8, writable_folder
+from utils import (
+    Terminated,
+    UserError,
+    atomic_path,
+    keep_freed_memory,
+    save_image_row,
+    select_device,
+    to_uint8,
+    writable_folder,
+)
 
 try:
     import resource
@@ -69,6 +78,8 @@ class Processes:
                 self.device = select_device(f'cuda:{os.environ.get("LOCAL_RANK", 0)}')
             torch.cuda.set_device(self.device)
             torch.backends.cudnn.benchmark = True
+        elif self.device.type == 'cpu':
+            keep_freed_memory()
 
     def __enter__(self):
         if self.size > 1:

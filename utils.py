@@ -2,6 +2,7 @@
 import interrupts
 
 import contextlib
+import ctypes
 import errno
 import os
 import signal
@@ -15,6 +16,8 @@ from PIL import Image
 # Large pages for PyTorch's CPU memory: fresh large tensors cost more in page faults than in arithmetic
 # (docs/performance.md). It is read at PyTorch's first large allocation.
 os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
 
 # An operating-system error of these kinds is the user's to mend (a full disk, a read-only folder), not a bug.
 USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
@@ -133,3 +136,16 @@ def save_image_row(path, images):
         row.paste(Image.fromarray(image), (i * width, 0))
     with atomic_path(path) as temporary:
         row.save(temporary)
+
+
+def keep_freed_memory():
+    """Have the C library keep freed memory, for a process that soon needs as much again on the CPU.
+
+    glibc hands blocks of 32 MB and more back to the system at once, and the next one costs page faults: a seventh of a
+    step of stage 2 (docs/performance.md). No effect with another C library, nor where MALLOC_MMAP_MAX_ is set.
+    """
+    if sys.platform == 'linux' and 'MALLOC_MMAP_MAX_' not in os.environ:
+        with contextlib.suppress(AttributeError):  # musl has no mallopt
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(M_MMAP_MAX, 0)
+            mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)

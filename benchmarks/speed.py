@@ -272,7 +272,7 @@ def stage2_row(settings, variant, regularise=False):
         if not settings.ckpt:  # as after a stage 1, each latent has a surface
             fakes = fakes._replace(z=z.expand(count, -1))
         switch = train_full_pipeline.mixing(opt, purpose, state.iteration, generator.decoder.num_latents)
-        return train_full_pipeline.render(generator, fakes, switch), fakes
+        return train_full_pipeline.render(generator, fakes, switch, dense=variant == 'plain'), fakes
 
     def run():
         train_full_pipeline.accumulate_discriminator(discriminator, generator, real, rendered('discriminator')[0], opt,
@@ -388,7 +388,8 @@ def serve(connection, prepare, settings, variant):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # temporary files are removed
     if variant == 'plain':
-        os.environ['THP_MEM_ALLOC_ENABLE'] = '0'  # utils.py asks for large pages, PyTorch by itself does not
+        # What utils.py asks of the memory's allocator, PyTorch and the C library do not do by themselves.
+        os.environ |= {'THP_MEM_ALLOC_ENABLE': '0', 'MALLOC_MMAP_MAX_': '65536'}
     if settings.threads:
         torch.set_num_threads(settings.threads)
     try:
