@@ -186,7 +186,7 @@ class NoiseInjection(nn.Module):
 
     def forward(self, x, noise):
         out = None if torch.is_grad_enabled() else x
-        return torch.addcmul(x, self.weight.to(x.dtype), noise.to(x.dtype), out=out)
+        return torch.add(x, (self.weight * noise).to(x.dtype), out=out)  # addcmul takes eight times as long on a CPU
 
 
 class StyledConv(nn.Module):
@@ -321,8 +321,8 @@ class Decoder(nn.Module):
         _, channels, height, width = features.shape
         rows = max(1, BAND_VALUES // (2 * channels * width))
         last = k == len(self.to_rgbs) - 1
-        whole = None if last else features.new_empty(
-            1, weights[1].shape[1], 2 * height, 2 * width).contiguous(memory_format=torch.channels_last)
+        whole = None if last else torch.empty(1, weights[1].shape[1], 2 * height, 2 * width, dtype=features.dtype,
+                                              memory_format=torch.channels_last)
         image = rgb.new_empty(1, 3, 2 * height, 2 * width)
         for start in range(0, height, rows):
             stop, above, below = min(height, start + rows), max(0, start - HALO), min(height, start + rows + HALO)

@@ -61,6 +61,9 @@ def _evaluate(x, kernel, up, down, pad, flip):
     if kernels.library(x):
         return _cuda(x, kernel, up, down, pad, flip)
     if x.device.type == 'cpu':
+        if up == down == 1 and x.dtype in (torch.float32, torch.bfloat16) and \
+                kernels.memory_format(x) == torch.channels_last:
+            return _depthwise(x, kernel, pad, flip)
         factors = _factors(tuple(kernel.reshape(-1).tolist()), *kernel.shape)
         if factors:
             return _separable(x, *((f if flip else f[::-1]) for f in factors), up, down, pad,
@@ -79,6 +82,15 @@ def _plain(x, kernel, up, down, pad, flip):
     weight = (kernel if flip else kernel.flip(0, 1)).to(z).expand(channels, 1, -1, -1)  # conv2d correlates
     with torch.autocast(x.device.type, enabled=False):
         return F.conv2d(z, weight, stride=down, groups=channels).to(x.dtype)
+
+
+def _depthwise(x, kernel, pad, flip):
+    """Filter channels_last x as a depthwise convolution, for which oneDNN is twice as fast as `_separable` there."""
+    left, right, top, bottom = pad
+    if left != right or top != bottom or min(pad) < 0:
+        x, left, top = F.pad(x, pad), 0, 0
+    weight = (kernel if flip else kernel.flip(0, 1)).to(x.dtype).expand(x.shape[1], 1, -1, -1)
+    return F.conv2d(x, weight.contiguous(memory_format=torch.channels_last), padding=(top, left), groups=x.shape[1])
 
 
 def _working_dtype(x):
