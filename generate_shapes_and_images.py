@@ -145,6 +145,8 @@ def main():
     opt = options.parse('generate_shapes_and_images', __doc__)
     device = select_device(opt.machine.device)
     generator, opt, model_path, model_name = load_generator(opt, device)
+    if opt.inference.cuda_graphs:
+        generator.use_cuda_graphs()
     check_row(opt)
     folder = writable_folder(
         Path(opt.inference.results_dir) / opt.experiment.expname / model_name

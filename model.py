@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sparse
+from camera import Cameras
 from op import fused_leaky_relu, upfirdn2d
+from op.graphs import Graphed
 from options import MEAN_LATENT_DRAWS
 from volume_renderer import Rendering, VolumeRenderer, draw
 
@@ -297,11 +299,11 @@ class Decoder(nn.Module):
     def synthesise(self, features, weights, noise):
         """`forward` with weights from `modulate`."""
         in_bands = features.device.type == 'cpu' and not torch.is_grad_enabled()
-        if in_bands:  # with gradients this layout is slower (docs/performance.md)
+        if not torch.is_grad_enabled() and works_channels_last(features.device, self.dtype, weights):
             features = features.contiguous(memory_format=torch.channels_last)
-            if len(features) > 1:  # each image by itself stays in the cache
-                return torch.cat([self.synthesise(features[b:b + 1], [[_of(w, b) for w in block] for block in weights],
-                                                  [_of(n, b) for n in noise]) for b in range(len(features))])
+        if in_bands and len(features) > 1:  # each image by itself stays in the cache
+            return torch.cat([self.synthesise(features[b:b + 1], [[_of(w, b) for w in block] for block in weights],
+                                              [_of(n, b) for n in noise]) for b in range(len(features))])
         features = self.conv1(features.to(self.dtype), weights[0][0], noise[0])
         rgb = self.to_rgb1(features, weights[0][1])
         block = self._block_in_bands if in_bands else self._block
@@ -334,6 +336,16 @@ class Decoder(nn.Module):
                 whole[:, :, 2 * start:2 * stop] = band[:, :, kept]
             image[:, :, 2 * start:2 * stop] = band_rgb[:, :, kept]
         return whole, image
+
+
+def works_channels_last(device, dtype, weights):
+    """Whether the decoder keeps its features channels last, without gradients: with them a CPU is slower that way
+    (docs/performance.md).
+
+    On a GPU half precision does, whose matrix units want it, unless images have weights of their own: as groups of
+    channels they would be copied. Other features stay as they come, and the renderer's come channels last.
+    """
+    return device.type == 'cpu' or device.type == 'cuda' and dtype.itemsize == 2 and len(weights[0][0]) == 1
 
 
 def _of(tensor, b):
@@ -424,6 +436,19 @@ class Generator(nn.Module):
         if dense or w.is_cuda or torch.is_grad_enabled():
             return self.renderer(w, cameras, generator=generator, features=self.full_pipeline, **wanted)
         return sparse.render(self.renderer, w, cameras, generator=generator, features=self.full_pipeline, **wanted)
+
+    def use_cuda_graphs(self):
+        """From now on render and decode by CUDA graphs, where that is possible (op/graphs.py)."""
+        render = self.render
+
+        def render_with(w, camera, **wanted):
+            return render(w, Cameras(**camera), **wanted)
+
+        graphed = Graphed(render_with, self.renderer)
+        self.render = lambda w, cameras, **wanted: graphed(w, vars(cameras), **wanted)
+        if self.full_pipeline:
+            for name in ('modulate', 'synthesise'):
+                setattr(self.decoder, name, Graphed(getattr(self.decoder, name), self.decoder))
 
     def noise(self, noise, batch, generator=None):
         """The decoder's noise maps by name ('random' or 'fixed'); a list of maps is returned as it is."""

@@ -188,6 +188,8 @@ GROUPS = {
         Flag('mesh_format', 'obj', 'file format of the meshes', choices=('obj', 'ply', 'glb')),
         Flag('dense', False, 'evaluate the field at all samples of images and surfaces, also where a part of them '
              'gives the same', bool),
+        Flag('cuda_graphs', False, 'launch the kernels of a picture as one (not tried on any GPU yet; elsewhere it has '
+             'no effect)', bool),
         Flag('vertex_colors', False, 'colour the vertices of the meshes', bool),
         Flag('page', False, "write index.html, a page with all of this model's results to open in a browser", bool),
     ),

@@ -168,6 +168,8 @@ def main():
     opt = options.parse('render_video', __doc__)
     device = select_device(opt.machine.device)
     generator, opt, model_path, model_name = load_generator(opt, device)
+    if opt.inference.cuda_graphs:
+        generator.use_cuda_graphs()
     check(opt, generator, model_path)
     renderer, projecting = generator.renderer, opt.model.project_noise
     results = Path(opt.inference.results_dir) / opt.experiment.expname / model_name
