@@ -1,25 +1,52 @@
-"""Check op/'s kernels on a GPU, for the rare session that has one: the GPU tests, then tables of speed against plain.
+"""Check on a GPU what was written without one: the GPU tests, then tables of speed against plain PyTorch.
 
-python scripts/check_gpu.py [--skip-tests]: exit code 1 if a test fails, 2 without a CUDA device. The tables give
-medians in milliseconds; of the decoder's kernels, which are bound by memory, the rate at which they move their input
-and output, a copy's being the most there is; of the field's, which is bound by arithmetic, its rate, a large matrix
-product's being the most, and its largest difference from float64 beside that of the plain way in float32.
+    python scripts/check_gpu.py                          everything: some minutes, of which a minute compiles kernels
+    python scripts/check_gpu.py --parts field,decoder    some of: tests, kernels, field, decoder, picture
+
+Exit code 1 if a part fails (the others still run), 2 without a CUDA device. Tables give medians in milliseconds.
+
+    kernels   the decoder's, bound by memory: the rate at which they move input and output; a copy's is the most
+    field     bound by arithmetic: its rate, a large matrix product's being the most, and its largest difference from
+              float64 beside that of the plain way in float32
+    decoder   1024 pixels, batch 1, one latent: number format, layout of the features, what cuDNN chooses by rule or by
+              trying all (tuned: torch.backends.cudnn.benchmark), called or as a CUDA graph (--cuda_graphs)
+    picture   a whole picture, its rays, its decoder, called or as CUDA graphs
+
+A borrowed GPU, half an hour, ten minutes a command: nothing is fetched, but requirements.txt, pytest, nvcc and gcc have
+to be there. Then, in this order:
+
+    python scripts/check_gpu.py 2>&1 | tee check_gpu.txt
+    python benchmarks/speed.py --rows surface,image,rays,decoder --json pictures.json
+    python benchmarks/speed.py --rows stage1,stage2,stage2_regularised --json training.json
+    python benchmarks/speed.py --rows video --frames 10 --json video.json
+    python benchmarks/speed.py --rows image,decoder --precision fp16 --json half.json
+
+What the decoder's table decides: whether --cuda_graphs and tuning are worth being the default, and the layout of each
+number format (model.works_channels_last). The numbers belong into docs/performance.md.
 """
 import argparse
+import math
 import os
 import statistics
 import subprocess
 import sys
+import time
+import traceback
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from op import fused_leaky_relu, siren, upfirdn2d  # noqa: E402
+import model  # noqa: E402
+from camera import cameras_at  # noqa: E402
+from op import fused_leaky_relu, graphs, siren, upfirdn2d  # noqa: E402
+from op.graphs import Graphed  # noqa: E402
 from utils import UserError, run_command  # noqa: E402
-from volume_renderer import SirenField  # noqa: E402
+from volume_renderer import SirenField, VolumeRenderer  # noqa: E402
 
 BLUR = torch.outer(torch.tensor([1., 3, 3, 1]), torch.tensor([1., 3, 3, 1])) / 64
 
@@ -86,6 +113,9 @@ def time_operations():
 @torch.no_grad()
 def time_field(points=1 << 19, per_ray=32, depth=8, width=256):
     """Print the table of the field at default size, distances alone and with features and colours."""
+    if torch.cuda.get_device_capability()[0] != siren.CAPABILITY:
+        print("the field's kernel is for Hopper GPUs (compute capability 9): the plain way runs here")
+        return
     side = 8192
     a, b = torch.randn(2, side, side, device='cuda').half()
     most = 2 * side ** 3 / median_ms(lambda: a @ b) / 1e9
@@ -105,20 +135,105 @@ def time_field(points=1 << 19, per_ray=32, depth=8, width=256):
               f'{rate / most:.0%}', flush=True)
 
 
+def graph_ms(work):
+    """median_ms of work by CUDA graphs; not a number, and a line that says why, where they fail."""
+    try:
+        return median_ms(work)
+    except UserError as error:
+        print(error, flush=True)
+        graphs._failures.clear()  # the next one may work
+        return math.nan
+
+
+@torch.no_grad()
+def time_decoder(size=1024):
+    """Print the table of the decoder. Its differences are from float32, as a share of the largest value."""
+    torch.manual_seed(0)
+    decoder = model.Decoder(size).requires_grad_(False).cuda()
+    for layer in (decoder.conv1, *decoder.convs):
+        layer.noise.weight.fill_(0.1)
+    weights = decoder.modulate(decoder.latents(torch.randn(1, 256, device='cuda')))
+    features, noise = torch.randn(1, 256, 64, 64, device='cuda'), decoder.random_noise(1)
+    exact = None
+    print(f'{"decoder":8} {"layout":6} {"call ms":>9} {"graph ms":>9} {"tuned":>9} {"and graph":>9} {"MiB":>6} '
+          f'{"difference":>10}   ({size} px; MiB: the most that tensors take, in a call)')
+    for name, dtype, tf32 in (('fp32', torch.float32, False), ('tf32', torch.float32, True),
+                              ('fp16', torch.float16, True), ('bf16', torch.bfloat16, True)):
+        for layout, order in ((torch.contiguous_format, 'NCHW'), (torch.channels_last, 'NHWC')):
+            decoder.dtype, torch.backends.cudnn.allow_tf32 = dtype, tf32
+            work = partial(decoder.synthesise, features.contiguous(memory_format=layout), weights, noise)
+            times = []
+            with mock.patch.object(model, 'works_channels_last', lambda *_: False):  # in the layout that is given
+                for tuned in (False, True):
+                    torch.backends.cudnn.benchmark = tuned
+                    image = work()
+                    exact = image if exact is None else exact
+                    torch.cuda.reset_peak_memory_stats()
+                    times.append(median_ms(work))
+                    memory = torch.cuda.max_memory_allocated()
+                    times.append(graph_ms(partial(Graphed(decoder.synthesise, decoder), *work.args)))
+            print(f'{name:8} {order:6} ' + ' '.join(f'{ms:9.3f}' for ms in times) + f' {memory / 2 ** 20:6.0f} '
+                  f'{(image - exact).abs().max() / exact.abs().max():10.1e}', flush=True)
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = True, False  # as PyTorch has them
+
+
+@torch.no_grad()
+def time_picture(size=1024):
+    """Print the table of a whole picture, as the commands make it: 64x64 rays of 24 samples, then the decoder."""
+    print(f'{"picture":8} {"part":10} {"calls ms":>9} {"graphs ms":>9}   ({size} px)')
+    for name, dtype in model.PRECISIONS.items():
+        torch.manual_seed(0)
+        renderer = VolumeRenderer(perturb=0., force_background=True, static_viewdirs=True)
+        generator = model.Generator(256, renderer, model.Decoder(size, dtype=dtype)).requires_grad_(False).cuda()
+        decoder = generator.decoder
+        z, camera = torch.randn(1, 256, device='cuda'), cameras_at(torch.zeros(1, 2, device='cuda'))
+        w = generator.map(z)
+        features = generator.render(w, camera).features
+        parts = {'rays': lambda given=(generator, w, camera): given[0].render(*given[1:]),
+                 'decoder': lambda of=decoder, x=features, w=w: of(x, of.latents(w), of.random_noise(1)),
+                 'everything': partial(generator, z, camera)}
+        calls = [median_ms(work) for work in parts.values()]
+        generator.use_cuda_graphs()
+        for part, ms in zip(parts, calls, strict=True):
+            print(f'{name:8} {part:10} {ms:9.3f} {graph_ms(parts[part]):9.3f}', flush=True)
+
+
+def run_tests():
+    """The tests that need a GPU. Only files with some: others may need packages that are not there."""
+    files = [path for path in sorted((ROOT / 'tests').glob('test_*.py'))
+             if 'pytest.mark.gpu' in path.read_text(encoding='utf-8')]
+    command = [sys.executable, '-m', 'pytest', '-q', '-m', 'gpu', '--durations=5', *files]
+    if subprocess.run(command, cwd=ROOT, env={**os.environ, 'STYLESDF_OPS': 'auto'}).returncode:
+        raise UserError('a test failed.')
+
+
+PARTS = {'tests': run_tests, 'kernels': time_operations, 'field': time_field, 'decoder': time_decoder,
+         'picture': time_picture}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--skip-tests', action='store_true', help='only print the tables')
-    args = parser.parse_args()
+    parser.add_argument('--parts', default=','.join(PARTS), help=f'what to do (default: {",".join(PARTS)})')
+    parts = parser.parse_args().parts.split(',')
+    if unknown := set(parts) - set(PARTS):
+        raise UserError(f'--parts: there is no {min(unknown)!r}; choose from {",".join(PARTS)}.')
     if not torch.cuda.is_available():
         raise UserError('PyTorch finds no CUDA device here; run this on a machine with an NVIDIA GPU.')
-    failed = not args.skip_tests and subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '-m', 'gpu', 'tests'], cwd=ROOT).returncode
-    print(f'{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}')
-    time_operations()
-    if torch.cuda.get_device_capability()[0] == siren.CAPABILITY:
-        time_field()
-    else:
-        print("the field's kernel is for Hopper GPUs (compute capability 9): the plain way runs here")
+    print(f'{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN '
+          f'{torch.backends.cudnn.version()}', flush=True)
+    failed = []
+    for part in parts:
+        started = time.perf_counter()
+        os.environ['STYLESDF_OPS'] = 'cuda'  # a kernel or graph that does not work is an error here
+        try:
+            PARTS[part]()
+        except Exception as error:  # the other parts may still say something
+            failed.append(part)
+            if not isinstance(error, UserError):
+                traceback.print_exc()
+            print(f'FAILED: {part}: {error}', flush=True)
+        torch.cuda.empty_cache()
+        print(f'({part}: {time.perf_counter() - started:.0f} s)\n', flush=True)
     sys.exit(1 if failed else 0)
 
 
