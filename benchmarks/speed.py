@@ -127,10 +127,12 @@ class Scene(NamedTuple):
 
 
 @torch.no_grad()
-def scene(settings, command):
+def scene(settings, command, variant):
     """The Scene of a command."""
     generator, opt = load(settings, command)
     generator.eval().requires_grad_(False)
+    if variant == 'graphs':
+        generator.use_cuda_graphs()
     device = next(generator.parameters()).device
     z, means = identity(opt, device), generator.mean_latents()
     camera = cameras_at(torch.tensor([VIEWPOINT], device=device), generator.renderer.resolution, opt.camera.fov,
@@ -159,7 +161,7 @@ def fit(settings, variant):
 
 def surface_row(settings, variant):
     """The field at 128x128x128 samples, for depth and marching cubes."""
-    s = scene(settings, 'generate_shapes_and_images')
+    s = scene(settings, 'generate_shapes_and_images', variant)
     if variant == 'plain':
         return lambda: plain.surface(s.generator.renderer, s.w, s.camera)
     return lambda: render_surface(s.generator.renderer, s.w, s.camera, sdf=True, dense=variant == 'dense')
@@ -167,20 +169,20 @@ def surface_row(settings, variant):
 
 def image_row(settings, variant):
     """One image from one latent, everything."""
-    s = scene(settings, 'generate_shapes_and_images')
+    s = scene(settings, 'generate_shapes_and_images', variant)
     return torch.no_grad()(lambda: s.generator(s.z, s.camera, truncation=s.opt.inference.truncation_ratio,
-                                               means=s.means, dense=variant != 'ours'))
+                                               means=s.means, dense=variant in ('plain', 'dense')))
 
 
 def rays_row(settings, variant):
     """Of it: the rays through the field."""
-    s = scene(settings, 'generate_shapes_and_images')
-    return torch.no_grad()(lambda: s.generator.render(s.w, s.camera, dense=variant != 'ours'))
+    s = scene(settings, 'generate_shapes_and_images', variant)
+    return torch.no_grad()(lambda: s.generator.render(s.w, s.camera, dense=variant in ('plain', 'dense')))
 
 
 def decoder_row(settings, variant):
     """Of it: the decoder, with its mapping."""
-    s = scene(settings, 'generate_shapes_and_images')
+    s = scene(settings, 'generate_shapes_and_images', variant)
     decoder = s.generator.decoder
     with torch.no_grad():
         features = s.generator.renderer(s.w, s.camera).features
@@ -197,7 +199,7 @@ class Marks(list):
 
 def video_row(settings, variant):
     """A video with its surface video, encoded: few frames, spread over it, extrapolated to 250."""
-    s = scene(settings, 'render_video')
+    s = scene(settings, 'render_video', variant)
     opt, device = options.replaced(s.opt, dense=variant == 'dense'), s.z.device
     count = settings.frames or FRAMES.get(device.type, FRAMES['cuda'])
     viewpoints = video_viewpoints(VIDEO_FRAMES, opt.camera.azim, opt.camera.elev, device=device)
@@ -303,7 +305,12 @@ class Row(NamedTuple):
     title: callable      # option tree to what is said
     command: str = 'generate_shapes_and_images'
     dense: bool = False  # whether --dense is something of its own
+    graphs: bool = False  # whether --cuda_graphs is, on a GPU
     images: callable = lambda opt: 1
+
+    def variants(self, device):
+        """Their names, on this kind of device."""
+        return ('plain', *['dense'] * self.dense, 'ours', *['graphs'] * (self.graphs and device.type == 'cuda'))
 
 
 def _rays(opt):
@@ -312,11 +319,11 @@ def _rays(opt):
 
 ROWS = {
     'surface': Row(surface_row, lambda opt: 'surface, ' + 'x'.join([str(SURFACE_RESOLUTION)] * 3), dense=True),
-    'image': Row(image_row, lambda opt: f'image, {opt.model.size} px', dense=True),
-    'rays': Row(rays_row, lambda opt: f'  its rays, {_rays(opt)}', dense=True),
-    'decoder': Row(decoder_row, lambda opt: f'  its decoder, {opt.model.size} px'),
+    'image': Row(image_row, lambda opt: f'image, {opt.model.size} px', dense=True, graphs=True),
+    'rays': Row(rays_row, lambda opt: f'  its rays, {_rays(opt)}', dense=True, graphs=True),
+    'decoder': Row(decoder_row, lambda opt: f'  its decoder, {opt.model.size} px', graphs=True),
     'video': Row(video_row, lambda opt: f'video, {VIDEO_FRAMES} frames (extrapolated)', 'render_video', dense=True,
-                 images=lambda opt: VIDEO_FRAMES),
+                 graphs=True, images=lambda opt: VIDEO_FRAMES),
     'stage1': Row(stage1_row, lambda opt: f'stage 1, batch {opt.training.batch}, {_rays(opt)}', 'train_volume_renderer',
                   images=lambda opt: opt.training.batch),
     'stage2': Row(stage2_row, lambda opt: f'stage 2, batch {opt.training.batch}, {opt.model.size} px',
@@ -468,7 +475,7 @@ def once(prepare, settings):
         return worker.run()['result']
 
 
-def measure(row, settings, warmups, repeats, bar):
+def measure(row, variants, settings, warmups, repeats, bar):
     """{variant: its measurements} of a row, the variants in turn."""
     workers, found = {}, {}
 
@@ -483,7 +490,6 @@ def measure(row, settings, warmups, repeats, bar):
         finally:
             bar.update()
 
-    variants = ('plain', *(['dense'] if row.dense else []), 'ours')
     try:
         for variant in variants:
             worker = attempt(variant, lambda variant=variant: Worker(row.prepare, settings, variant))
@@ -605,13 +611,13 @@ def main():
     print('; '.join(f'{what}: {rate:.3g}' for what, rate in report['limits'].items()))
     print(COLUMNS)
     warmups = WARMUPS.get(device.type, WARMUPS['cuda'])
-    total = sum((1 + warmups + repeats) * (3 if ROWS[row].dense else 2) for row in rows)
+    total = sum((1 + warmups + repeats) * len(ROWS[row].variants(device)) for row in rows)
     with tqdm(total=total, unit='run', desc='measuring') as bar:
         for row_name in rows:
             row, bar.row = ROWS[row_name], row_name
             with contextlib.redirect_stdout(io.StringIO()):  # it was said above
                 _, row_opt = read_model(settings, row.command)
-            found = summarised(measure(row, settings, warmups, repeats, bar), row.images(row_opt))
+            found = summarised(measure(row, row.variants(device), settings, warmups, repeats, bar), row.images(row_opt))
             title = row.title(row_opt)
             for line in table_lines(title, found):
                 tqdm.write(line)

@@ -208,7 +208,7 @@ def test_videos_are_extrapolated(monkeypatch):
     generator, opt = tiny('render_video')
     z = torch.randn(1, 8)
     one = speed.Scene(generator, opt, z, generator.map(z), None, cameras_at(VIEWS[:1], 8))
-    monkeypatch.setattr(speed, 'scene', lambda settings, command: one)
+    monkeypatch.setattr(speed, 'scene', lambda *_: one)
     monkeypatch.setattr(speed, 'frontal_mesh', lambda *_: None)
     clock = [0.]
     monkeypatch.setattr(speed.time, 'perf_counter', lambda: clock[0])
@@ -232,6 +232,13 @@ def test_medians_and_ratios():
     assert found['ours']['faster'] == 3.5 and found['ours']['less_memory'] == 2
     lines = list(speed.table_lines('a title', found))
     assert lines[0].startswith('a title') and 'out of memory' in lines[1] and '3.50x' in lines[2]
+
+
+def test_graphs_are_measured_where_there_are_any():
+    image, surface = speed.ROWS['image'], speed.ROWS['surface']
+    assert image.variants(torch.device('cpu')) == ('plain', 'dense', 'ours')
+    assert image.variants(torch.device('cuda')) == ('plain', 'dense', 'ours', 'graphs')
+    assert surface.variants(torch.device('cuda')) == ('plain', 'dense', 'ours')
 
 
 def test_wrong_rows_are_named():
