@@ -23,7 +23,7 @@ from volume_renderer import Rendering, VolumeRenderer, draw
 
 BLUR_TAPS = (1., 3., 3., 1.)
 DECODER_STYLE_LAYERS = 5
-BAND_VALUES = 1 << 21  # about so many features the CPU computes at a time
+BAND_VALUES = 1 << 22  # about so many features the CPU computes at a time
 HALO = 2               # rows that a resolution sees beyond its own, in pixels of the one below
 MEAN_PART = 1 << 14    # latents of a mean at a time
 PRECISIONS = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
