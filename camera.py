@@ -44,13 +44,14 @@ def cameras_at(viewpoint, resolution=64, fov=6., dist_radius=0.12):
     """
     azimuth, elevation = viewpoint[:, :1], viewpoint[:, 1:]
     z = torch.cat([elevation.cos() * azimuth.sin(), elevation.sin(), elevation.cos() * azimuth.cos()], dim=1)
-    up = torch.tensor([[0., 1., 0.]], dtype=z.dtype, device=z.device).expand_as(z)
+    up = torch.zeros_like(z)  # filled there: a copy from here would wait for the GPU's work so far
+    up[:, 1] = 1.
     x = F.normalize(torch.linalg.cross(up, z), dim=1)
     y = F.normalize(torch.linalg.cross(z, x), dim=1)
     extrinsics = torch.stack([x, y, z, z], dim=2)  # the camera sits on the unit sphere: position = z
 
     fov = torch.as_tensor(fov, dtype=torch.float64).to('cpu').expand(len(viewpoint))
-    focal = (0.5 * resolution / torch.tan(fov * math.pi / 180)).to(z).view(-1, 1, 1)
+    focal = (0.5 * resolution / torch.tan(fov * math.pi / 180)).to(z, non_blocking=True).view(-1, 1, 1)
     ones = torch.ones_like(focal)
     return Cameras(extrinsics, focal, ones * (1 - dist_radius), ones * (1 + dist_radius), viewpoint)
 

@@ -118,13 +118,13 @@ def render_frames(generator, w, cameras, noise, opt, means, surfaces=True):
         if generator.full_pipeline:
             image = generator.decoder.synthesise(
                 rendering.features, weights if still else generator.decoder.modulate(latents[which]), noise(camera))
-        pictures = {'video': to_uint8(image)[0]}
+        drawn = {'video': image[0]}
         if surfaces:
             surface = render_surface(renderer, w[which], camera, dense=opt.inference.dense)
-            drawn = draw_surface(surface.xyz[0], surface.mask[0], camera, opt.video.depth_style)
-            pictures['depth_video'] = to_uint8(drawn)
-            if opt.video.side_by_side:
-                pictures['side_by_side_video'] = side_by_side(pictures['video'], pictures['depth_video'])
+            drawn['depth_video'] = draw_surface(surface.xyz[0], surface.mask[0], camera, opt.video.depth_style)
+        pictures = {video: to_uint8(picture) for video, picture in drawn.items()}  # last: it waits for a GPU's work
+        if surfaces and opt.video.side_by_side:
+            pictures['side_by_side_video'] = side_by_side(pictures['video'], pictures['depth_video'])
         yield pictures
 
 

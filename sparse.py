@@ -66,7 +66,7 @@ def render(renderer, w, cameras, *, resolution=None, samples=None, colour=True, 
 
 def _render_view(renderer, w, camera, resolution, samples, colour, features, sdf, generator, decisive):
     """render for one view; None where the field is not smooth enough for it."""
-    field, beta = renderer.network.fold(w), renderer.sigmoid_beta.item()
+    field = renderer.network.fold(w)
     origin = camera.extrinsics[0, :, 3]
     depths = functools.partial(sample_depths, camera.near, camera.far, samples,
                                offset_sampling=renderer.offset_sampling)
@@ -77,12 +77,13 @@ def _render_view(renderer, w, camera, resolution, samples, colour, features, sdf
     directions, viewdirs = (d[0] for d in view_directions(renderer, local, camera))  # (H+1,W+1,3)
     step = t[0, 0, 1] - t[0, 0, 0]
     grid = torch.cat([t[0, 0], t[0, 0, -1:] + step])
+    beta, spacing = torch.cat([renderer.sigmoid_beta, step[None]]).tolist()
 
     def evaluate(index):
-        row, column, sample = index.to(t.device).T
+        row, column, sample = index.to(t.device, non_blocking=True).T
         return renderer.sdf_at(field, origin + directions[row, column] * grid[sample, None], camera)
 
-    volume = sdf_volume(evaluate, (resolution, resolution, samples), beta, step.item(), hidden=sdf,
+    volume = sdf_volume(evaluate, (resolution, resolution, samples), beta, spacing, hidden=sdf,
                         tolerances=PICTURE if colour else SURFACE)
     if volume is None:
         return None
@@ -189,17 +190,18 @@ def settle(evaluate, values, exact, wanted, seen, bad, most):
     Changes values and exact (masks like them: wanted, seen). Returns how far off the predictions of the wanted ones
     were (n,), or None where more than `most` samples would be exact.
     """
-    errors = None
-    while wanted.any():
-        if exact.sum() + wanted.sum() > most:
+    errors, count = None, int(exact.sum())
+    while len(index := wanted.nonzero()):  # only here does the host wait for a GPU
+        count += len(index)
+        if count > most:
             return None
-        found = evaluate(wanted.nonzero())
-        error = (values[wanted] - found).abs()
+        found, place = evaluate(index), tuple(index.T)
+        error = (values[place] - found).abs()
         errors = error if errors is None else errors
-        values[wanted] = found
+        values[place] = found
         exact |= wanted
         misjudged = torch.zeros_like(wanted)
-        misjudged[wanted] = error > bad
+        misjudged[place] = error > bad
         wanted = grown(misjudged) & seen & ~exact
     return errors if errors is not None else values.new_empty(0)
 
@@ -258,7 +260,8 @@ def probe(evaluate, values, exact, beta, spacing, seed, tolerance):
     """
     rows, columns, size = values.shape
     random, count = torch.Generator().manual_seed(seed), max(1, rows * columns // PROBES)
-    row, column = (torch.randint(most, (count,), generator=random).to(values.device) for most in (rows, columns))
+    row, column = (torch.randint(most, (count,), generator=random).to(values.device, non_blocking=True)
+                   for most in (rows, columns))
     index = torch.stack([row, column]).T.repeat_interleave(size, dim=0)
     depth = torch.arange(size, device=values.device).repeat(count)
     found = evaluate(torch.cat([index, depth[:, None]], dim=1)).view(count, size)

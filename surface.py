@@ -187,7 +187,7 @@ def phong(points, normals, eye):
     def towards(position):
         return F.normalize(position.view(3, *[1] * (points.dim() - 1)) - points, dim=0)
 
-    to_light = towards(points.new_tensor(LIGHT))
+    to_light = towards(torch.tensor(LIGHT).to(points, non_blocking=True))
     cosine = (normals * to_light).sum(0)
     mirrored = 2 * cosine * normals - to_light
     highlight = (mirrored * towards(eye)).sum(0).clamp(min=0) * (cosine > 0)
@@ -288,6 +288,7 @@ class SurfaceNoise:
         self.divisions = {size: min(most, max(1, round(SUBDIVISION * size / SURFACE_RESOLUTION))) for size in sizes}
         self.numbers = [torch.randn(len(corners), self.divisions[size] ** 2, generator=generator,
                                     device=corners.device) for size in sizes]
+        self.weights = {size: subdivision_weights(divisions).to(corners) for size, divisions in self.divisions.items()}
         taps = root_raised_cosine(SUBPIXELS, FILTER_REACH, FILTER_ROLLOFF)
         self.filters = {size: filter_block(taps, min(FILTER_BLOCK, size)).to(corners) for size in set(sizes)}
 
@@ -321,8 +322,7 @@ class SurfaceNoise:
 
     def _places(self, corners, camera, resolution, size):
         """The subpixel that each small triangle's centre falls into."""
-        weights = subdivision_weights(self.divisions[size]).to(corners)
-        points = torch.einsum('kc,fcd->fkd', weights, corners).flatten(0, 1)
+        points = torch.einsum('kc,fcd->fkd', self.weights[size], corners).flatten(0, 1)
         return _cells(points, camera, resolution, size * SUBPIXELS)[0]
 
     @staticmethod

@@ -474,7 +474,7 @@ class Run:
         parameters = [parameter for group in optimizer.param_groups for parameter in group['params']
                       if parameter.grad is not None]
         stop = self._signal is not None or time.monotonic() > self._deadline
-        scalars = torch.stack([*terms.values(), torch.tensor(float(stop), device=self.device)])
+        scalars = torch.stack([*terms.values(), torch.full((), float(stop), device=self.device)])
         if self.processes.size > 1:  # everything in one all-reduce
             flat = torch.cat([*(parameter.grad.flatten() for parameter in parameters), scalars])
             *gradients, scalars = self.processes.average_(flat).split(

@@ -247,11 +247,28 @@ def ray_weights(density, spacing, force_background=False):
     the last sample all that is left, so that the weights sum to one.
     """
     alpha = 1 - torch.exp(-density * spacing)
-    transmittance = torch.cumprod(1 - alpha + 1e-10, dim=-1)
+    transmittance = _CumulativeProduct.apply(1 - alpha + 1e-10)
     weights = torch.cat([alpha[..., :1], alpha[..., 1:] * transmittance[..., :-1]], dim=-1)
     if force_background:
         weights = torch.cat([weights[..., :-1], 1 - weights[..., :-1].sum(-1, keepdim=True)], dim=-1)
     return weights
+
+
+class _CumulativeProduct(torch.autograd.Function):
+    """torch.cumprod of positive numbers along the last axis. Its own derivative asks whether one is zero, and so makes
+    the host wait for a GPU."""
+
+    @staticmethod
+    def forward(ctx, x):
+        product = x.cumprod(dim=-1)
+        ctx.save_for_backward(x, product)
+        return product
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_product):
+        x, product = ctx.saved_tensors
+        return (d_product * product).flip(-1).cumsum(dim=-1).flip(-1) / x
 
 
 def sphere_sdf(points, near, far, radius=0.):
