@@ -4,7 +4,7 @@ Inside `PretendDevice()` the project's own code runs with --device cuda: a tenso
 holds a CPU tensor with its values. To PyTorch's C++ it is of device 'meta', which nothing else here uses and which
 autograd knows, to Python code it says 'cuda:0'. Every operation checks that its operands are on one device, by
 PyTorch's rules (as torch/_subclasses/fake_tensor.py has them, but a CPU number may join elementwise operations only).
-`waits` counts by line of the project's code what would make the host wait for the GPU.
+`waits` counts by function of the project what would make the host wait for the GPU.
 
 Not seen: what happens inside one operation on a real GPU (kernels, their number formats, memory, streams); TorchScript
 and compiled code; devices beyond the first; work on other threads; modules that are still on the CPU when an optimiser
@@ -77,35 +77,27 @@ def held(tree):
 
 def perform(function, arguments, keywords, waits=lambda what: None):
     """Run an ATen operation: devices as a GPU would have them, values by the CPU. waits(what): the host would wait."""
-    target, tensors = keywords.get('device'), []
-    for tensor in tree_iter((arguments, keywords)):
-        if isinstance(tensor, torch.Tensor):
-            tensors.append(tensor)
+    target = keywords.get('device')
+    tensors = [leaf for leaf in tree_iter((arguments, keywords)) if isinstance(leaf, torch.Tensor)]
     resident = [isinstance(tensor, Resident) for tensor in tensors]
     if not any(resident) and target != STAND_IN:
         return function(*arguments, **keywords)
     if function in COPIES:
-        there = resident[-1] if function is not aten._to_copy.default else target == STAND_IN if target else resident[0]
-        # A copy from memory that is not pinned ends the wait early only on its way to the GPU.
-        patient = keywords.get('non_blocking') or len(arguments) > 2 and arguments[2] is True
-        if function is not aten._to_copy.default:
-            there, source = resident[0], resident[-1]
-        else:
-            source = resident[0]
-        if source != there and not (there and patient) and tensors[-1].numel():
+        source, there = (resident[-1], resident[0]) if function is not aten._to_copy.default else (
+            resident[0], target == STAND_IN if target else resident[0])
+        non_blocking = keywords.get('non_blocking') or len(arguments) > 2 and arguments[2] is True
+        # Back in memory that is not pinned the numbers must be there when the call ends.
+        if source != there and not (there and non_blocking):
             waits('copy to the GPU' if there else 'copy to the CPU')
-    elif any(resident):
+    else:
         there = True
         check(function, arguments, tensors, resident)
-    else:
-        there = target == STAND_IN
-    if any(resident) and function not in COPIES:
         if function in INDEXING:
             indices = [index for index in arguments[1] if index is not None]
-            number = len(arguments) > 2 and arguments[2].numel() == 1 and not isinstance(arguments[2], Resident)
-            if any(index.dtype == torch.bool for index in indices) and not number:
+            fills = len(arguments) > 2 and arguments[2].numel() == 1 and not isinstance(arguments[2], Resident)
+            if any(index.dtype == torch.bool for index in indices) and not fills:
                 waits('index by a mask')
-            if any(not isinstance(index, Resident) for index in indices):
+            if not all(isinstance(index, Resident) for index in indices):
                 waits('index on the CPU')
         elif SIZES_FROM_VALUES & set(function.tags) or function is aten._local_scalar_dense.default:
             waits(function.name().removeprefix('aten::'))
@@ -128,10 +120,10 @@ def check(function, arguments, tensors, resident):
     """Raise RuntimeError, as PyTorch does, where operands of one operation lie on different devices."""
     if all(resident):
         return
-    numbers = (torch.Tag.pointwise in function.tags or function in TAKE_NUMBERS
-               or function.name().startswith('aten::_foreach'))
+    numbers_join = (torch.Tag.pointwise in function.tags or function in TAKE_NUMBERS
+                    or function.name().startswith('aten::_foreach'))
     strangers = [tensor for tensor, own in zip(tensors, resident, strict=True)
-                 if not own and not (numbers and tensor.dim() == 0)]
+                 if not own and not (numbers_join and tensor.dim() == 0)]
     if function in INDEXING and isinstance(arguments[0], Resident):
         indices = [id(index) for index in arguments[1] if index is not None]
         strangers = [tensor for tensor in strangers if id(tensor) not in indices and tensor.dim()]
@@ -181,8 +173,10 @@ class Functions(TorchFunctionMode):
     def __torch_function__(self, function, types, arguments=(), keywords=None):
         keywords, name = dict(keywords or {}), getattr(function, '__name__', '')
         first = arguments[0] if arguments else None
+        if function is torch.device:
+            return function(*arguments, **keywords)
         if function is torch.Tensor.backward:
-            with self:  # the project's own derivatives are Python code too
+            with self:  # see has_torch_function below
                 return torch.autograd.backward(first, *arguments[1:], **{
                     'grad_tensors' if key == 'gradient' else key: value for key, value in keywords.items()})
         generator, device = keywords.get('generator'), keywords.get('device')
@@ -231,8 +225,8 @@ class Functions(TorchFunctionMode):
 class PretendDevice(contextlib.ExitStack):
     """Context in which there is a CUDA device.
 
-    waits: Counter of (file:line of the project, what) of everything that makes the host wait for the GPU, since entry
-    or `waits.clear()`. Emptying the allocator's caches counts too.
+    waits: Counter of (module.function of the project, what) of everything that makes the host wait for the GPU, since
+    entry or `waits.clear()`. Emptying the allocator's caches counts too.
     """
 
     def __init__(self):
@@ -243,7 +237,7 @@ class PretendDevice(contextlib.ExitStack):
         frame = sys._getframe(1)
         while frame and not self.is_own(frame.f_code.co_filename):
             frame = frame.f_back
-        place = f'{Path(frame.f_code.co_filename).name}:{frame.f_lineno}' if frame else 'elsewhere'
+        place = f'{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}' if frame else 'elsewhere'
         self.waits[place, what] += 1
 
     @staticmethod
@@ -253,17 +247,18 @@ class PretendDevice(contextlib.ExitStack):
 
     def __enter__(self):
         super().__enter__()
-        save = torch.save
-        cuda = {'is_available': lambda: True, 'device_count': lambda: 1, 'current_device': lambda: 0,
-                'set_device': lambda device: None, 'is_current_stream_capturing': lambda: False,
-                'get_device_name': lambda device=None: 'pretended', 'max_memory_allocated': lambda device=None: 0,
-                'get_device_capability': lambda device=None: (9, 0), 'reset_peak_memory_stats': lambda device=None: None,
-                'synchronize': lambda device=None: self.wait('synchronize'),
-                'empty_cache': lambda: self.wait('empty_cache')}
-        self.enter_context(mock.patch.multiple(torch.cuda, **cuda))
-        self.enter_context(mock.patch.multiple(torch, Generator=ResidentGenerator, save=lambda contents, file, **kind: (
-            save(tree_map(lambda leaf: plain(leaf, self.wait), contents), file, **kind))))
-        self.enter_context(mock.patch('torch.autograd.has_torch_function', lambda tensors: False))  # see Tensor.backward
+        def save(contents, *to, original=torch.save, **kind):
+            original(tree_map(lambda leaf: plain(leaf, self.wait), contents), *to, **kind)
+
+        nothing = dict.fromkeys(('set_device', 'reset_peak_memory_stats'), lambda device=None: None)
+        waiting = {name: lambda device=None, name=name: self.wait(name) for name in ('synchronize', 'empty_cache')}
+        self.enter_context(mock.patch.multiple(
+            torch.cuda, is_available=lambda: True, device_count=lambda: 1, current_device=lambda: 0,
+            get_device_name=lambda device=None: 'pretended', get_device_capability=lambda device=None: (9, 0),
+            max_memory_allocated=lambda device=None: 0, **nothing, **waiting))
+        self.enter_context(mock.patch.multiple(torch, Generator=ResidentGenerator, save=save))
+        # Else Python's part of the engine would hide the mode from the project's own derivatives.
+        self.enter_context(mock.patch('torch.autograd.has_torch_function', lambda tensors: False))
         self.enter_context(mock.patch.dict('os.environ', {'STYLESDF_OPS': 'plain'}))
         for name in ('_accelerator_graph_capture_health_check', '_cuda_graph_capture_health_check'):  # of 2.15, 2.11
             if hasattr(torch.optim.Optimizer, name):
