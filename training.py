@@ -74,7 +74,7 @@ class Processes:
         self.rank, self.size = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
         self.device = select_device(device_name)
         if self.device.type == 'cuda':
-            if self.size > 1 and self.device.index is None:
+            if self.device.index is None:  # which set_device wants to know
                 self.device = select_device(f'cuda:{os.environ.get("LOCAL_RANK", 0)}')
             torch.cuda.set_device(self.device)
             torch.backends.cudnn.benchmark = True

@@ -20,6 +20,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from torch.cuda._utils import _get_device_index
 from torch.overrides import TorchFunctionMode
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -64,7 +65,7 @@ class ResidentGenerator(Generator):
 
     def __new__(cls, device='cpu'):
         self = super().__new__(cls)
-        self.place = torch.device(device)
+        self.place = CPU if torch.device(device).type == 'cpu' else CUDA
         return self
 
     device = property(lambda self: self.place)
@@ -250,12 +251,15 @@ class PretendDevice(contextlib.ExitStack):
         def save(contents, *to, original=torch.save, **kind):
             original(tree_map(lambda leaf: plain(leaf, self.wait), contents), *to, **kind)
 
-        nothing = dict.fromkeys(('set_device', 'reset_peak_memory_stats'), lambda device=None: None)
-        waiting = {name: lambda device=None, name=name: self.wait(name) for name in ('synchronize', 'empty_cache')}
+        def of_device(answer, optional=True):  # PyTorch's own check comes first
+            return lambda device=None: (_get_device_index(device, optional), answer)[1]
+
         self.enter_context(mock.patch.multiple(
             torch.cuda, is_available=lambda: True, device_count=lambda: 1, current_device=lambda: 0,
-            get_device_name=lambda device=None: 'pretended', get_device_capability=lambda device=None: (9, 0),
-            max_memory_allocated=lambda device=None: 0, **nothing, **waiting))
+            get_device_name=of_device('pretended'), get_device_capability=of_device((9, 0)),
+            max_memory_allocated=of_device(0), reset_peak_memory_stats=of_device(None),
+            set_device=of_device(None, optional=False), synchronize=lambda device=None: self.wait('synchronize'),
+            empty_cache=lambda: self.wait('empty_cache')))
         self.enter_context(mock.patch.multiple(torch, Generator=ResidentGenerator, save=save))
         # Else Python's part of the engine would hide the mode from the project's own derivatives.
         self.enter_context(mock.patch('torch.autograd.has_torch_function', lambda tensors: False))
