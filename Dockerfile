@@ -7,12 +7,11 @@
 # with --gpus all before the name of the second. Any other command follows the name: python render_video.py --help
 FROM python:3.12-slim-bookworm
 
-# cpu or cuda: which of PyTorch's builds is installed. There is no CUDA compiler inside, so the two kernels of op/ are
-# plain PyTorch there.
+# cpu or cuda: which of PyTorch's builds is installed. There is no compiler inside: on a GPU plain PyTorch does the work
+# of the kernels in op/, and says so.
 ARG DEVICE=cpu
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-ENV VIRTUAL_ENV=/environment PATH=/environment/bin:$PATH PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1 STYLESDF_OPS=plain \
-    HOME=/tmp
+ENV VIRTUAL_ENV=/environment PATH=/environment/bin:$PATH PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1 HOME=/tmp
 WORKDIR /stylesdf
 
 # What changes rarely comes first.

@@ -6,7 +6,9 @@ them. Files are untrusted: they are read with weights_only=True, which cannot ru
 import hashlib
 import os
 import pickle
+import pickletools
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
@@ -101,8 +103,8 @@ def read(path, key='g_ema'):
         if isinstance(error, pickle.UnpicklingError) and 'GLOBAL' in str(error):
             raise UserError(f'{path} holds Python code or objects beside tensors, which could do anything when loaded, '
                             'and was refused; get the file from a source you trust.') from None
-        if 'Unsupported operand 149' in str(error):  # a frame, which pickles have from protocol 4 on
-            raise UserError(f'{path} is pickled by protocol 4 or newer, which cannot be read without risk of running '
+        if 'Unsupported operand' in str(error) and _is_whole_pickle(path):  # of protocols 0 and 1, or 4 and newer
+            raise UserError(f'{path} is not pickled as torch.save does it, cannot be read without risk of running '
                             'code, and was refused; its owner can save it again with torch.save.') from None
         raise UserError(f'{path} is no PyTorch checkpoint, or a damaged or incomplete one; copy or download it '
                         'again.') from None
@@ -121,6 +123,19 @@ def read(path, key='g_ema'):
         raise UserError(f'{path} has a beta (renderer.sigmoid_beta) of 0 or less, and so no density: the training that '
                         'wrote it diverged; use an earlier checkpoint.')
     return checkpoint
+
+
+def _is_whole_pickle(path):
+    """Whether the file is (or, of torch.save's archives, holds) a pickle of any protocol. It is read, never run."""
+    try:
+        if not zipfile.is_zipfile(path):
+            with open(path, 'rb') as file:
+                return all(pickletools.genops(file))
+        with zipfile.ZipFile(path) as archive:
+            return all(all(pickletools.genops(archive.read(name))) for name in archive.namelist()
+                       if name.endswith('/data.pkl'))
+    except (ValueError, zipfile.BadZipFile):
+        return False
 
 
 def newest_whole(opt, stage):

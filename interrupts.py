@@ -1,8 +1,8 @@
 """What Ctrl-C and SIGTERM do while a command still imports what it needs: they end it with one line, as they do later.
 
 PyTorch alone takes seconds to import. A signal in these seconds would end in a traceback from somewhere inside it,
-since `run_command` (utils.py) is not there yet. So every command imports this module before all others (pyproject.toml
-sorts it first), and it imports nothing slow. It acts for commands only, not in tests, notebooks and other programs.
+since `run_command` (utils.py) is not there yet. So every command imports this module before any that is slow
+(pyproject.toml sorts it first). It acts for commands only, not in tests, notebooks and other programs.
 """
 import os
 import signal
@@ -21,9 +21,11 @@ def leave(number, _):
 
 
 def is_command():
-    """Whether the program that runs is one of this folder's."""
+    """Whether the program that runs is one of this folder's, or of benchmarks/ and scripts/ in it."""
     script = getattr(sys.modules['__main__'], '__file__', None)
-    return bool(script) and os.path.dirname(os.path.realpath(script)) == os.path.dirname(os.path.realpath(__file__))
+    here = os.path.dirname(os.path.realpath(__file__))
+    return bool(script) and os.path.dirname(os.path.realpath(script)) in (
+        here, os.path.join(here, 'benchmarks'), os.path.join(here, 'scripts'))
 
 
 if is_command():

@@ -79,8 +79,8 @@ class Photos:
         self.files = {name: size for name, size in sorted(found.items()) if _suffix(name) in readable}
         self.ignored = collections.Counter(_suffix(name) or 'no suffix' for name in found if name not in self.files)
         if not self.files:
-            holds = f'only other files ({", ".join(sorted(self.ignored))})' if self.ignored else 'nothing'
-            raise UserError(f'{path} holds no images, {holds}; give a folder of images or a zip of them.')
+            others = f', only other files ({", ".join(sorted(self.ignored))})' if self.ignored else ''
+            raise UserError(f'{path} holds no images{others}; give a folder of images or a zip of them.')
 
     def read(self, name):
         """The bytes of one file."""
@@ -401,7 +401,7 @@ def plan_jobs(photos, contents, sizes):
     changed = [name for size, name in known if str(photos.files.get(name)) != size]
     if changed:
         raise UserError(f'--out_path was made from other photos: {len(changed)} of its {len(known)} are not in '
-                        f'{photos.path} or have changed, {changed[0]} for one; choose another --out_path.')
+                        f'{photos.path}, or have changed ({changed[0]} for one); choose another --out_path.')
     have = [contents.sizes.get(size, ()) for size in sizes]
     jobs = []
     for index, (_, name) in enumerate(known):
@@ -452,7 +452,7 @@ def prepare(photos, out_path, sizes, *, n_worker=1, resample='lanczos', strict=F
             writer.flush()  # after Ctrl-C or a broken photo too
         if not count:
             name, reason = next(iter(broken.items()))
-            raise UserError(f'none of the {len(broken)} images in {photos.path} can be read; {name}: {reason}.')
+            raise UserError(f'{photos.path}: no image of {len(broken)} can be read; {name} for one ({reason}).')
         if count != contents.length:
             writer.put({b'length': str(count).encode()})
             writer.flush()
@@ -509,9 +509,9 @@ def main():
     print(f'{args.out_path}: {count} images at {", ".join(map(str, sizes))}; {done} of them written now, in '
           f'{seconds:.1f} s ({done / seconds:.0f} images/s)')
     if photos.ignored:
-        print(f'{photos.ignored.total()} other files ignored ({", ".join(sorted(photos.ignored))})')
+        print(f'other files ignored: {photos.ignored.total()} ({", ".join(sorted(photos.ignored))})')
     if broken:
-        print(f'{len(broken)} broken images skipped:')
+        print(f'broken images skipped: {len(broken)}')
         for name, reason in broken.items():
             print(f'  {name}: {reason}')
 

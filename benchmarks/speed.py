@@ -22,14 +22,15 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import interrupts  # noqa: F401
+
 import plain
+import torch
 from head import cache_path, fit_head
+from torch import Tensor
+from tqdm import tqdm
 
 import checkpoint
 import options

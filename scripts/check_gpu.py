@@ -36,10 +36,12 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
-import torch
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+import interrupts  # noqa: E402, F401
+
+import torch  # noqa: E402
 
 import model  # noqa: E402
 from camera import cameras_at  # noqa: E402

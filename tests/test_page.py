@@ -5,7 +5,6 @@ import io
 import json
 import math
 import shutil
-import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -23,7 +22,7 @@ from camera import cameras_at
 from model import build_generator
 from options import parse
 from surface import depth_mesh
-from utils import UserError, run_command
+from utils import UserError
 from video import video_writer
 from volume_renderer import pixel_directions
 
@@ -213,8 +212,7 @@ def test_other_kinds_of_videos(tmp_path):
 
 # ---------------------------------------------------------------------------------------------- commands, bad input
 
-def test_both_commands_write_the_page(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_both_commands_write_the_page(tmp_path, monkeypatch, command):
     monkeypatch.setattr('surface.SURFACE_RESOLUTION', 16)
     tiny = ['--size', '16', '--style_dim', '8', '--width', '8', '--depth', '2', '--channel_multiplier', '1',
             '--renderer_spatial_output_dim', '8', '--truncation_mean', '50', '--device', 'cpu', '--expname', 'tiny',
@@ -222,10 +220,9 @@ def test_both_commands_write_the_page(tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
     state = build_generator(parse('generate_shapes_and_images', '', tiny)).state_dict()
     checkpoint.save('full_models/tiny.pt', {'g_ema': state})
-    for command, extra in ((generate_shapes_and_images, ['--N_samples', '4']), (render_video, ['--frames', '2'])):
-        monkeypatch.setattr(sys, 'argv', ['command', *tiny, *extra])
-        command.main()
-        assert 'Page: evaluations/tiny/final_model/index.html' in capsys.readouterr().out
+    for module, extra in ((generate_shapes_and_images, ['--N_samples', '4']), (render_video, ['--frames', '2'])):
+        code, out, _ = command(module, *tiny, *extra)
+        assert code == 0 and 'Page: evaluations/tiny/final_model/index.html' in out
     tags = Tags((tmp_path / 'evaluations/tiny/final_model/index.html').read_text())
     assert len(tags.all('option')) >= 1 and len(tags.all('video')) >= 1
 
@@ -253,11 +250,9 @@ def test_damaged_results_are_named(results, tmp_path, damage, named):
     assert (root / 'index.html').read_bytes() == before
 
 
-def test_a_folder_without_results(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', ['page.py', str(tmp_path)])
-    with pytest.raises(SystemExit, match='2'):
-        run_command(page.main)
-    assert 'holds no results' in capsys.readouterr().err and not list(tmp_path.iterdir())
+def test_a_folder_without_results(tmp_path, command):
+    code, _, error = command(page, tmp_path)
+    assert code == 2 and 'holds no results' in error and not list(tmp_path.iterdir())
 
 
 # ---------------------------------------------------------------------------------------------- in a browser

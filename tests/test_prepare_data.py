@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import zipfile
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -53,17 +54,10 @@ def pixels(path, size, index):
     return np.asarray(Image.open(io.BytesIO(dump(path)[image_key(size, index)])))
 
 
-def run(monkeypatch, *arguments):
-    """The command's exit code, in this process."""
-    monkeypatch.setattr(sys, 'argv', ['prepare_data.py', *map(str, arguments)])
-    previous = signal.getsignal(signal.SIGTERM)
-    try:
-        run_command(prepare_data.main)
-        return 0
-    except SystemExit as stop:
-        return stop.code
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+@pytest.fixture
+def run(command):
+    """run(*arguments) -> (exit code, stdout, stderr) of the command, in this process."""
+    return partial(command, prepare_data)
 
 
 def child(log, *arguments, before=lambda: None, commit_seconds=0):
@@ -188,7 +182,7 @@ def test_exif_rotation(orientation):
 
 # ---- what is stored under which index
 
-def test_class_folders_and_zip_give_the_same(tmp_path, monkeypatch, capsys):
+def test_class_folders_and_zip_give_the_same(tmp_path, run):
     photos = tmp_path / 'photos'
     make_photos(photos / 'b', 2, first=2)
     make_photos(photos / 'a' / 'deep', 2)
@@ -196,10 +190,10 @@ def test_class_folders_and_zip_give_the_same(tmp_path, monkeypatch, capsys):
     (photos / 'notes.txt').write_text('not an image')
     (photos / '.hidden.png').write_bytes(b'a shadow of macOS')
     (photos / 'loop').symlink_to(photos)
-    assert run(monkeypatch, '--out_path', tmp_path / 'x', '--size', '16,8', '--n_worker', 2, photos) == 0
-    report = capsys.readouterr().out
+    code, report, _ = run('--out_path', tmp_path / 'x', '--size', '16,8', '--n_worker', 2, photos)
+    assert code == 0
     assert re.search(r'5 images at 8, 16; 5 of them written now, in .* \(\d+ images/s\)', report)
-    assert '1 other files ignored (.txt)' in report
+    assert 'other files ignored: 1 (.txt)' in report
     found = dump(tmp_path / 'x')
     names = ['ROTATED.JPG', 'a/deep/0000.png', 'a/deep/0001.png', 'b/0002.png', 'b/0003.png']
     assert [found[b'source-%05d' % i].decode().split(' ')[1] for i in range(5)] == names
@@ -215,15 +209,13 @@ def test_class_folders_and_zip_give_the_same(tmp_path, monkeypatch, capsys):
             archive.write(photos / name, name)
         archive.writestr('__MACOSX/a/._0000.png', b'a shadow of macOS')
     arguments = '--out_path', tmp_path / 'y', '--size', '8,16', tmp_path / 'photos.zip'
-    assert run(monkeypatch, '--n_worker', 1, *arguments) == 0
+    assert run('--n_worker', 1, *arguments)[0] == 0
     assert dump(tmp_path / 'y') == found
-    capsys.readouterr()
-    assert run(monkeypatch, *arguments) == 0
-    assert '5 images at 8, 16; 0 of them written now' in capsys.readouterr().out
+    assert '5 images at 8, 16; 0 of them written now' in run(*arguments)[1]
     assert dump(tmp_path / 'y') == found
 
 
-def test_broken_images_are_skipped_and_named(tmp_path, monkeypatch, capsys):
+def test_broken_images_are_skipped_and_named(tmp_path, monkeypatch, run):
     photos = make_photos(tmp_path / 'photos', 6)
     whole = (photos / '0001.png').read_bytes()
     (photos / '0001.png').write_bytes(whole[:len(whole) // 2])
@@ -233,20 +225,20 @@ def test_broken_images_are_skipped_and_named(tmp_path, monkeypatch, capsys):
     noise(50, 50).save(photos / '0006.png')
     noise(40, 40).save(photos / '0007.png')
     out, log = tmp_path / 'out', ['0001.png: ', '0003.png: ', '0004.png: ', '0006.png: ']
-    assert run(monkeypatch, '--out_path', out, '--size', 8, '--n_worker', 2, '--strict', photos) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert re.fullmatch(r'prepare_data.py: error: --strict: 0001.png cannot be read \(.+\); mend or remove .*', error)
+    code, _, error = run('--out_path', out, '--size', 8, '--n_worker', 2, '--strict', photos)
+    assert code == 2 and re.fullmatch(r'prepare_data.py: error: --strict: 0001.png cannot be read \(.+\); mend or .*',
+                                      error.splitlines()[-1])
     assert contents_of(out).length is None and stored(out) == 1
-    assert run(monkeypatch, '--out_path', out, '--size', 8, '--n_worker', 2, photos) == 0
-    report = capsys.readouterr().out
-    assert '4 images at 8; 3 of them' in report and '4 broken images skipped:' in report
+    code, report, _ = run('--out_path', out, '--size', 8, '--n_worker', 2, photos)
+    assert code == 0
+    assert '4 images at 8; 3 of them' in report and 'broken images skipped: 4\n' in report
     assert all(f'\n  {line}' in report for line in log) and 'decompression bomb' in report
     before = dump(out)
     assert [before[b'source-%05d' % i][-8:] for i in range(4)] == [b'0000.png', b'0002.png', b'0005.png', b'0007.png']
     assert before[b'length'] == b'4'
 
     (photos / '0001.png').write_bytes(whole)  # mended: it comes last, nobody else's index changes
-    assert run(monkeypatch, '--out_path', out, '--size', 8, photos) == 0
+    assert run('--out_path', out, '--size', 8, photos)[0] == 0
     assert dump(out) == before | {b'length': b'5', b'source-00004': b'%d 0001.png' % len(whole),
                                   b'8-00004': dump(out)[b'8-00004']}
     np.testing.assert_array_equal(pixels(out, 8, 4), small(1, 8))
@@ -276,14 +268,14 @@ def test_a_photo_that_breaks_later_makes_no_hole(tmp_path):
     assert contents_of(out).complete_sizes() == [8]
 
 
-def test_names_that_are_no_text(tmp_path, monkeypatch, capsys):
+def test_names_that_are_no_text(tmp_path, run):
     photos = make_photos(tmp_path / 'photos', 1)
     for name in (b'caf\xe9.png', 'Ümläut 猫.png'.encode(), b'broken \xff.png'):
         Path(os.fsdecode(os.fsencode(photos) + b'/' + name)).write_bytes(
             b'' if name.startswith(b'broken') else (photos / '0000.png').read_bytes())
     for written in 3, 0:
-        assert run(monkeypatch, '--out_path', tmp_path / 'out', '--size', 8, photos) == 0
-        report = capsys.readouterr().out
+        code, report, _ = run('--out_path', tmp_path / 'out', '--size', 8, photos)
+        assert code == 0
         assert f'3 images at 8; {written} of them' in report and r'broken \udcff.png: ' in report
     assert dump(tmp_path / 'out')[b'source-00001'].endswith(b' caf\xe9.png')
 
@@ -408,7 +400,7 @@ def test_signals_stop_cleanly(tmp_path, number, code):
     assert prepare(Photos(photos), out, [128], n_worker=2)[:2] == (300, 300 - done)
 
 
-def test_a_dead_worker_is_told(tmp_path, monkeypatch, capfd):
+def test_a_dead_worker_is_told(tmp_path, monkeypatch, run):
     photos = make_photos(tmp_path / 'photos', 20)
     shrink, parent = prepare_data.Shrinker.__getitem__, os.getpid()
 
@@ -417,9 +409,9 @@ def test_a_dead_worker_is_told(tmp_path, monkeypatch, capfd):
         return shrink(self, i) if i < 15 else os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(prepare_data.Shrinker, '__getitem__', deadly)
-    assert run(monkeypatch, '--out_path', tmp_path / 'out', '--size', 8, '--n_worker', 1, photos) == 2
-    error = capfd.readouterr().err.splitlines()[-1]
-    assert re.search(r'error: a worker process died \(DataLoader worker .*[^.]\); if memory .*, use fewer .*\.$', error)
+    code, _, error = run('--out_path', tmp_path / 'out', '--size', 8, '--n_worker', 1, photos)
+    assert code == 2 and re.search(r'error: a worker process died \(DataLoader worker .*[^.]\); if memory .*, use '
+                                   r'fewer .*\.$', error.splitlines()[-1])
     assert prepare_data.open_lmdb(tmp_path / 'out').close() is None
 
 
@@ -494,13 +486,16 @@ def test_two_runs_at_once_are_noticed(tmp_path):
 
 # ---- bad input
 
-def one_sentence(capsys):
-    error = capsys.readouterr().err.splitlines()
-    assert len(error) == 1 and error[0].startswith('prepare_data.py: error: ') and error[0].endswith('.'), error
+def refusal(result):
+    """The one sentence that a command, of which run() gave `result`, refused its input with."""
+    code, _, error = result
+    error = error.splitlines()
+    assert code == 2 and len(error) == 1, error
+    assert error[0].startswith('prepare_data.py: error: ') and error[0].endswith('.'), error
     return error[0]
 
 
-def test_bad_input_says_what_to_do(tmp_path, monkeypatch, capsys):
+def test_bad_input_says_what_to_do(tmp_path, run):
     photos = make_photos(tmp_path / 'photos', 2)
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'texts').mkdir()
@@ -509,12 +504,11 @@ def test_bad_input_says_what_to_do(tmp_path, monkeypatch, capsys):
     with zipfile.ZipFile(tmp_path / 'no_images.zip', 'w') as archive:
         archive.writestr('a.txt', 'text')
     for source, message in {'gone': 'gone does not exist', 'gone.zip': 'gone.zip does not exist',
-                            'empty': 'empty holds no images, nothing', 'texts/a.txt': 'is neither a folder nor a zip',
+                            'empty': 'empty holds no images; give', 'texts/a.txt': 'is neither a folder nor a zip',
                             'texts': 'texts holds no images, only other files (.txt)',
                             'bad.zip': 'is a damaged zip file',
                             'no_images.zip': 'no_images.zip holds no images, only other files (.txt)'}.items():
-        assert run(monkeypatch, '--out_path', tmp_path / 'out', '--size', 8, tmp_path / source) == 2
-        assert message in one_sentence(capsys)
+        assert message in refusal(run('--out_path', tmp_path / 'out', '--size', 8, tmp_path / source))
     for arguments, message in {('--size', '8'): '--out_path', ('--out_path', 'x'): '--size',
                                ('--size', '8,x', '--out_path', 'x'): "'8,x' is no list of whole numbers",
                                ('--size', '0', '--out_path', 'x'): 'from 1 to 4096',
@@ -522,20 +516,17 @@ def test_bad_input_says_what_to_do(tmp_path, monkeypatch, capsys):
                                ('--size', '8', '--out', 'x'): '--out',
                                ('--size', '8', '--out_path', 'x', '--n_worker', '0'): "'0' is no whole number from 1",
                                ('--size', '8', '--out_path', 'x', '--resample', 'box'): '--resample'}.items():
-        assert run(monkeypatch, *arguments, photos) == 2
-        assert message in one_sentence(capsys)
+        assert message in refusal(run(*arguments, photos))
     assert not (tmp_path / 'out').exists() and not Path('x').exists()
 
 
-def test_other_folders_are_left_alone(tmp_path, monkeypatch, capsys):
+def test_other_folders_are_left_alone(tmp_path, run):
     photos, out = make_photos(tmp_path / 'photos', 3), tmp_path / 'out'
     prepare(Photos(photos), out, [8])
     before = dump(out)
-    capsys.readouterr()
 
     def refused(out, photos, *more):
-        assert run(monkeypatch, '--out_path', out, '--size', 8, *more, photos) == 2
-        return one_sentence(capsys)
+        return refusal(run('--out_path', out, '--size', 8, *more, photos))
 
     assert 'holds other files and is not a data set' in refused(photos, photos)
     assert 'is a file' in refused(photos / '0000.png', photos)
@@ -544,7 +535,7 @@ def test_other_folders_are_left_alone(tmp_path, monkeypatch, capsys):
     (other / '0002.png').unlink()
     assert '1 of its 3 are not in' in refused(out, other)
     noise(99, 99).save(other / '0002.png')  # the same names, another photo
-    assert '0002.png for one' in refused(out, other)
+    assert '(0002.png for one)' in refused(out, other)
     for entries, message in (({b'8-00000': b'png', b'length': b'1'}, 'another program'),
                              ({b'x': b'y'}, 'something else')):
         foreign = tmp_path / message
@@ -559,11 +550,12 @@ def test_other_folders_are_left_alone(tmp_path, monkeypatch, capsys):
     assert (out / 'data.mdb').stat().st_size == size // 2
 
 
-def test_nothing_readable_leaves_nothing(tmp_path, monkeypatch, capsys):
+def test_nothing_readable_leaves_nothing(tmp_path, run):
     (tmp_path / 'photos').mkdir()
     (tmp_path / 'photos' / 'a.png').write_text('text')
-    assert run(monkeypatch, '--out_path', tmp_path / 'out', '--size', 8, tmp_path / 'photos') == 2
-    assert 'none of the 1 images' in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / 'out').exists()
+    code, _, error = run('--out_path', tmp_path / 'out', '--size', 8, tmp_path / 'photos')
+    assert code == 2 and 'no image of 1 can be read; a.png for one (it is not' in error.splitlines()[-1]
+    assert not (tmp_path / 'out').exists()
 
 
 def test_command_with_spawned_workers(tmp_path):
