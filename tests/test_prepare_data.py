@@ -520,10 +520,11 @@ def test_bad_input_says_what_to_do(tmp_path, run):
     assert not (tmp_path / 'out').exists() and not Path('x').exists()
 
 
-def test_other_folders_are_left_alone(tmp_path, run):
+def test_other_folders_are_left_alone(tmp_path, run, capsys):
     photos, out = make_photos(tmp_path / 'photos', 3), tmp_path / 'out'
     prepare(Photos(photos), out, [8])
     before = dump(out)
+    capsys.readouterr()  # the progress bar
 
     def refused(out, photos, *more):
         return refusal(run('--out_path', out, '--size', 8, *more, photos))
