@@ -12,6 +12,8 @@ import math
 import os
 import tempfile
 import threading
+import warnings
+from functools import partial
 from pathlib import Path
 
 import trimesh
@@ -39,6 +41,7 @@ def import_gradio():
         import gradio
     except ImportError:
         raise UserError('app.py needs Gradio: pip install -r requirements-app.txt.') from None
+    warnings.filterwarnings('ignore', 'A `<script>` tag')  # that of turning() is in a frame, where it runs
     return gradio
 
 
@@ -66,11 +69,12 @@ def turning(mesh):
 def build(model):
     """The page (gradio.Blocks) of a LoadedModel. Its events are also an API: picture, surface, mesh, video."""
     gr = import_gradio()
+    refused = partial(gr.Error, print_exception=False)  # shown on the page; no traceback in the terminal
 
     def latents(*values):
         """latents_at, from the page's fields."""
         if not all(value is not None and math.isfinite(value) for value in values):
-            raise gr.Error('A field is empty: give a whole number as seed.')
+            raise refused('A field is empty: give a whole number as seed.')
         return latents_at(model, *values)
 
     def picture(seed, other, mix, truncation, azimuth, elevation, zoom):
@@ -84,7 +88,7 @@ def build(model):
     def mesh(seed, other, mix, truncation):
         surface = model.mesh(latents(seed, other, mix, truncation))
         if surface is None:
-            raise gr.Error('The SDF does not cross zero here: this identity has no surface. Try another seed.')
+            raise refused('The SDF does not cross zero here: this identity has no surface. Try another seed.')
         for path in file_of_request(f'stylesdf_seed{seed}.glb', lambda path: save_mesh(path, surface)):
             yield turning(surface), path
 
