@@ -157,9 +157,8 @@ def main():
             _, address, public = page.launch(
                 server_port=opt.app.port, share=opt.app.share, prevent_thread_lock=True, quiet=True, ssr_mode=False,
                 css=CSS, footer_links=['api', 'gradio', 'settings'])
-        except OSError as error:
-            raise UserError(f'--port {opt.app.port} cannot be used ({error}); choose another, or stop what uses '
-                            'it.') from None
+        except OSError:
+            raise UserError(f'--port {opt.app.port} cannot be used; choose another, or stop what uses it.') from None
         try:
             print(f'{model.path} on {model.device}: open {public or address} (Ctrl-C stops it)', flush=True)
             threading.Event().wait()
