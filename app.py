@@ -104,7 +104,7 @@ def build(model):
             with gr.Column(scale=1, min_width=280):
                 with gr.Row():
                     seed = seed_field(gr, 'Seed', 0)
-                    other = seed_field(gr, 'Second seed', 1)
+                    other = seed_field(gr, 'Second seed', 2)
                 mix = gr.Slider(0, 1, 0, step=0.01, label='On the way to the second seed')
                 truncation = gr.Slider(0, 1, min(1., model.opt.inference.truncation_ratio), step=0.01,
                                        label='Truncation', info='0: the mean of all, 1: the full variety')
