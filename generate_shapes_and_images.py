@@ -201,7 +201,8 @@ def main():
             'truncation_mean': {'draws': opt.inference.truncation_mean, 'seed': opt.experiment.seed},
             'fov': opt.camera.fov, 'dist_radius': opt.camera.dist_radius, 'precision': opt.machine.precision,
             'views': [{'azim': azim, 'elev': elev} for azim, elev in viewpoints.tolist()], 'files': files})
-    print(f'{total} identities in {folder}: {(image_seconds + mesh_seconds) / total:.1f} s each '
+    print(f'{total} {"identity" if total == 1 else "identities"} in {folder}: '
+          f'{(image_seconds + mesh_seconds) / total:.1f} s each '
           f'({image_seconds / total:.1f} s images, {mesh_seconds / total:.1f} s surfaces)')
     if opt.inference.page:
         from page import write_page  # it needs this module

@@ -66,7 +66,7 @@ class Photos:
 
     def __init__(self, path):
         self.path = Path(path)
-        self._archive = None  # opened by each worker: a shared file position would mix up their reads
+        self._archive = self._opened_by = None
         if self.path.is_dir():
             found = dict(_walk(self.path))
         elif self.path.suffix.lower() == '.zip' or (self.path.is_file() and zipfile.is_zipfile(self.path)):
@@ -88,8 +88,12 @@ class Photos:
             raise ValueError(f'the file is larger than {MAX_FILE_BYTES >> 20} MiB')
         if self.path.is_dir():
             return (self.path / name).read_bytes()
-        self._archive = self._archive or zipfile.ZipFile(self.path)
+        if self._opened_by != os.getpid():  # not a parent's: processes that share a file's position mix up their reads
+            self._archive, self._opened_by = zipfile.ZipFile(self.path), os.getpid()
         return self._archive.read(name)
+
+    def __getstate__(self):
+        return self.__dict__ | {'_archive': None, '_opened_by': None}  # for workers that are spawned
 
 
 def _suffix(name):

@@ -2,6 +2,7 @@
 import contextlib
 import io
 import os
+import pickle
 import random
 import re
 import signal
@@ -213,6 +214,22 @@ def test_class_folders_and_zip_give_the_same(tmp_path, run):
     assert dump(tmp_path / 'y') == found
     assert '5 images at 8, 16; 0 of them written now' in run(*arguments)[1]
     assert dump(tmp_path / 'y') == found
+
+
+def test_a_zip_that_was_read_before_workers_start(tmp_path):
+    """As evaluate.py does for its hash. Forked workers would share the place in the file, spawned ones cannot."""
+    folder = Photos(make_photos(tmp_path / 'photos', 200))
+    with zipfile.ZipFile(tmp_path / 'photos.zip', 'w') as archive:
+        for name in folder.files:
+            archive.write(folder.path / name, name)
+    photos = Photos(tmp_path / 'photos.zip')
+    photos.read('0000.png')
+    assert pickle.loads(pickle.dumps(photos)).read('0001.png') == folder.read('0001.png')
+    jobs = [prepare_data.Job(None, name, [8]) for name in folder.files]
+    results = [list(prepare_data.load_in_workers(prepare_data.Shrinker(source, jobs, 'lanczos'), workers,
+                                                 batch_size=None, collate_fn=prepare_data._as_is))
+               for source, workers in ((photos, 4), (folder, 0))]
+    assert results[0] == results[1]
 
 
 def test_broken_images_are_skipped_and_named(tmp_path, monkeypatch, run):
