@@ -36,6 +36,13 @@ def at_least(low, kind=int, most=LARGEST):
     return check
 
 
+def not_empty(text):
+    """A flag type: a name or path."""
+    if not text.strip():
+        raise ValueError('must be a name or path')
+    return text
+
+
 def above(low):
     """A flag type: a number greater than `low`."""
     def check(text):
@@ -118,7 +125,7 @@ class Flag:
     name: str
     default: Any
     help: str
-    type: Any = str
+    type: Any = not_empty
     choices: tuple = None
 
 
@@ -150,7 +157,7 @@ GROUPS = {
         Flag('d_reg_every', 16, 'stage 2: steps between R1 regularisations', at_least(1)),
         Flag('g_reg_every', 4, 'stage 2: steps between path length regularisations (0: never)', at_least(0)),
         Flag('local_rank', 0, 'set by distributed launchers', int),
-        Flag('mixing', 0.9, 'stage 2: probability of style mixing', at_least(0, float)),
+        Flag('mixing', 0.9, 'stage 2: probability of style mixing', at_least(0, float, most=1)),
         Flag('lr', 0.002, 'stage 2: learning rate', above(0)),
         Flag('lr_g', 2e-5, "stage 1: the generator's learning rate", above(0)),
         Flag('lr_d', 2e-4, "stage 1: the discriminator's learning rate", above(0)),
@@ -195,7 +202,7 @@ GROUPS = {
     ),
     'video': (
         Flag('frames', 250, 'frames of a video', at_least(1)),
-        Flag('fps', 30, 'frames a second', at_least(1)),
+        Flag('fps', 30, 'frames a second', at_least(1, most=1000)),
         Flag('format', 'mp4', 'file format of the videos; frames: a folder of PNGs',
              choices=('mp4', 'gif', 'webp', 'frames')),
         Flag('side_by_side', False, 'one more video, with image and surface beside each other', bool),
@@ -234,8 +241,8 @@ GROUPS = {
     ),
     'camera': (
         Flag('uniform', False, 'viewpoints uniform in +-range instead of Gaussian', bool),
-        Flag('azim', 0.3, 'standard deviation or range of the azimuth, radians', at_least(0, float)),
-        Flag('elev', 0.15, 'standard deviation or range of the elevation, radians', at_least(0, float)),
+        Flag('azim', 0.3, 'standard deviation or range of the azimuth, radians', at_least(0, float, most=10)),
+        Flag('elev', 0.15, 'standard deviation or range of the elevation, radians', at_least(0, float, most=10)),
         Flag('fov', 6., 'half the field of view, degrees', half_angle),
         Flag('dist_radius', 0.12, 'near and far planes lie this far before and behind the origin', radius),
     ),

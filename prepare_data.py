@@ -433,7 +433,8 @@ def prepare(photos, out_path, sizes, *, n_worker=1, resample='lanczos', strict=F
     results = load_in_workers(Shrinker(photos, jobs, resample), workers, batch_size=None, collate_fn=_as_is,
                               prefetch_factor=4 if workers else None)
     with contextlib.closing(Writer(out_path)) as writer:
-        bar = tqdm(zip(jobs, results, strict=True), total=len(jobs), unit=' images', desc=f'{count} there, adding')
+        bar = tqdm(zip(jobs, results, strict=True), total=len(jobs), unit=' images', desc=f'{count} there, adding',
+                   disable=not jobs)
         try:
             for job, result in bar:
                 if isinstance(result, str):

@@ -110,7 +110,8 @@ def test_seeds(text, seeds):
     (['--truncation_mean', '10000001'], '--truncation_mean'),
     (['--N_samples', '1'], '--N_samples'), (['--device', 'gpu'], '--device'), (['--precision', 'int8'], '--precision'),
     (['--mesh_format', 'stl'], '--mesh_format'), (['--lr', '0'], '--lr'), (['--batch'], '--batch'),
-    (['--config', 'no/such/file'], 'no/such/file'),
+    (['--config', 'no/such/file'], 'no/such/file'), (['--expname', ''], '--expname'), (['--mixing', '1.1'], '--mixing'),
+    (['--azim', '90'], '--azim'), (['--fps', '100000'], '--fps'),
 ])
 def test_bad_flags_are_one_sentence(arguments, named):
     with pytest.raises(UserError) as error:
