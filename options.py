@@ -349,7 +349,7 @@ def _add_flag(target, flag, shown, default):
     if flag.type is bool:
         target.add_argument(*names, dest=flag.name, action='store_true', default=configargparse.SUPPRESS, help=text)
     else:
-        target.add_argument(*names, dest=flag.name, type=_explained(flag.type), choices=flag.choices,
+        target.add_argument(*names, dest=flag.name, type=explained(flag.type), choices=flag.choices,
                             default=configargparse.SUPPRESS, help=text,
                             metavar=None if flag.choices else 'N' if isinstance(flag.default, int | float) else 'VALUE')
 
@@ -364,7 +364,7 @@ def checked(name, value):
     return flag.type(str(value))
 
 
-def _explained(convert):
+def explained(convert):
     """Wrap a flag type so that argparse shows the reason, with the value, instead of the function's name."""
     def convert_or_explain(text):
         try:

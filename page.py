@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from camera import cameras_at, project
 from generate_shapes_and_images import read_index
-from options import Parser
+from options import Parser, explained, not_empty
 from surface import draw_surface, for_gltf, load_mesh
 from utils import UserError, atomic_path, run_command, to_uint8
 
@@ -261,7 +261,8 @@ def write_page(root):
 
 def main():
     parser = Parser(description=__doc__.split('\n')[0], default_config_files=[])
-    parser.add_argument('folder', help="a model's folder of results, such as evaluations/EXPNAME/final_model")
+    parser.add_argument('folder', type=explained(not_empty),
+                        help="a model's folder of results, such as evaluations/EXPNAME/final_model")
     print(f'Page: {write_page(parser.parse_args().folder)}')
 
 

@@ -41,7 +41,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from options import Parser
+from options import Parser, explained, not_empty
 from utils import UserError, run_command, writable_folder
 
 RESAMPLE = {'lanczos': Image.Resampling.LANCZOS, 'bilinear': Image.Resampling.BILINEAR}
@@ -493,8 +493,10 @@ def parse_arguments(arguments=None):
     """The command line as a namespace. Raises UserError."""
     parser = Parser(description='Make the LMDB data set that training reads from photos. Giving the same command again '
                     'adds only what is missing.')
-    parser.add_argument('path', metavar='IN', help='folder of images, folder of class folders, or zip of either')
-    parser.add_argument('--out_path', required=True, metavar='OUT', help='folder of the LMDB')
+    parser.add_argument('path', metavar='IN', type=explained(not_empty),
+                        help='folder of images, folder of class folders, or zip of either')
+    parser.add_argument('--out_path', required=True, metavar='OUT', type=explained(not_empty),
+                        help='folder of the LMDB')
     parser.add_argument('--size', required=True, type=_sizes, metavar='64,512,1024', help='sizes to store, in pixels')
     parser.add_argument('--n_worker', default=os.cpu_count(), type=_workers, metavar='N',
                         help='worker processes (default: one per CPU core)')

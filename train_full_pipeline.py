@@ -185,6 +185,9 @@ def main():
         start, opt = training.find_start(opt, STAGE, renderer_flags(opt))
         if not start.path:
             renderer_path, renderer_state, opt = find_renderer(opt)
+        if opt.model.size < opt.model.renderer_spatial_output_dim:
+            raise UserError(f'--size {opt.model.size} is less than the thumbnails of the renderer have '
+                            f'({opt.model.renderer_spatial_output_dim}); give a larger --size.')
         run = training.Run(opt, STAGE, processes, checkpoint.final_model_path(opt.experiment.expname))
         generator = build_generator(opt)
         if not start.path:

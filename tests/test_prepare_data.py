@@ -532,6 +532,7 @@ def test_bad_input_says_what_to_do(tmp_path, run):
                                ('--size', '8,', '--out_path', 'x'): '--size',
                                ('--size', '8', '--out', 'x'): '--out',
                                ('--size', '8', '--out_path', 'x', '--n_worker', '0'): "'0' is no whole number from 1",
+                               ('--size', '8', '--out_path', ''): '--out_path: must be a name or path',
                                ('--size', '8', '--out_path', 'x', '--resample', 'box'): '--resample'}.items():
         assert message in refusal(run(*arguments, photos))
     assert not (tmp_path / 'out').exists() and not Path('x').exists()
