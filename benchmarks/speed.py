@@ -572,12 +572,12 @@ def row_list(text):
 def parse():
     parser = options.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--rows', default=','.join(ROWS), help=f'what to measure (default: {",".join(ROWS)})')
-    parser.add_argument('--repeats', type=options._explained(at_least(1)), default=3, help='of each (default: 3)')
+    parser.add_argument('--repeats', type=options.explained(at_least(1)), default=3, help='of each (default: 3)')
     parser.add_argument('--quick', action='store_true', help='small widths and one repeat, unless --repeats says more')
     parser.add_argument('--ckpt', help='measure with this checkpoint instead of a field fitted to a head')
     parser.add_argument('--cache', metavar='DIR', help="where the fitted field is kept (default: the user's cache)")
-    parser.add_argument('--threads', type=options._explained(at_least(1)), default=0, help='of the CPU')
-    parser.add_argument('--frames', type=options._explained(at_least(2, most=VIDEO_FRAMES)), default=0,
+    parser.add_argument('--threads', type=options.explained(at_least(1)), default=0, help='of the CPU')
+    parser.add_argument('--frames', type=options.explained(at_least(2, most=VIDEO_FRAMES)), default=0,
                         help=f'of a video to measure (default: {FRAMES["cpu"]} on a CPU, {FRAMES["cuda"]} on a GPU)')
     parser.add_argument('--json', metavar='PATH', help='write all numbers here, after each row')
     return parser.parse_known_args()

@@ -414,6 +414,12 @@ def test_bad_input(name, data, tmp_path):  # noqa: F811
     assert not list(tmp_path.rglob('*.pt'))
 
 
+def test_images_are_no_smaller_than_thumbnails(data, renderer, tmp_path):  # noqa: F811
+    with pytest.raises(UserError, match='--size 16 is less than .* 32'):
+        train('full_pipeline', tmp_path, flags(data, f'--renderer_ckpt {renderer} --renderer_spatial_output_dim 32'))
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_run_is_overwritten_and_none_goes_on_with_other_options(data, tmp_path):  # noqa: F811
     train('volume_renderer', tmp_path, flags(data, '--iter 1'))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*.pt')}
