@@ -170,7 +170,11 @@ def find_renderer(opt):
     saved = checkpoint.read(path)
     state = {name: tensor for name, tensor in saved['g_ema'].items() if not name.startswith('decoder.')}
     opt = checkpoint.adopt_options(opt, saved, path, renderer_flags(opt))
-    return path, state, checkpoint.fit_options(opt, state, path)
+    opt = checkpoint.fit_options(opt, state, path)
+    if opt.model.size < opt.model.renderer_spatial_output_dim:
+        raise UserError(f"--size {opt.model.size} is less than the side of the renderer's thumbnails "
+                        f'(--renderer_spatial_output_dim {opt.model.renderer_spatial_output_dim}); give a larger one.')
+    return path, state, opt
 
 
 def lazy(every, lr):
@@ -185,9 +189,6 @@ def main():
         start, opt = training.find_start(opt, STAGE, renderer_flags(opt))
         if not start.path:
             renderer_path, renderer_state, opt = find_renderer(opt)
-        if opt.model.size < opt.model.renderer_spatial_output_dim:
-            raise UserError(f'--size {opt.model.size} is less than the thumbnails of the renderer have '
-                            f'({opt.model.renderer_spatial_output_dim}); give a larger --size.')
         run = training.Run(opt, STAGE, processes, checkpoint.final_model_path(opt.experiment.expname))
         generator = build_generator(opt)
         if not start.path:

@@ -415,7 +415,7 @@ def test_bad_input(name, data, tmp_path):  # noqa: F811
 
 
 def test_images_are_no_smaller_than_thumbnails(data, renderer, tmp_path):  # noqa: F811
-    with pytest.raises(UserError, match='--size 16 is less than .* 32'):
+    with pytest.raises(UserError, match='--size 16 is less than .* 32.; give'):
         train('full_pipeline', tmp_path, flags(data, f'--renderer_ckpt {renderer} --renderer_spatial_output_dim 32'))
     assert not list(tmp_path.iterdir())
 
