@@ -103,7 +103,8 @@ def atomic_path(path):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         if isinstance(error, OSError) and error.filename in (None, temporary):
-            error.filename = str(path)  # the name that the user knows
+            with contextlib.suppress(AttributeError):  # PyAV's errors keep theirs
+                error.filename = str(path)  # the name that the user knows
         raise
 
 
