@@ -244,7 +244,7 @@ class PretendDevice(contextlib.ExitStack):
     @staticmethod
     def is_own(file):
         path = Path(file)
-        return path.is_relative_to(ROOT) and 'tests' not in path.relative_to(ROOT).parts
+        return path.is_relative_to(ROOT) and not {'tests', 'site-packages'} & {*path.relative_to(ROOT).parts}
 
     def __enter__(self):
         super().__enter__()
