@@ -20,8 +20,8 @@ import trimesh
 from trimesh.viewer import scene_to_html
 
 import options
-from interactive import load
-from surface import for_gltf, save_mesh
+from inference.loaded_model import load
+from surfaces.files import for_gltf, save_mesh
 from utils import UserError, run_command
 
 MAX_SEED = 2 ** 31 - 1  # that a browser's numbers hold without loss
@@ -61,8 +61,8 @@ def file_of_request(name, write):
 
 def turning(mesh):
     """HTML of a frame in which a mesh can be turned (trimesh's viewer; gradio.Model3D 6.31 often stays empty)."""
-    grey = for_gltf(mesh, baseColorFactor=(0.5, 0.5, 0.5, 1.))  # the viewer's lights are strong
-    html = scene_to_html(trimesh.Scene(grey), escape_quotes=True)
+    gray = for_gltf(mesh, baseColorFactor=(0.5, 0.5, 0.5, 1.))  # the viewer's lights are strong
+    html = scene_to_html(trimesh.Scene(gray), escape_quotes=True)
     return f'<iframe title="Surface in 3D" srcdoc="{html}" style="width: 100%; height: 400px; border: 0"></iframe>'
 
 
@@ -119,7 +119,7 @@ def build(model):
             with gr.Column():
                 make_mesh = gr.Button('Surface in 3D')
                 solid = gr.HTML(label='Surface: drag to turn it', show_label=True, container=True, min_height=420)
-                mesh_file = gr.File(label='Mesh (GLB, with colours)')
+                mesh_file = gr.File(label='Mesh (GLB, with colors)')
             with gr.Column():
                 make_video = gr.Button('Video')
                 clip = gr.Video(label='Video', autoplay=True, loop=True, height=420)

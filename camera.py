@@ -56,24 +56,24 @@ def cameras_at(viewpoint, resolution=64, fov=6., dist_radius=0.12):
     return Cameras(extrinsics, focal, ones * (1 - dist_radius), ones * (1 + dist_radius), viewpoint)
 
 
-def sample_viewpoints(n, azim, elev, uniform=False, generator=None, device=None):
+def sample_viewpoints(n, azim, elev, uniform=False, rng=None, device=None):
     """(n,2) random viewpoints: N(0, azim^2), N(0, elev^2), or with `uniform` U(-azim, azim), U(-elev, elev).
 
     All azimuths are drawn before all elevations, as the original does, so that a seed gives the same views.
     """
     def draw(spread):
         if uniform:
-            return 2 * spread * torch.rand(n, 1, generator=generator, device=device) - spread
-        return torch.randn(n, 1, generator=generator, device=device) * spread
+            return 2 * spread * torch.rand(n, 1, generator=rng, device=device) - spread
+        return torch.randn(n, 1, generator=rng, device=device) * spread
 
     return torch.cat([draw(azim), draw(elev)], dim=1)
 
 
-def azimuth_sweep(identities, azim, elev, views=8, generator=None, device=None):
+def azimuth_sweep(identities, azim, elev, views=8, rng=None, device=None):
     """(identities * views, 2) viewpoints for sample grids: the azimuth runs from -azim to azim for each identity,
     whose elevation is one draw from U(-elev, elev)."""
     azimuth = torch.linspace(-azim, azim, views, device=device).repeat(identities)
-    elevation = 2 * elev * torch.rand(identities, generator=generator, device=device) - elev
+    elevation = 2 * elev * torch.rand(identities, generator=rng, device=device) - elev
     return torch.stack([azimuth, elevation.repeat_interleave(views)], dim=1)
 
 
@@ -102,7 +102,7 @@ def video_viewpoints(frames, azim, elev, uniform=False, azimuth_only=False, devi
 def project(points, cameras, resolution):
     """Where world points (…,3) appear in one camera: pixel coordinates (…,2) and depth (…) along the viewing direction.
 
-    cameras: one camera, its focal length for images of `resolution`. Coordinates are (column, row), with pixel centres
+    cameras: one camera, its focal length for images of `resolution`. Coordinates are (column, row), with pixel centers
     at 0.5, 1.5, …
     """
     local = (points - cameras.extrinsics[0, :, 3]) @ cameras.extrinsics[0, :, :3]

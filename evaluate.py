@@ -20,13 +20,16 @@ from PIL import Image
 from tqdm import tqdm
 
 import checkpoint
-import metrics
 import options
-from features import load_features
-from identity_metrics import measure_identity
+from metrics import distances
+from metrics.features import load_features
+from metrics.identity import measure_identity
 from prepare_data import RESAMPLE, load_in_workers, resize_and_crop
 from real_images import RealImages
-from training import Processes, chunks, draw_fakes, numbered_images
+from training.gradients import chunks
+from training.processes import Processes
+from training.quality import numbered_images
+from training.random_numbers import draw_fakes
 from utils import UserError, atomic_path, run_command, save_image_row, to_uint8, writable_folder
 
 FEATURE_METRICS, SURFACE_METRICS = {'fid', 'kid', 'pr'}, {'depth', 'view', 'field'}
@@ -95,7 +98,7 @@ def image_results(images, part, kinds, features):
     """Features and patches of uint8 images (B,3,S,S), whose numbers are `part`, as far as the kinds ask for them."""
     found = {}
     if 'patches' in kinds:
-        found['patches'] = metrics.patch_descriptors(images, part)
+        found['patches'] = distances.patch_descriptors(images, part)
     if features and features.key in kinds:
         found[features.key] = [features(images)]
     return found
@@ -165,7 +168,7 @@ def surface_results(todo, generator, opt, means, device):
 # ---------------------------------------------------------------------------------------------- results
 
 def image_metrics(wanted, real, fake, features, device):
-    """The entries of metrics.json for FID, KID, precision and recall, and patch distance."""
+    """The entries of distances.json for FID, KID, precision and recall, and patch distance."""
     results = {}
     if features:
         facts = {'features': features.name, 'images': fake.kinds[features.key],
@@ -173,16 +176,16 @@ def image_metrics(wanted, real, fake, features, device):
         of_real, of_fake = (blocks.load(features.key)[0].to(device) for blocks in (real, fake))
     for metric in tqdm([metric for metric in options.METRICS if metric in wanted], desc='comparing', unit=' metrics'):
         if metric == 'fid':
-            results['fid'] = {'value': metrics.frechet_distance(metrics.moments(of_real), metrics.moments(of_fake)),
-                              **facts}
+            value = distances.frechet_distance(distances.moments(of_real), distances.moments(of_fake))
+            results['fid'] = {'value': value, **facts}
         elif metric == 'kid':
-            mean, deviation = metrics.kernel_distance(of_real, of_fake)
+            mean, deviation = distances.kernel_distance(of_real, of_fake)
             results['kid'] = {'value': mean, 'deviation_of_subsets': deviation, **facts}
         elif metric == 'pr':
-            precision, recall = metrics.precision_recall(of_real, of_fake)
+            precision, recall = distances.precision_recall(of_real, of_fake)
             results |= {'precision': {'value': precision, **facts}, 'recall': {'value': recall, **facts}}
         else:
-            levels = metrics.swd(*([level.to(device) for level in blocks.load('patches')] for blocks in (real, fake)))
+            levels = distances.swd(*([level.to(device) for level in blocks.load('patches')] for blocks in (real, fake)))
             results['swd'] = {'value': sum(levels) / len(levels), 'levels': levels,
                               'images': min(blocks.kinds['patches'] for blocks in (real, fake))}
     return results
@@ -193,7 +196,7 @@ UNITS = {'depth': '% of the depth range', 'view': 'levels of 255', 'single_surfa
 
 
 def surface_metrics(wanted, surfaces, generator):
-    """The entries of metrics.json for depth and view consistency, and the field."""
+    """The entries of distances.json for depth and view consistency, and the field."""
     results = {}
 
     def add(name, values):
@@ -229,7 +232,7 @@ def table(results):
 
 
 def read_results(path):
-    """The list of evaluations in a metrics.json, or an empty one."""
+    """The list of evaluations in a distances.json, or an empty one."""
     try:
         evaluations = json.loads(path.read_text())['evaluations']
         for one in evaluations:
@@ -242,7 +245,7 @@ def read_results(path):
 
 
 def add_results(path, settings, results):
-    """Put results into metrics.json: into the evaluation with the same settings, or a new one."""
+    """Put results into distances.json: into the evaluation with the same settings, or a new one."""
     evaluations = read_results(path)
     same = next((one for one in evaluations if one['settings'] == settings), None)
     if same is None:

@@ -20,7 +20,9 @@ from tqdm import tqdm
 import options
 from camera import cameras_at, fixed_viewpoints, sample_viewpoints
 from checkpoint import file_hash, load_generator
-from surface import colour_vertices, depth_mesh, render_surface, save_mesh, surface_mesh, volume_points
+from surfaces.files import color_vertices, save_mesh
+from surfaces.meshes import depth_mesh, surface_mesh, volume_points
+from surfaces.rendering import render_surface
 from utils import UserError, atomic_path, run_command, save_image_row, select_device, to_uint8, writable_folder
 
 # The original draws noise for at most this many views at a time; the same seed must draw the same.
@@ -35,7 +37,7 @@ class Identity(NamedTuple):
     image: str                    # images/{image}.png
     sample: str                   # depth_map_meshes/sample_{sample}_…
     seed: int
-    random: torch.Generator
+    rng: torch.Generator
 
 
 def identities(opt, random):
@@ -106,12 +108,12 @@ def generate_meshes(generator, z, cameras, opt, means):
             points = surface.xyz[0].flatten(1).T
             directions = torch.nn.functional.normalize(points - camera.extrinsics[0, :, 3], dim=1)
             viewdirs = directions @ camera.extrinsics[0, :, :3]  # static view directions are in the camera frame
-            colour_vertices(mesh, renderer, w, camera, points, viewdirs)
+            color_vertices(mesh, renderer, w, camera, points, viewdirs)
         yield 'depth_map_meshes', 'depth_mesh', i, mesh
         if surface.sdf is not None:
             mesh = surface_mesh(surface.sdf, camera)
             if mesh is not None and opt.inference.vertex_colors:
-                colour_vertices(mesh, renderer, w, camera, *volume_points(mesh.vertices, renderer, camera))
+                color_vertices(mesh, renderer, w, camera, *volume_points(mesh.vertices, renderer, camera))
             yield 'marching_cubes_meshes', 'marching_cubes_mesh', i, mesh
 
 
@@ -166,15 +168,15 @@ def main():
     bar = tqdm(identities(opt, random), total=total, unit='identity', desc='generating')
     for identity in bar:
         started = time.perf_counter()
-        z = torch.randn(1, opt.model.style_dim, generator=identity.random, device=device)
-        viewpoints = draw_viewpoints(opt, identity.random)
+        z = torch.randn(1, opt.model.style_dim, generator=identity.rng, device=device)
+        viewpoints = draw_viewpoints(opt, identity.rng)
         cameras = cameras_at(viewpoints, opt.model.renderer_spatial_output_dim, opt.camera.fov,
                              opt.camera.dist_radius)
         names = view_names(viewpoints)
         files = []
 
         rows = {'': [], '_thumb': []}
-        for image, thumbnail in generate_images(generator, z, cameras, opt, means, identity.random):
+        for image, thumbnail in generate_images(generator, z, cameras, opt, means, identity.rng):
             rows['_thumb'].extend(to_uint8(thumbnail))
             rows[''].extend(to_uint8(image) if image is not None else ())
             bar.set_postfix_str(f'{identity.sample}: view {len(rows["_thumb"])} of {len(names)}')
@@ -205,7 +207,7 @@ def main():
           f'{(image_seconds + mesh_seconds) / total:.1f} s each '
           f'({image_seconds / total:.1f} s images, {mesh_seconds / total:.1f} s surfaces)')
     if opt.inference.page:
-        from page import write_page  # it needs this module
+        from web.page import write_page  # it needs this module
         print(f'Page: {write_page(folder.parent)}')
 
 

@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import sparse
 from camera import Cameras
-from op import fused_leaky_relu, upfirdn2d
+from op import fused_leaky_relu, sparse, upfirdn2d
 from op.graphs import Graphed
 from options import MEAN_LATENT_DRAWS
 from volume_renderer import Rendering, VolumeRenderer, draw
@@ -62,7 +61,7 @@ class PixelNorm(nn.Module):
 
 
 class EqualLinear(nn.Module):
-    """Linear layer with equalised learning rate (ProGAN section 4.1); activate adds leaky ReLU with gain sqrt 2."""
+    """Linear layer with equalized learning rate (ProGAN section 4.1); activate adds leaky ReLU with gain sqrt 2."""
 
     def __init__(self, in_features, out_features, bias=0., lr_multiplier=1., activate=False):
         super().__init__()
@@ -80,7 +79,7 @@ class EqualLinear(nn.Module):
 
 
 class EqualConv2d(nn.Module):
-    """Convolution without bias, with equalised learning rate."""
+    """Convolution without bias, with equalized learning rate."""
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0):
         super().__init__()
@@ -265,10 +264,10 @@ class Decoder(nn.Module):
         """The noise maps kept in the checkpoint: a list of (1,1,h,w)."""
         return list(self.noises.buffers())
 
-    def random_noise(self, batch, generator=None):
+    def random_noise(self, batch, rng=None):
         """Fresh noise maps for each of `batch` images: a list of (batch,1,h,w)."""
         device = self.noises.noise_0.device
-        return [draw(torch.randn, (batch, 1, size, size), generator, device=device) for size in self.noise_sizes]
+        return [draw(torch.randn, (batch, 1, size, size), rng, device=device) for size in self.noise_sizes]
 
     def latents(self, w, truncation=1., mean=None, switch=None):
         """Per-layer latents (B,L,2*style_dim) from the renderer's latents w (B,style_dim).
@@ -287,10 +286,10 @@ class Decoder(nn.Module):
     def forward(self, features, latents, noise):
         """Image (B,3,size,size), about [-1, 1], from features (B,C,res,res), latents (B or 1,L,2*style_dim) and noise
         (a list of (B or 1,1,h,w))."""
-        return self.synthesise(features, self.modulate(latents), noise)
+        return self.synthesize(features, self.modulate(latents), noise)
 
     def modulate(self, latents):
-        """The weights of all layers for latents (B or 1,L,2*style_dim), as `synthesise` takes them: a list with, for
+        """The weights of all layers for latents (B or 1,L,2*style_dim), as `synthesize` takes them: a list with, for
         each resolution, those of its convolutions and of its RGB layer. Made once, they serve all frames of a video."""
         blocks = [[self.conv1, self.to_rgb1]] + [[*self.convs[2 * k:2 * k + 2], to_rgb]
                                                  for k, to_rgb in enumerate(self.to_rgbs)]
@@ -298,13 +297,13 @@ class Decoder(nn.Module):
         return [[layer.conv.modulated_weight(latents[:, max(0, 2 * k - 1) + i]) for i, layer in enumerate(block)]
                 for k, block in enumerate(blocks)]
 
-    def synthesise(self, features, weights, noise):
+    def synthesize(self, features, weights, noise):
         """`forward` with weights from `modulate`."""
         in_bands = features.device.type == 'cpu' and not torch.is_grad_enabled()
         if not torch.is_grad_enabled() and works_channels_last(features.device, self.dtype, weights):
             features = features.contiguous(memory_format=torch.channels_last)
         if in_bands and len(features) > 1:  # each image by itself stays in the cache
-            return torch.cat([self.synthesise(features[b:b + 1], [[_of(w, b) for w in block] for block in weights],
+            return torch.cat([self.synthesize(features[b:b + 1], [[_of(w, b) for w in block] for block in weights],
                                               [_of(n, b) for n in noise]) for b in range(len(features))])
         features = self.conv1(features.to(self.dtype), weights[0][0], noise[0])
         rgb = self.to_rgb1(features, weights[0][1])
@@ -394,13 +393,13 @@ class Generator(nn.Module):
         return hasattr(self, 'decoder')
 
     @torch.no_grad()
-    def mean_latents(self, draws=MEAN_LATENT_DRAWS, generator=None):
+    def mean_latents(self, draws=MEAN_LATENT_DRAWS, rng=None):
         """MeanLatents over `draws` latents z ~ N(0, I), in parts, so that memory does not grow with them."""
         device = self.style[0].weight.device
         means = []
         for first in range(0, draws, MEAN_PART):
             part = min(MEAN_PART, draws - first)
-            w = self.style(torch.randn(part, self.style_dim, generator=generator, device=device))
+            w = self.style(torch.randn(part, self.style_dim, generator=rng, device=device))
             both = [w, self.decoder.style(w)] if self.full_pipeline else [w]
             share = [latents.mean(0, keepdim=True) * (part / draws) for latents in both]
             means = [mean + more for mean, more in zip(means, share, strict=True)] if means else share
@@ -410,7 +409,7 @@ class Generator(nn.Module):
         """The renderer's latents w (B,style_dim), truncated, from z (B,style_dim)."""
         return truncate(self.style(z), truncation, means.renderer if means else None)
 
-    def forward(self, z, cameras, *, truncation=1., means=None, switch=None, noise='random', generator=None,
+    def forward(self, z, cameras, *, truncation=1., means=None, switch=None, noise='random', rng=None,
                 **rendering):
         """Generate B images; returns a Generated.
 
@@ -421,14 +420,14 @@ class Generator(nn.Module):
         """
         pair = z if isinstance(z, (tuple, list)) else (z,)
         w = [self.map(part, truncation, means) for part in pair]
-        rendering = self.render(w[0].expand(len(cameras), -1), cameras, generator=generator, **rendering)
+        rendering = self.render(w[0].expand(len(cameras), -1), cameras, rng=rng, **rendering)
         if not self.full_pipeline:
             return Generated(None, rendering, None)
         latents = self.decoder.latents(w, truncation, means.decoder if means else None, switch)
-        image = self.decoder(rendering.features, latents, self.noise(noise, len(cameras), generator))
+        image = self.decoder(rendering.features, latents, self.noise(noise, len(cameras), rng))
         return Generated(image, rendering, latents)
 
-    def render(self, w, cameras, *, dense=True, generator=None, **wanted):
+    def render(self, w, cameras, *, dense=True, rng=None, **wanted):
         """The renderer's Rendering of latents w (B,style_dim), with features where there is a decoder.
 
         dense=False leaves out the samples that a picture does not need, where the field allows it (sparse.py): it
@@ -436,8 +435,8 @@ class Generator(nn.Module):
         effect, nor has it where gradients are wanted. wanted: further arguments of VolumeRenderer.forward.
         """
         if dense or w.is_cuda or torch.is_grad_enabled():
-            return self.renderer(w, cameras, generator=generator, features=self.full_pipeline, **wanted)
-        return sparse.render(self.renderer, w, cameras, generator=generator, features=self.full_pipeline, **wanted)
+            return self.renderer(w, cameras, rng=rng, features=self.full_pipeline, **wanted)
+        return sparse.render(self.renderer, w, cameras, rng=rng, features=self.full_pipeline, **wanted)
 
     def use_cuda_graphs(self):
         """From now on render and decode by CUDA graphs, where that is possible (op/graphs.py)."""
@@ -449,13 +448,13 @@ class Generator(nn.Module):
         graphed = Graphed(render_with, self.renderer)
         self.render = lambda w, cameras, **wanted: graphed(w, vars(cameras), **wanted)
         if self.full_pipeline:
-            for name in ('modulate', 'synthesise'):
+            for name in ('modulate', 'synthesize'):
                 setattr(self.decoder, name, Graphed(getattr(self.decoder, name), self.decoder))
 
-    def noise(self, noise, batch, generator=None):
+    def noise(self, noise, batch, rng=None):
         """The decoder's noise maps by name ('random' or 'fixed'); a list of maps is returned as it is."""
         if noise == 'random':
-            return self.decoder.random_noise(batch, generator)
+            return self.decoder.random_noise(batch, rng)
         return self.decoder.fixed_noise() if noise == 'fixed' else noise
 
 

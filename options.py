@@ -154,8 +154,8 @@ GROUPS = {
         Flag('init_ckpt', None, 'begin with the weights of this checkpoint, ours or official'),
         Flag('renderer_ckpt', None, "stage 2: stage 1's result (default: pretrained_renderer/EXPNAME_vol_renderer.pt)"),
         Flag('val_n_sample', 8, 'identities in the sample grids', at_least(1)),
-        Flag('d_reg_every', 16, 'stage 2: steps between R1 regularisations', at_least(1)),
-        Flag('g_reg_every', 4, 'stage 2: steps between path length regularisations (0: never)', at_least(0)),
+        Flag('d_reg_every', 16, 'stage 2: steps between R1 regularizations', at_least(1)),
+        Flag('g_reg_every', 4, 'stage 2: steps between path length regularizations (0: never)', at_least(0)),
         Flag('local_rank', 0, 'set by distributed launchers', int),
         Flag('mixing', 0.9, 'stage 2: probability of style mixing', at_least(0, float, most=1)),
         Flag('lr', 0.002, 'stage 2: learning rate', above(0)),
@@ -197,7 +197,7 @@ GROUPS = {
              'gives the same', bool),
         Flag('cuda_graphs', False, 'launch the kernels of a picture as one (not tried on any GPU yet; elsewhere it has '
              'no effect)', bool),
-        Flag('vertex_colors', False, 'colour the vertices of the meshes', bool),
+        Flag('vertex_colors', False, 'color the vertices of the meshes', bool),
         Flag('page', False, "write index.html, a page with all of this model's results to open in a browser", bool),
     ),
     'video': (

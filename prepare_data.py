@@ -136,7 +136,7 @@ def _list_zip(path):
 def load_image(data):
     """The 8-bit RGB image in the bytes of a file, as a viewer shows it.
 
-    EXIF rotation is applied, transparency laid over white, 16-bit grey scaled to 8 bits; the first frame of several.
+    EXIF rotation is applied, transparency laid over white, 16-bit gray scaled to 8 bits; the first frame of several.
     Raises whatever Pillow raises for a broken file, ValueError for a strip and for pixels whose range is unknown.
     """
     with warnings.catch_warnings():  # Pillow warns of odd metadata and of large images: neither is an error
@@ -155,15 +155,15 @@ def load_image(data):
 
 
 def _to_8_bits(image):
-    """Grey of modes I;16* (and I, in which some versions of Pillow read 16-bit files): v / 257, rounded."""
-    grey = np.asarray(image).astype(np.int32)
-    if grey.min() < 0 or grey.max() > 65535:
+    """Gray of modes I;16* (and I, in which some versions of Pillow read 16-bit files): v / 257, rounded."""
+    gray = np.asarray(image).astype(np.int32)
+    if gray.min() < 0 or gray.max() > 65535:
         raise ValueError('it has 32-bit pixels, whose range is unknown')
-    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    return Image.fromarray(((gray + 128) // 257).astype(np.uint8))
 
 
 def resize_and_crop(image, size, resample):
-    """Resize the short side to `size` pixels and cut a square from the centre: torchvision's resize, then center_crop.
+    """Resize the short side to `size` pixels and cut a square from the center: torchvision's resize, then center_crop.
 
     The pixels are theirs exactly. (Resizing the square alone, with Pillow's `box`, would not give the same ones.)
     """

@@ -25,10 +25,14 @@ import options
 from camera import cameras_at, video_viewpoints
 from checkpoint import load_generator
 from generate_shapes_and_images import identities
-from page import write_page
-from surface import draw_surface, frontal_noise, render_surface, save_mesh, surface_mesh
+from inference.video_files import video_path, video_writer
+from surfaces.files import save_mesh
+from surfaces.meshes import surface_mesh
+from surfaces.noise import frontal_noise
+from surfaces.rendering import render_surface
+from surfaces.shading import draw_surface
 from utils import UserError, run_command, select_device, to_uint8, writable_folder
-from video import video_path, video_writer
+from web.page import write_page
 
 IMAGE_CRF, DEPTH_CRF = 10, 1  # H.264 quality (spec section 5)
 GIF_MAX_FPS = 50              # viewers slow down a GIF whose frames last less than 2/100 s
@@ -64,7 +68,7 @@ def check(opt, generator, model_path):
 def subjects(generator, opt, random, means):
     """Yield the Subjects that the flags ask for."""
     def w_of(identity):
-        z = torch.randn(1, opt.model.style_dim, generator=identity.random, device=identity.random.device)
+        z = torch.randn(1, opt.model.style_dim, generator=identity.rng, device=identity.rng.device)
         return generator.map(z, opt.inference.truncation_ratio, means)
 
     if not opt.video.interpolate:
@@ -116,12 +120,12 @@ def render_frames(generator, w, cameras, noise, opt, means, surfaces=True):
         rendering = generator.render(w[which], camera, dense=opt.inference.dense)
         image = rendering.thumbnail
         if generator.full_pipeline:
-            image = generator.decoder.synthesise(
+            image = generator.decoder.synthesize(
                 rendering.features, weights if still else generator.decoder.modulate(latents[which]), noise(camera))
         drawn = {'video': image[0]}
         if surfaces:
             surface = render_surface(renderer, w[which], camera, dense=opt.inference.dense)
-            drawn['depth_video'] = draw_surface(surface.xyz[0], surface.mask[0], camera, opt.video.depth_style)
+            drawn['depth_video'] = draw_surface(surface.xyz[0], surface.background[0], camera, opt.video.depth_style)
         pictures = {video: to_uint8(picture) for video, picture in drawn.items()}  # last: it waits for a GPU's work
         if surfaces and opt.video.side_by_side:
             pictures['side_by_side_video'] = side_by_side(pictures['video'], pictures['depth_video'])

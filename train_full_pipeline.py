@@ -16,8 +16,13 @@ from torch import Tensor
 import checkpoint
 import losses
 import options
-import training
 from model import PRECISIONS, Discriminator, build_generator, stddev_group
+from training.gradients import Terms, backward_in_chunks, chunks, frozen
+from training.processes import Processes
+from training.random_numbers import image_rngs
+from training.resuming import find_start
+from training.run import Run, adam
+from training.state import State
 from utils import UserError, run_command
 from volume_renderer import draw
 
@@ -46,8 +51,8 @@ def render(generator, fakes, switch, dense=False):
     dense: see Generator.render.
     """
     w = [generator.map(z) for z in ((fakes.z,) if switch is None else (fakes.z, fakes.second))]
-    view = generator.render(w[0], fakes.cameras, dense=dense, generator=fakes.random)
-    noise = generator.decoder.random_noise(len(fakes.z), fakes.random)
+    view = generator.render(w[0], fakes.cameras, dense=dense, rng=fakes.rngs)
+    noise = generator.decoder.random_noise(len(fakes.z), fakes.rngs)
     return Rendered(w, switch, view.features, view.thumbnail, noise)
 
 
@@ -59,7 +64,7 @@ def decode(generator, rendered):
 
 def mixing(opt, purpose, step, layers):
     """Style mixing (probability --mixing): the layer, 1 .. layers - 1, where the second latent takes over, or None."""
-    random, = training.image_generators(opt.experiment.seed, f'{purpose} mixing', step, [0], 'cpu')
+    random, = image_rngs(opt.experiment.seed, f'{purpose} mixing', step, [0], 'cpu')
     mixed = torch.rand((), generator=random) < opt.training.mixing
     return int(torch.randint(1, layers, (), generator=random)) if mixed else None
 
@@ -72,7 +77,7 @@ def discriminator_parts(batch, chunk):
     """Slices of a batch for the discriminator: whole groups, no more than --chunk unless a group is."""
     group = stddev_group(batch)
     size = max(size for size in range(group, batch + 1, group) if batch % size == 0 and size <= max(chunk, group))
-    return training.chunks(0, batch, size)
+    return chunks(0, batch, size)
 
 
 def judge(discriminator, images):
@@ -80,12 +85,12 @@ def judge(discriminator, images):
     return discriminator(images.unflatten(0, (-1, stddev_group(len(images)))).transpose(0, 1).flatten(0, 1))
 
 
-def accumulate_discriminator(discriminator, generator, real, rendered, opt, chunk, regularise):
-    """Add the gradient of the discriminator's loss, with R1 where `regularise`, to its parameters.
+def accumulate_discriminator(discriminator, generator, real, rendered, opt, chunk, regularize):
+    """Add the gradient of the discriminator's loss, with R1 where `regularize`, to its parameters.
 
     real: images (B,3,size,size); rendered: B fakes. Returns the weighted terms of the loss and the mean scores.
     """
-    terms = training.Terms()
+    terms = Terms()
 
     def accumulate(scale, loss, **scores):
         (scale * sum(loss.values())).backward()
@@ -93,17 +98,17 @@ def accumulate_discriminator(discriminator, generator, real, rendered, opt, chun
 
     # The two halves of logistic_loss one after the other: the graph of one is gone before the other's is made.
     for part in discriminator_parts(len(real), chunk):
-        images = real[part].requires_grad_(regularise)
+        images = real[part].requires_grad_(regularize)
         scale = len(images) / len(real)
         logits = judge(discriminator, images)
         loss = {'d': losses.nonsaturating_loss(logits)}
-        if regularise:
+        if regularize:
             loss['r1'] = opt.training.r1 / 2 * opt.training.d_reg_every * losses.r1_penalty(logits, images)
         accumulate(scale, loss, real_score=logits)
 
         with torch.no_grad():
             fakes = torch.cat([decode(generator, rendered.part(piece))[0]
-                               for piece in training.chunks(part.start, part.stop, chunk)])
+                               for piece in chunks(part.start, part.stop, chunk)])
         logits = judge(discriminator, fakes)
         accumulate(scale, {'d': losses.nonsaturating_loss(-logits)}, fake_score=logits)
     return terms
@@ -111,12 +116,12 @@ def accumulate_discriminator(discriminator, generator, real, rendered, opt, chun
 
 def accumulate_generator(generator, discriminator, rendered, chunk, thumbnail_lambda=0.):
     """Add the gradient of the generator's loss to the decoder's parameters. Returns the weighted terms of the loss."""
-    batch, terms = len(rendered.features), training.Terms()
+    batch, terms = len(rendered.features), Terms()
 
     def images(part):
         return decode(generator, rendered.part(part))[0]
 
-    with training.frozen(discriminator):
+    with frozen(discriminator):
         for part in discriminator_parts(batch, chunk):
             def loss(fakes, part=part):
                 loss = {'g': losses.nonsaturating_loss(judge(discriminator, fakes))}
@@ -125,7 +130,7 @@ def accumulate_generator(generator, discriminator, rendered, chunk, thumbnail_la
                 terms.add(len(fakes) / batch, **loss)
                 return len(fakes) / batch * sum(loss.values())
 
-            training.backward_in_chunks(images, training.chunks(part.start, part.stop, chunk), loss)
+            backward_in_chunks(images, chunks(part.start, part.stop, chunk), loss)
     return terms
 
 
@@ -150,7 +155,7 @@ def accumulate_path_length(generator, rendered, directions, mean, opt, chunk, pr
         means.extend([new_mean, everyones.detach().mean()])
         return processes.size * weight * penalty  # the update averages over the processes what is a sum here
 
-    penalty = training.backward_in_chunks(lengths, training.chunks(0, len(directions), chunk), loss)
+    penalty = backward_in_chunks(lengths, chunks(0, len(directions), chunk), loss)
     new_mean, length = means
     return {'path': penalty / processes.size, 'path_length': length}, new_mean
 
@@ -178,18 +183,18 @@ def find_renderer(opt):
 
 
 def lazy(every, lr):
-    """(lr, betas) of an optimiser that also takes a regulariser's step every so often (StyleGAN2, appendix B)."""
+    """(lr, betas) of an optimizer that also takes a regularizer's step every so often (StyleGAN2, appendix B)."""
     ratio = every / (every + 1) if every else 1
     return lr * ratio, tuple(beta ** ratio for beta in BETAS)
 
 
 def main():
     opt = options.parse('train_full_pipeline', __doc__)
-    with training.Processes(opt.machine.device) as processes:
-        start, opt = training.find_start(opt, STAGE, renderer_flags(opt))
+    with Processes(opt.machine.device) as processes:
+        start, opt = find_start(opt, STAGE, renderer_flags(opt))
         if not start.path:
             renderer_path, renderer_state, opt = find_renderer(opt)
-        run = training.Run(opt, STAGE, processes, checkpoint.final_model_path(opt.experiment.expname))
+        run = Run(opt, STAGE, processes, checkpoint.final_model_path(opt.experiment.expname))
         generator = build_generator(opt)
         if not start.path:
             checkpoint.load_state(generator, {**generator.state_dict(), **renderer_state}, renderer_path)
@@ -197,9 +202,9 @@ def main():
         generator.decoder.requires_grad_(True)
         discriminator = Discriminator(opt.model.size, opt.model.channel_multiplier, opt.model.channel_max,
                                       PRECISIONS[opt.machine.precision]).to(run.device)
-        g_optim = training.adam(generator.decoder.parameters(), *lazy(opt.training.g_reg_every, opt.training.lr))
-        d_optim = training.adam(discriminator.parameters(), *lazy(opt.training.d_reg_every, opt.training.lr))
-        state = training.State(generator, discriminator, g_optim, d_optim)
+        g_optim = adam(generator.decoder.parameters(), *lazy(opt.training.g_reg_every, opt.training.lr))
+        d_optim = adam(discriminator.parameters(), *lazy(opt.training.d_reg_every, opt.training.lr))
+        state = State(generator, discriminator, g_optim, d_optim)
         layers, dense = generator.decoder.num_latents, opt.inference.dense
         path_batch = max(1, opt.training.batch // opt.training.path_batch_shrink)
 
@@ -209,7 +214,7 @@ def main():
                 switch = mixing(opt, 'discriminator', step, layers)
                 rendered = render(generator, run.draw('discriminator'), switch, dense)
                 terms = accumulate_discriminator(discriminator, generator, real, rendered, opt, run.chunk,
-                                                 regularise=step % opt.training.d_reg_every == 0)
+                                                 regularize=step % opt.training.d_reg_every == 0)
                 run.update('d', d_optim, terms)
 
                 switch = mixing(opt, 'generator', step, layers)
@@ -220,7 +225,7 @@ def main():
                 if opt.training.g_reg_every and step % opt.training.g_reg_every == 0:
                     fakes = run.draw('path', path_batch)
                     rendered = render(generator, fakes, mixing(opt, 'path', step, layers), dense)
-                    directions = draw(torch.randn, real[:path_batch].shape, fakes.random, device=run.device)
+                    directions = draw(torch.randn, real[:path_batch].shape, fakes.rngs, device=run.device)
                     terms, state.path_mean = accumulate_path_length(generator, rendered, directions, state.path_mean,
                                                                     opt, run.chunk, processes)
                     run.update('path', g_optim, terms)

@@ -13,8 +13,13 @@ import torch
 import checkpoint
 import losses
 import options
-import training
 from model import VolumeDiscriminator, build_generator
+from training.gradients import Terms, chunks, frozen
+from training.processes import Processes
+from training.random_numbers import draw_fakes
+from training.resuming import check_options, find_start
+from training.run import Run, adam
+from training.state import State
 from utils import run_command
 
 STAGE = 'volume_renderer'
@@ -27,12 +32,12 @@ def accumulate_discriminator(discriminator, generator, real, fakes, opt, chunk):
 
     real: thumbnails (B,3,H,H); fakes: B Fakes. Returns the weighted terms of the loss and the mean scores.
     """
-    terms = training.Terms()
-    for part in training.chunks(0, len(real), chunk):
+    terms = Terms()
+    for part in chunks(0, len(real), chunk):
         images, own = real[part].requires_grad_(), fakes.part(part)
         scale = len(images) / len(real)
         with torch.no_grad():
-            thumbnails = generator(own.z, own.cameras, generator=own.random).rendering.thumbnail
+            thumbnails = generator(own.z, own.cameras, rng=own.rngs).rendering.thumbnail
         real_logits, _ = discriminator(images)
         fake_logits, viewpoints = discriminator(thumbnails)
         loss = {'d': losses.logistic_loss(real_logits, fake_logits)}
@@ -50,13 +55,13 @@ def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lam
 
     sphere_lambda: the weight, at this step, of the distance to the sphere that training started from.
     """
-    terms = training.Terms()
-    with training.frozen(discriminator):
-        for part in training.chunks(0, len(fakes.z), chunk):
+    terms = Terms()
+    with frozen(discriminator):
+        for part in chunks(0, len(fakes.z), chunk):
             own = fakes.part(part)
             scale = len(own.z) / len(fakes.z)
             has_sdf = generator.renderer.has_sdf
-            rendering = generator(own.z, own.cameras, generator=own.random,
+            rendering = generator(own.z, own.cameras, rng=own.rngs,
                                   sdf=has_sdf and opt.training.min_surf_lambda > 0,
                                   eikonal=has_sdf and opt.training.eikonal_lambda > 0).rendering
             logits, viewpoints = discriminator(rendering.thumbnail)
@@ -71,25 +76,25 @@ def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lam
             if has_sdf and sphere_lambda > 0:
                 # A quarter of the rays says enough.
                 loss['g_sphere'] = sphere_lambda * generator.renderer.sphere_loss(
-                    generator.map(own.z), own.cameras.magnified(0.5), own.random, radius=opt.training.sphere_radius,
+                    generator.map(own.z), own.cameras.magnified(0.5), own.rngs, radius=opt.training.sphere_radius,
                     resolution=generator.renderer.resolution // 2)
             (scale * sum(loss.values())).backward()
             terms.add(scale, **loss)
     return terms
 
 
-def initialise_sphere(run, opt):
+def initialize_sphere(run, opt):
     """Fit the field to a sphere, whatever the latent, for a surface to begin with (spec: start of stage 1).
 
     Takes the official sphere_init.pt instead where it is there and fits. Interrupted, it goes on where it was.
     """
     state, steps, own = run.state, opt.training.sphere_iters, run.folder / 'sphere_init.pt'
-    optimizer = training.adam(state.g.parameters(), opt.training.lr_g, BETAS)
+    optimizer = adam(state.g.parameters(), opt.training.lr_g, BETAS)
     first = load_sphere(run, opt, optimizer, own)
     for step in run.progress(first, steps, 'sphere'):
-        fakes = training.draw_fakes(opt, 'sphere', step, range(SPHERE_BATCH), run.device)  # the same in every process
-        terms = training.Terms()
-        for part in training.chunks(0, SPHERE_BATCH, run.chunk):
+        fakes = draw_fakes(opt, 'sphere', step, range(SPHERE_BATCH), run.device)  # the same in every process
+        terms = Terms()
+        for part in chunks(0, SPHERE_BATCH, run.chunk):
             images = fakes.part(part)
             scale = len(images.z) / SPHERE_BATCH
             loss = state.g.renderer.sphere_loss(state.g.map(images.z), images.cameras, images.random,
@@ -114,7 +119,7 @@ def load_sphere(run, opt, optimizer, own):
     """Load a sphere that was begun by this experiment, or the official one. Returns how many steps it has had."""
     if own.exists() and opt.experiment.continue_training:
         saved = checkpoint.read(own, key='g')
-        training.check_options(opt, saved, own)
+        check_options(opt, saved, own)
         checkpoint.load_state(run.state.g, saved['g'], own)
         optimizer.load_state_dict(saved['optimizer'])
         return saved['step']
@@ -132,20 +137,20 @@ def load_sphere(run, opt, optimizer, own):
 
 def main():
     opt = options.parse('train_volume_renderer', __doc__)
-    with training.Processes(opt.machine.device) as processes:
-        start, opt = training.find_start(opt, STAGE)
-        run = training.Run(opt, STAGE, processes, checkpoint.renderer_path(opt.experiment.expname), thumbnails=True)
+    with Processes(opt.machine.device) as processes:
+        start, opt = find_start(opt, STAGE)
+        run = Run(opt, STAGE, processes, checkpoint.renderer_path(opt.experiment.expname), thumbnails=True)
         generator = build_generator(opt, full_pipeline=False).to(run.device)
         discriminator = VolumeDiscriminator(opt.model.renderer_spatial_output_dim, opt.training.view_lambda > 0,
                                             opt.model.discriminator_width).to(run.device)
-        g_optim = training.adam(generator.parameters(), opt.training.lr_g, BETAS)
-        d_optim = training.adam(discriminator.parameters(), opt.training.lr_d, BETAS)
-        with run.begin(training.State(generator, discriminator, g_optim, d_optim), start):
+        g_optim = adam(generator.parameters(), opt.training.lr_g, BETAS)
+        d_optim = adam(discriminator.parameters(), opt.training.lr_d, BETAS)
+        with run.begin(State(generator, discriminator, g_optim, d_optim), start):
             if not (opt.rendering.no_sdf or start.resumed) and (not start.path or 'initial_beta' in opt.given):
                 for model in (run.state.g, run.state.g_ema):
                     torch.nn.init.constant_(model.renderer.sigmoid_beta, opt.training.initial_beta)
             if not (start.path or opt.training.no_sphere_init or opt.rendering.no_sdf):
-                initialise_sphere(run, opt)
+                initialize_sphere(run, opt)
             for real in run.steps():
                 fakes = run.draw('discriminator')
                 terms = accumulate_discriminator(discriminator, generator, real, fakes, opt, run.chunk)

@@ -1,7 +1,7 @@
 """The signed-distance field and its volume rendering (Or-El et al., StyleSDF, CVPR 2022, sections 3.1 to 3.3).
 
 A ray with origin o and direction d carries N samples p = o + d t. A FiLM-SIREN network, modulated by the latent w,
-gives each sample a signed distance, a colour and a feature vector; the distance becomes a density and everything is
+gives each sample a signed distance, a color and a feature vector; the distance becomes a density and everything is
 summed along the ray. Shapes in the comments: B images, H x W rays an image, R rays in a tile, N samples a ray, C width.
 """
 import math
@@ -61,7 +61,7 @@ class FiLMSiren(nn.Linear):
 
 
 class SirenField(nn.Module):
-    """Signed distance, colour and features as a function of position, view direction and latent (paper, figure 2).
+    """Signed distance, color and features as a function of position, view direction and latent (paper, figure 2).
 
     depth: hidden layers. width: channels of each. style_dim: size of the latent w.
     """
@@ -93,7 +93,7 @@ class Scratch:
         self.buffers = {}
 
     def tensor(self, name, shape, like):
-        """An uninitialised tensor of `shape`, of the kind of `like`, which the next one of this name overwrites."""
+        """An uninitialized tensor of `shape`, of the kind of `like`, which the next one of this name overwrites."""
         size = math.prod(shape)
         if name not in self.buffers or self.buffers[name].numel() < size:
             self.buffers[name] = like.new_empty(size)
@@ -155,7 +155,7 @@ class FoldedField(NamedTuple):
                     else samples.add_(from_view[:, :, None])).view(batch, -1, width)
 
     def rgb_logits(self, features):
-        """Colour before the sigmoid (B,P,3) from features (B,P,C)."""
+        """Color before the sigmoid (B,P,3) from features (B,P,C)."""
         return F.linear(features, *self.rgb)
 
 
@@ -181,19 +181,19 @@ class _SinCos(torch.autograd.Function):
 
 # ---------------------------------------------------------------------------------------------- rays and samples
 
-def draw(sampler, shape, generator=None, **kind):
+def draw(sampler, shape, rng=None, **kind):
     """Random numbers of `shape` (B,…) by `sampler`, torch.rand or torch.randn.
 
-    generator: one, or a list with one for each image: then an image's numbers do not depend on the rest of its batch.
+    rng: one, or a list with one for each image: then an image's numbers do not depend on the rest of its batch.
     kind: device and dtype.
     """
-    if isinstance(generator, list):
-        return torch.cat([sampler(1, *shape[1:], generator=own, **kind) for own in generator])
-    return sampler(shape, generator=generator, **kind)
+    if isinstance(rng, list):
+        return torch.cat([sampler(1, *shape[1:], generator=own, **kind) for own in rng])
+    return sampler(shape, generator=rng, **kind)
 
 
 def camera_directions(resolution, focal):
-    """Ray directions (B,H*W,3) in the camera frame through the pixel centres, row by row, not normalised.
+    """Ray directions (B,H*W,3) in the camera frame through the pixel centers, row by row, not normalized.
 
     focal: (B,1,1) in pixels. x right, y up, z = -1.
     """
@@ -212,7 +212,7 @@ def pixel_directions(row, column, resolution, focal):
     return torch.stack([x, y, -torch.ones_like(x)], dim=-1)
 
 
-def sample_depths(near, far, samples, *, offset_sampling=True, perturb=0., rays=1, generator=None):
+def sample_depths(near, far, samples, *, offset_sampling=True, perturb=0., rays=1, rng=None):
     """Sample positions t along the rays, in units of the ray direction (spec section 2, Samples along a ray).
 
     near, far: (B,1,1). Returns (B,1,N) without jitter, else (B,rays,N). offset_sampling: N equal steps that share
@@ -230,7 +230,7 @@ def sample_depths(near, far, samples, *, offset_sampling=True, perturb=0., rays=
         middle = (t[..., 1:] + t[..., :-1]) / 2
         lower, upper = torch.cat([t[..., :1], middle], dim=-1), torch.cat([middle, t[..., -1:]], dim=-1)
         shape = (len(t), rays, samples)
-    return lower + (upper - lower) * draw(torch.rand, shape, generator, device=t.device, dtype=t.dtype)
+    return lower + (upper - lower) * draw(torch.rand, shape, rng, device=t.device, dtype=t.dtype)
 
 
 # ---------------------------------------------------------------------------------------------- densities and weights
@@ -280,10 +280,10 @@ def sphere_sdf(points, near, far, radius=0.):
 
 class Rendering(NamedTuple):
     """What a rendering holds; None where it was not asked for."""
-    thumbnail: Tensor | None  # (B,3,H,W) colour in [-1, 1]
+    thumbnail: Tensor | None  # (B,3,H,W) color in [-1, 1]
     features: Tensor | None   # (B,C,H,W) input of the decoder
     xyz: Tensor               # (B,3,H,W) expected surface point in the world
-    mask: Tensor              # (B,1,H,W) weight of the last sample: probability of background
+    background: Tensor        # (B,1,H,W) weight of the last sample: probability of background
     sdf: Tensor | None        # (B,H,W,N,1)
     eikonal: Tensor | None    # (B,H,W,N,3) gradient of the sdf by the (unscaled) sample positions
 
@@ -313,11 +313,11 @@ class VolumeRenderer(nn.Module):
             self.sigmoid_beta = nn.Parameter(torch.full((1,), INITIAL_BETA))
         self.network = SirenField(depth, width, style_dim)
 
-    def forward(self, w, cameras, *, resolution=None, samples=None, colour=True, features=True, sdf=False,
-                eikonal=False, generator=None):
+    def forward(self, w, cameras, *, resolution=None, samples=None, color=True, features=True, sdf=False,
+                eikonal=False, rng=None):
         """Render latents w (B,style_dim) from B cameras whose focal lengths are for `resolution`. Returns a Rendering.
 
-        resolution, samples: rays a side and samples a ray, if other than the renderer's own. colour=False leaves the
+        resolution, samples: rays a side and samples a ray, if other than the renderer's own. color=False leaves the
         view branch out altogether (surfaces need only the sdf, xyz and mask). Without gradients the rays are worked
         through in tiles, so that memory does not grow with them.
         """
@@ -325,12 +325,12 @@ class VolumeRenderer(nn.Module):
         local = camera_directions(resolution, cameras.focal)
         directions, viewdirs = view_directions(self, local, cameras)
         t = sample_depths(cameras.near, cameras.far, samples, offset_sampling=self.offset_sampling,
-                          perturb=self.perturb, rays=resolution ** 2, generator=generator)
+                          perturb=self.perturb, rays=resolution ** 2, rng=rng)
         t = t.expand(-1, resolution ** 2, -1)
-        wanted = {'colour': colour, 'features': colour and features, 'sdf': sdf, 'eikonal': eikonal}
+        wanted = {'color': color, 'features': color and features, 'sdf': sdf, 'eikonal': eikonal}
         field = self.network.fold(w)
         march = self._march_again if torch.is_grad_enabled() else self._march_tiles
-        rays = march(field, cameras, directions, viewdirs, t, wanted, generator)
+        rays = march(field, cameras, directions, viewdirs, t, wanted, rng)
 
         def as_image(x):  # (B,R,C) -> (B,C,H,W)
             return None if x is None else x.transpose(1, 2).unflatten(2, (resolution, resolution))
@@ -339,16 +339,16 @@ class VolumeRenderer(nn.Module):
             return None if x is None else x.unflatten(1, (resolution, resolution))
 
         return Rendering(as_image(rays['thumbnail']), as_image(rays['features']), as_image(rays['xyz']),
-                         as_image(rays['mask']), as_volume(rays['sdf']), as_volume(rays['eikonal']))
+                         as_image(rays['background']), as_volume(rays['sdf']), as_volume(rays['eikonal']))
 
-    def _march_tiles(self, field, cameras, directions, viewdirs, t, wanted, generator):
+    def _march_tiles(self, field, cameras, directions, viewdirs, t, wanted, rng):
         """_march over one image and a tile of rays at a time."""
         batch, rays, samples = t.shape
         tile = max(1, tile_points(t.device) // samples)
         whole, scratch = {}, Scratch()
         for b in range(batch):
             image_field, camera = field.image(b), cameras[b:b + 1]
-            own = generator[b:b + 1] if isinstance(generator, list) else generator
+            own = rng[b:b + 1] if isinstance(rng, list) else rng
             for start in range(0, rays, tile):
                 part = slice(start, start + tile)
                 marched = self._march(image_field, camera, directions[b:b + 1, part], viewdirs[b:b + 1, part],
@@ -362,20 +362,20 @@ class VolumeRenderer(nn.Module):
                     whole[name][b:b + 1, part] = value
         return whole
 
-    def _march_again(self, field, cameras, directions, viewdirs, t, wanted, generator):
+    def _march_again(self, field, cameras, directions, viewdirs, t, wanted, rng):
         """_march with gradients, a tile of rays at a time: only what it returns is kept, the backward pass evaluates
         the tile again. On a CPU that takes no longer, since a tile stays in the cache."""
         tile = max(1, TRAINING_POINTS.get(t.device.type, TRAINING_POINTS['cuda']) // (len(t) * t.shape[2]))
         # Noise of the density would be drawn anew.
         if tile >= t.shape[1] or self.raw_noise_std > 0:
-            return self._march(field, cameras, directions, viewdirs, t, wanted, generator)
+            return self._march(field, cameras, directions, viewdirs, t, wanted, rng)
         parts = [checkpoint(self._march, field, cameras, *(x[:, start:start + tile] for x in (directions, viewdirs, t)),
-                            wanted, generator, use_reentrant=False, preserve_rng_state=False)
+                            wanted, rng, use_reentrant=False, preserve_rng_state=False)
                  for start in range(0, t.shape[1], tile)]
         return {name: None if value is None else torch.cat([part[name] for part in parts], dim=1)
                 for name, value in parts[0].items()}
 
-    def _march(self, field, cameras, directions, viewdirs, t, wanted, generator, scratch=None):
+    def _march(self, field, cameras, directions, viewdirs, t, wanted, rng, scratch=None):
         """Evaluate and integrate rays: directions, viewdirs (B,R,3), t (B,R,N). Returns a dict of (B,R,…) tensors."""
         batch, rays, samples = t.shape
         origins = cameras.extrinsics[:, None, None, :, 3]
@@ -384,24 +384,24 @@ class VolumeRenderer(nn.Module):
         if wanted['eikonal']:
             hidden, slope = field.hidden_and_slope(scaled)
             gradient = self.scale(slope.view_as(points), cameras)  # by the unscaled points: the inner derivative
-            raw, features, logits = heads(field, hidden, viewdirs if wanted['colour'] else None)
+            raw, features, logits = heads(field, hidden, viewdirs if wanted['color'] else None)
         else:
-            raw, features, logits = fused_field(field, scaled, viewdirs if wanted['colour'] else None, scratch)
+            raw, features, logits = fused_field(field, scaled, viewdirs if wanted['color'] else None, scratch)
         raw = raw.view(batch, rays, samples)
 
-        weights = self.weights(raw, directions, t, generator)
+        weights = self.weights(raw, directions, t, rng)
         thumbnail = None
-        if wanted['colour']:
-            colour = torch.sigmoid(logits).view(batch, rays, samples, 3)
-            thumbnail = 2 * _integrate(weights, colour) - 1
+        if wanted['color']:
+            color = torch.sigmoid(logits).view(batch, rays, samples, 3)
+            thumbnail = 2 * _integrate(weights, color) - 1
             features = _integrate(weights, features.view(batch, rays, samples, -1)) if wanted['features'] else None
         return {'thumbnail': thumbnail, 'features': features, 'xyz': _integrate(weights, points),
-                'mask': weights[..., -1:], 'sdf': raw[..., None] if wanted['sdf'] else None, 'eikonal': gradient}
+                'background': weights[..., -1:], 'sdf': raw[..., None] if wanted['sdf'] else None, 'eikonal': gradient}
 
-    def weights(self, raw, directions, t, generator=None):
+    def weights(self, raw, directions, t, rng=None):
         """Weights (B,R,N) of the samples t (B,R,N) of rays along `directions` (B,R,3) from the field's output."""
         spacing = torch.cat([t[..., 1:] - t[..., :-1], torch.full_like(t[..., :1], LAST_SPACING)], dim=-1)
-        return ray_weights(self.density(raw, generator), spacing * directions.norm(dim=-1, keepdim=True),
+        return ray_weights(self.density(raw, rng), spacing * directions.norm(dim=-1, keepdim=True),
                            self.force_background)
 
     def scale(self, points, cameras):
@@ -411,12 +411,12 @@ class VolumeRenderer(nn.Module):
         depth = (cameras.far - cameras.near).view(-1, *[1] * (points.dim() - 1))
         return points * (2 / depth)
 
-    def density(self, raw, generator=None):
+    def density(self, raw, rng=None):
         """Density from the field's first output (spec section 2): of the SDF, or softplus of a raw density."""
         if self.has_sdf:
             return sdf_to_density(raw, self.sigmoid_beta)
         if self.raw_noise_std > 0:
-            raw = raw + self.raw_noise_std * draw(torch.randn, raw.shape, generator, device=raw.device)
+            raw = raw + self.raw_noise_std * draw(torch.randn, raw.shape, rng, device=raw.device)
         return F.softplus(raw)
 
     def evaluate_at(self, field, points, viewdirs, cameras):
@@ -431,8 +431,8 @@ class VolumeRenderer(nn.Module):
             yield fused_field(field, self.scale(points[None, part], cameras),
                               None if viewdirs is None else viewdirs[None, part], scratch)
 
-    def colour_at(self, w, points, viewdirs, cameras):
-        """The field's own colour (P,3) in [0, 1] at world points (P,3) seen along unit viewdirs (P,3), for one latent.
+    def color_at(self, w, points, viewdirs, cameras):
+        """The field's own color (P,3) in [0, 1] at world points (P,3) seen along unit viewdirs (P,3), for one latent.
 
         cameras: one camera, for the scale of the points. Without gradients.
         """
@@ -444,7 +444,7 @@ class VolumeRenderer(nn.Module):
         Without gradients."""
         return torch.cat([distances[0, :, 0] for distances, _, _ in self.evaluate_at(field, points, None, cameras)])
 
-    def sphere_loss(self, w, cameras, generator=None, *, radius=0., resolution=None):
+    def sphere_loss(self, w, cameras, rng=None, *, radius=0., resolution=None):
         """L1 between the field and a sphere's SDF at stratified points of the cameras' rays (spec section 3, start).
 
         Training begins from a sphere because a random field has no surface to improve on. radius: of the sphere, see
@@ -453,7 +453,7 @@ class VolumeRenderer(nn.Module):
         local = camera_directions(resolution or self.resolution, cameras.focal)
         directions = local @ cameras.extrinsics[:, :, :3].transpose(1, 2)
         t = sample_depths(cameras.near, cameras.far, self.samples, offset_sampling=False, perturb=1.,
-                          rays=directions.shape[1], generator=generator)
+                          rays=directions.shape[1], rng=rng)
         points = cameras.extrinsics[:, None, None, :, 3] + directions[:, :, None] * t[..., None]
         field = self.network.fold(w)
         sdf = field.sdf(field.hidden(self.scale(points, cameras).flatten(1, 2)))

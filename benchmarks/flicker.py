@@ -21,11 +21,13 @@ from tqdm import tqdm
 import options
 from camera import cameras_at, video_viewpoints
 from checkpoint import load_generator
+from metrics.views import View, warp
 from model import Decoder
 from render_video import frontal_mesh
-from surface import draw_surface, frontal_noise, render_surface
+from surfaces.noise import frontal_noise
+from surfaces.rendering import render_surface
+from surfaces.shading import draw_surface
 from utils import UserError, run_command, save_image_row, select_device, to_uint8
-from view_consistency import View, warp
 
 # The table's columns: by how many pixels the surface moves between the two frames.
 SPEEDS = {'all': (0, math.inf), '< 0.5': (0, 0.5), '0.5-1': (0.5, 1), '1-2': (1, 2), '2-4': (2, 4),
@@ -50,8 +52,8 @@ def views(generator, w, latents, camera, sources):
     """A View of one camera for each kind of noise."""
     rendering = generator.renderer(w, camera)
     surface = render_surface(generator.renderer, w, camera)
-    return {name: View(generator.decoder(rendering.features, latents, noise(camera)), surface.xyz, surface.mask, camera,
-                       generator.renderer.resolution) for name, noise in sources.items()}
+    return {name: View(generator.decoder(rendering.features, latents, noise(camera)), surface.xyz, surface.background,
+                       camera, generator.renderer.resolution) for name, noise in sources.items()}
 
 
 def by_speed(source, target):
@@ -63,7 +65,7 @@ def by_speed(source, target):
 
 
 def save_picture(path, frames):
-    """Two rows: a first frame's image and surface in each style; then, on grey and 8 times as strong, what fixed noise
+    """Two rows: a first frame's image and surface in each style; then, on gray and 8 times as strong, what fixed noise
     adds to that frame, and what fixed, random and projected noise add on average over all frames carried into it."""
     target = frames[0]['none']
     size = target.image.shape[-1]
@@ -76,7 +78,7 @@ def save_picture(path, frames):
         seen = torch.stack([one.visible for one in carried]).sum(0)
         return torch.stack([one.image[0] * one.visible for one in carried]).sum(0) / seen.clamp(min=1)
 
-    styles = [draw_surface(target.xyz[0], target.mask[0], target.camera, style, size)
+    styles = [draw_surface(target.xyz[0], target.background[0], target.camera, style, size)
               for style in ('phong', 'normals', 'depth')]
     rows = [torch.cat([target.image[0], *styles], dim=2),
             torch.cat([added(frames[0], 'fixed').image[0], *map(average, ('fixed', 'random', 'projected'))], dim=2)]

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import training
+from training.run import adam
 from volume_renderer import tile_points
 
-# Ellipsoids in the field's own units (near and far plane at -1 and 1): centre, radii. A skull, two ears, a nose.
+# Ellipsoids in the field's own units (near and far plane at -1 and 1): center, radii. A skull, two ears, a nose.
 PARTS = (((0., 0., 0.), (0.5, 0.66, 0.56)), ((-0.52, 0.05, 0.), (0.09, 0.2, 0.14)),
          ((0.52, 0.05, 0.), (0.09, 0.2, 0.14)), ((0., -0.08, 0.56), (0.1, 0.16, 0.14)))
 BLEND = 0.08          # over this distance the parts melt into each other
@@ -19,13 +19,13 @@ SLOPE_WEIGHT = 0.1    # of the error in the gradient: it keeps the field smooth 
 
 
 def head_sdf(points):
-    """About the signed distance (…,1) of points (…,3) to the head: negative inside. Smooth but at the centres.
+    """About the signed distance (…,1) of points (…,3) to the head: negative inside. Smooth but at the centers.
 
     Each ellipsoid's distance is that of its first-order expansion; the union is a polynomial smooth minimum.
     """
     distance = None
-    for centre, radii in PARTS:
-        offset, radii = points - points.new_tensor(centre), points.new_tensor(radii)
+    for center, radii in PARTS:
+        offset, radii = points - points.new_tensor(center), points.new_tensor(radii)
         inside = (offset / radii).norm(dim=-1, keepdim=True)
         part = inside * (inside - 1) / (offset / radii.square()).norm(dim=-1, keepdim=True).clamp(min=1e-6)
         if distance is None:
@@ -57,7 +57,7 @@ def fit_head(generator, w, far_minus_near, steps=STEPS):
     network, scale = generator.renderer.network, far_minus_near / 2
     random = torch.Generator(w.device).manual_seed(0)
     rate = LEARNING_RATE / network.width
-    optimizer = training.adam(network.parameters(), rate, (0.9, 0.99))
+    optimizer = adam(network.parameters(), rate, (0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     errors = []
     for _ in tqdm(range(steps), desc='fitting a field to a head', unit='step'):

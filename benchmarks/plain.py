@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 
 import model
-import training
 from op.leaky_relu import _plain as leaky_relu_definition
 from op.upfirdn import _plain as upfirdn_definition
-from surface import SURFACE_RESOLUTION, draw_surface
+from surfaces.meshes import SURFACE_RESOLUTION
+from surfaces.shading import draw_surface
+from training import run
+from training.state import State
 from utils import to_uint8
 from volume_renderer import LAST_SPACING, Rendering, VolumeRenderer, camera_directions, sample_depths
 
@@ -30,7 +32,7 @@ def plain():
         for owner, name, replacement in (
                 (VolumeRenderer, 'forward', render), (model.Decoder, 'forward', decode),
                 (model, 'upfirdn2d', upfirdn), (model, 'fused_leaky_relu', leaky_relu),
-                (training, 'adam', adam), (training.State, 'update_ema', update_ema)):
+                (run, 'adam', adam), (State, 'update_ema', update_ema)):
             stack.enter_context(mock.patch.object(owner, name, replacement))
         yield
 
@@ -43,9 +45,9 @@ def film_siren(layer, x, w):
     return torch.sin(gain[:, None, None] * F.linear(x, layer.weight, layer.bias) + shift[:, None, None])
 
 
-def render(self, w, cameras, *, resolution=None, samples=None, colour=True, features=True, sdf=False, eikonal=False,
+def render(self, w, cameras, *, resolution=None, samples=None, color=True, features=True, sdf=False, eikonal=False,
            generator=None):
-    """VolumeRenderer.forward: all points of all rays at once, with colours and features whether wanted or not."""
+    """VolumeRenderer.forward: all points of all rays at once, with colors and features whether wanted or not."""
     resolution, samples = resolution or self.resolution, samples or self.samples
     local = camera_directions(resolution, cameras.focal)
     directions = local @ cameras.extrinsics[:, :, :3].transpose(1, 2)
@@ -76,7 +78,7 @@ def render(self, w, cameras, *, resolution=None, samples=None, colour=True, feat
     def volume(values):  # (B,R,N,C) -> (B,H,W,N,C)
         return values.unflatten(1, (resolution, resolution))
 
-    return Rendering(2 * image(rgb) - 1 if colour else None, image(hidden) if colour and features else None,
+    return Rendering(2 * image(rgb) - 1 if color else None, image(hidden) if color and features else None,
                      image(points), weights[..., -1].unflatten(1, (resolution, resolution))[:, None],
                      volume(raw) if sdf else None, volume(gradient) if eikonal else None)
 
@@ -153,7 +155,7 @@ def decode(self, features, latents, noise):
 
 @torch.no_grad()
 def surface(renderer, w, camera):
-    """render_surface of one view, with the SDF: every sample, colours and features too. Call it inside plain()."""
+    """render_surface of one view, with the SDF: every sample, colors and features too. Call it inside plain()."""
     camera = camera.magnified(SURFACE_RESOLUTION / renderer.resolution)
     return renderer(w, camera, resolution=SURFACE_RESOLUTION, samples=SURFACE_RESOLUTION, sdf=True)
 
@@ -165,7 +167,7 @@ def video_frames(generator, z, cameras, opt, means):
         camera = cameras[i:i + 1]
         image = generator(z, camera, truncation=opt.inference.truncation_ratio, means=means, noise='fixed').image
         view = surface(generator.renderer, generator.map(z, opt.inference.truncation_ratio, means), camera)
-        drawn = draw_surface(view.xyz[0], view.mask[0], camera, opt.video.depth_style)
+        drawn = draw_surface(view.xyz[0], view.background[0], camera, opt.video.depth_style)
         yield {'video': to_uint8(image)[0], 'depth_video': to_uint8(drawn)}
 
 
@@ -181,4 +183,4 @@ def update_ema(state):
     with torch.no_grad():
         for mean, new in zip(state.g_ema.parameters(), state.g.parameters(), strict=True):
             if new.requires_grad:
-                mean.mul_(training.EMA_DECAY).add_(new, alpha=1 - training.EMA_DECAY)
+                mean.mul_(state.EMA_DECAY).add_(new, alpha=1 - state.EMA_DECAY)

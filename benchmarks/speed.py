@@ -36,12 +36,17 @@ import checkpoint
 import options
 import train_full_pipeline
 import train_volume_renderer
-import training
 from camera import Cameras, cameras_at, video_viewpoints
 from model import PRECISIONS, Discriminator, Generator, MeanLatents, VolumeDiscriminator, build_generator
 from options import at_least
 from render_video import Subject, frontal_mesh, record, render_frames
-from surface import SURFACE_RESOLUTION, render_surface
+from surfaces.meshes import SURFACE_RESOLUTION
+from surfaces.rendering import render_surface
+from training.logs import _peak_memory
+from training.processes import Processes
+from training.random_numbers import draw_fakes
+from training.run import adam
+from training.state import State
 from utils import UserError, atomic_path, run_command, select_device
 from volume_renderer import draw
 
@@ -231,16 +236,16 @@ def finish_step(optimizer):
 def stage1_row(settings, variant):
     """A step of stage 1: the discriminator's with R1, the generator's with the eikonal term, EMA."""
     generator, opt = load(settings, 'train_volume_renderer')
-    device, batch, chunk = training.Processes(opt.machine.device).device, opt.training.batch, opt.training.chunk
+    device, batch, chunk = Processes(opt.machine.device).device, opt.training.batch, opt.training.chunk
     discriminator = VolumeDiscriminator(opt.model.renderer_spatial_output_dim, opt.training.view_lambda > 0,
                                         opt.model.discriminator_width).to(device)
     betas = train_volume_renderer.BETAS
-    state = training.State(generator, discriminator, training.adam(generator.parameters(), opt.training.lr_g, betas),
-                           training.adam(discriminator.parameters(), opt.training.lr_d, betas))
+    state = State(generator, discriminator, adam(generator.parameters(), opt.training.lr_g, betas),
+                           adam(discriminator.parameters(), opt.training.lr_d, betas))
     real = torch.rand(batch, 3, *[opt.model.renderer_spatial_output_dim] * 2, device=device) * 2 - 1
 
     def fakes(purpose):
-        return training.draw_fakes(opt, purpose, state.iteration, range(batch), device)
+        return draw_fakes(opt, purpose, state.iteration, range(batch), device)
 
     def run():
         train_volume_renderer.accumulate_discriminator(discriminator, generator, real, fakes('discriminator'), opt,
@@ -253,25 +258,25 @@ def stage1_row(settings, variant):
     return run
 
 
-def stage2_row(settings, variant, regularise=False):
-    """A step of stage 2: the discriminator's, the generator's, EMA; no regularisers."""
+def stage2_row(settings, variant, regularize=False):
+    """A step of stage 2: the discriminator's, the generator's, EMA; no regularizers."""
     generator, opt = load(settings, 'train_full_pipeline')
-    processes = training.Processes(opt.machine.device)
+    processes = Processes(opt.machine.device)
     device, batch, chunk = processes.device, opt.training.batch, opt.training.chunk
     generator.requires_grad_(False)
     generator.decoder.requires_grad_(True)
     discriminator = Discriminator(opt.model.size, opt.model.channel_multiplier, opt.model.channel_max,
                                   PRECISIONS[opt.machine.precision]).to(device)
     lazy = train_full_pipeline.lazy
-    state = training.State(
+    state = State(
         generator, discriminator,
-        training.adam(generator.decoder.parameters(), *lazy(opt.training.g_reg_every, opt.training.lr)),
-        training.adam(discriminator.parameters(), *lazy(opt.training.d_reg_every, opt.training.lr)))
+        adam(generator.decoder.parameters(), *lazy(opt.training.g_reg_every, opt.training.lr)),
+        adam(discriminator.parameters(), *lazy(opt.training.d_reg_every, opt.training.lr)))
     real = torch.rand(batch, 3, opt.model.size, opt.model.size, device=device) * 2 - 1
     z = identity(opt, device)
 
     def rendered(purpose, count=batch):
-        fakes = training.draw_fakes(opt, purpose, state.iteration, range(count), device)
+        fakes = draw_fakes(opt, purpose, state.iteration, range(count), device)
         if not settings.ckpt:  # as after a stage 1, each latent has a surface
             fakes = fakes._replace(z=z.expand(count, -1))
         switch = train_full_pipeline.mixing(opt, purpose, state.iteration, generator.decoder.num_latents)
@@ -279,14 +284,14 @@ def stage2_row(settings, variant, regularise=False):
 
     def run():
         train_full_pipeline.accumulate_discriminator(discriminator, generator, real, rendered('discriminator')[0], opt,
-                                                     chunk, regularise)
+                                                     chunk, regularize)
         finish_step(state.d_optim)
         train_full_pipeline.accumulate_generator(generator, discriminator, rendered('generator')[0], chunk)
         finish_step(state.g_optim)
-        if regularise:
+        if regularize:
             count = max(1, batch // opt.training.path_batch_shrink)
             views, fakes = rendered('path', count)
-            directions = draw(torch.randn, real[:count].shape, fakes.random, device=device)
+            directions = draw(torch.randn, real[:count].shape, fakes.rngs, device=device)
             _, state.path_mean = train_full_pipeline.accumulate_path_length(
                 generator, views, directions, state.path_mean, opt, chunk, processes)
             finish_step(state.g_optim)
@@ -295,9 +300,9 @@ def stage2_row(settings, variant, regularise=False):
     return run
 
 
-def stage2_regularised_row(settings, variant):
+def stage2_regularized_row(settings, variant):
     """The same step with R1 and path lengths, which come every 16th and 4th time."""
-    return stage2_row(settings, variant, regularise=True)
+    return stage2_row(settings, variant, regularize=True)
 
 
 class Row(NamedTuple):
@@ -329,7 +334,7 @@ ROWS = {
                   images=lambda opt: opt.training.batch),
     'stage2': Row(stage2_row, lambda opt: f'stage 2, batch {opt.training.batch}, {opt.model.size} px',
                   'train_full_pipeline', images=lambda opt: opt.training.batch),
-    'stage2_regularised': Row(stage2_regularised_row, lambda opt: '  with R1 and path lengths', 'train_full_pipeline',
+    'stage2_regularized': Row(stage2_regularized_row, lambda opt: '  with R1 and path lengths', 'train_full_pipeline',
                               images=lambda opt: opt.training.batch),
 }
 
@@ -387,7 +392,7 @@ def _timed(run, device):
 
 
 def _peak_bytes(device):
-    gibibytes = training._peak_memory(device)
+    gibibytes = _peak_memory(device)
     return None if gibibytes is None else round(gibibytes * 2 ** 30)
 
 
@@ -523,7 +528,7 @@ def processor():
     return platform.processor() or platform.machine()
 
 
-def summarised(found, images):
+def summarized(found, images):
     """A row's measurements with medians, images a second, and how plain compares with each."""
     reference = found['plain']
     if reference.get('seconds'):
@@ -618,7 +623,7 @@ def main():
             row, bar.row = ROWS[row_name], row_name
             with contextlib.redirect_stdout(io.StringIO()):  # it was said above
                 _, row_opt = read_model(settings, row.command)
-            found = summarised(measure(row, row.variants(device), settings, warmups, repeats, bar), row.images(row_opt))
+            found = summarized(measure(row, row.variants(device), settings, warmups, repeats, bar), row.images(row_opt))
             title = row.title(row_opt)
             for line in table_lines(title, found):
                 tqdm.write(line)

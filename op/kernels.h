@@ -32,7 +32,7 @@ struct LeakyRelu {
 
 template <class T, int N> struct alignas(sizeof(T) * N) Vector { T at[N]; };
 
-// Vectors of N take N values of one channel, or of N neighbouring channels: see vector_length.
+// Vectors of N take N values of one channel, or of N neighboring channels: see vector_length.
 template <class T, int N> SHARED_CODE void leaky_relu_vector(const LeakyRelu &op, int64_t i) {
     using Number = typename Sum<T>::type;
     using Values = Vector<T, N>;

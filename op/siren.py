@@ -1,4 +1,4 @@
-"""The field at points: distance, features and colour of a FiLM-SIREN with its latents folded in, in one GPU kernel.
+"""The field at points: distance, features and color of a FiLM-SIREN with its latents folded in, in one GPU kernel.
 
 `plain` is the definition. On a Hopper GPU (compute capability 9), for which its tiles are cut, and where autograd
 records nothing, a Triton kernel (siren_kernel.py, imported then and not before) takes a tile of points through all
@@ -30,7 +30,7 @@ def plain(field, points, viewdirs=None, scratch=None):
 
 
 def heads(field, hidden, viewdirs=None, scratch=None):
-    """(sdf, features, colour logits), as `fused_field` gives them, from the last hidden activations (B,P,C)."""
+    """(sdf, features, color logits), as `fused_field` gives them, from the last hidden activations (B,P,C)."""
     if viewdirs is None:
         return field.sdf(hidden), None, None
     features = field.features(hidden, viewdirs, scratch)
@@ -38,10 +38,10 @@ def heads(field, hidden, viewdirs=None, scratch=None):
 
 
 def fused_field(field, points, viewdirs=None, scratch=None):
-    """Signed distances (B,P,1), features (B,P,C) and colours before the sigmoid (B,P,3) of a FoldedField of B latents.
+    """Signed distances (B,P,1), features (B,P,C) and colors before the sigmoid (B,P,3) of a FoldedField of B latents.
 
     points: (B,P,3) in the field's own units. viewdirs: (B,R,3) unit vectors, one for each P / R points in a row;
-    without them features and colours are None and are not computed. scratch: as for FoldedField.hidden; the kernel
+    without them features and colors are None and are not computed. scratch: as for FoldedField.hidden; the kernel
     needs none. Differentiable (by the plain way).
     """
     if not _fits(field, points, viewdirs):
@@ -124,7 +124,7 @@ def pack(field, view):
     """The weights of a FoldedField as the kernel reads them, C padded with zeros to a power of two from 16.
 
     Returns first (B,3,C), the weights of the points; ahead (B,3,C), of the view directions; high, low (B,L,C,C), the
-    halves of the L square layers' weights; bias (B,L+1,C); heads (4,C), of sigma and of colour; head_bias (4,).
+    halves of the L square layers' weights; bias (B,L+1,C); heads (4,C), of sigma and of color; head_bias (4,).
     """
     (first, bias), *layers = field.points
     width = first.shape[2]

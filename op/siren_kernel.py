@@ -117,8 +117,8 @@ def field_kernel(points, viewdirs, first, ahead, high, low, bias, heads, head_bi
         tl.store(features + start * width + row[:, None] * width + channel[None, :], values,
                  inside[:, None] & (channel < width)[None, :])
         for i in tl.static_range(3):
-            colour = _head(values, heads + (i + 1) * C + channel, head_bias + i + 1)
-            tl.store(logits + start * 3 + row * 3 + i, colour, inside)
+            color = _head(values, heads + (i + 1) * C + channel, head_bias + i + 1)
+            tl.store(logits + start * 3 + row * 3 + i, color, inside)
 
 
 def settings(depth, view, width, unit):

@@ -7,7 +7,7 @@ PyTorch's rules (as torch/_subclasses/fake_tensor.py has them, but a CPU number 
 `waits` counts by function of the project what would make the host wait for the GPU.
 
 Not seen: what happens inside one operation on a real GPU (kernels, their number formats, memory, streams); TorchScript
-and compiled code; devices beyond the first; work on other threads; modules that are still on the CPU when an optimiser
+and compiled code; devices beyond the first; work on other threads; modules that are still on the CPU when an optimizer
 takes their parameters (Module.to makes new ones here). torch.save writes what a GPU's tensors are after
 map_location='cpu'.
 """

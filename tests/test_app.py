@@ -25,7 +25,7 @@ import app
 import options
 from camera import cameras_at
 from generate_shapes_and_images import generate_meshes
-from interactive import load_model
+from inference.loaded_model import load_model
 from utils import UserError, to_uint8
 
 IDENTITY = (3, 8, 0.5, 0.7)  # seed, second seed, mix, truncation
@@ -35,7 +35,7 @@ IDENTITY = (3, 8, 0.5, 0.7)  # seed, second seed, mix, truncation
 def model(tmp_path, monkeypatch):
     """A tiny model, loaded; small surfaces; temporary files below tmp_path / 'temporary'."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('surface.SURFACE_RESOLUTION', 16)
+    monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 16)
     (tmp_path / 'temporary').mkdir()
     monkeypatch.setattr('tempfile.tempdir', str(tmp_path / 'temporary'))
     save_tiny_model(tmp_path)

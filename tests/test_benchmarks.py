@@ -14,13 +14,14 @@ from conftest import assert_close
 
 import model
 import options
-import surface
 import train_full_pipeline
 import train_volume_renderer
-import training
 from camera import cameras_at
 from model import Discriminator, VolumeDiscriminator, build_generator
 from render_video import render_frames
+from surfaces import rendering
+from training import random_numbers, run
+from training.state import State
 from utils import UserError
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / 'benchmarks'
@@ -79,26 +80,26 @@ def test_plain_makes_the_same_pictures(flags):
         with torch.set_grad_enabled(grad):
             ours, theirs = both(compute)
         assert_close(theirs.image, ours.image, 1e-4, 'image')
-        for name in ('thumbnail', 'features', 'xyz', 'mask', 'sdf'):
+        for name in ('thumbnail', 'features', 'xyz', 'background', 'sdf'):
             assert_close(getattr(theirs.rendering, name), getattr(ours.rendering, name), 1e-4, name)
 
 
 @torch.no_grad()
 def test_plain_surfaces_and_videos(monkeypatch):
-    for module in (surface, plain):
+    for module in (rendering, plain):
         monkeypatch.setattr(module, 'SURFACE_RESOLUTION', 32)
     generator, opt = tiny('render_video')
     opt = options.replaced(opt, dense=True)
     z, cameras = torch.randn(1, 8), cameras_at(VIEWS[:1], 8)
     means = generator.mean_latents(100)
     w = generator.map(z, opt.inference.truncation_ratio, means)
-    ours = surface.render_surface(generator.renderer, w, cameras, sdf=True, dense=True)
+    ours = rendering.render_surface(generator.renderer, w, cameras, sdf=True, dense=True)
     fixed = generator.decoder.fixed_noise()
     frame, = render_frames(generator, w, cameras, lambda camera: fixed, opt, means)
     with plain.plain():
         theirs = plain.surface(generator.renderer, w, cameras)
         plain_frame, = plain.video_frames(generator, z, cameras, opt, means)
-    for name in ('xyz', 'mask', 'sdf'):
+    for name in ('xyz', 'background', 'sdf'):
         assert_close(getattr(theirs, name), getattr(ours, name), 1e-4, name)
     assert frame.keys() == plain_frame.keys()
     for video, picture in frame.items():
@@ -127,7 +128,7 @@ def test_plain_trains_stage_1_alike():
 
     def compute():
         g, d = copy.deepcopy(generator), copy.deepcopy(discriminator)
-        fakes = [training.draw_fakes(opt, purpose, 0, range(4), 'cpu') for purpose in 'dg']
+        fakes = [random_numbers.draw_fakes(opt, purpose, 0, range(4), 'cpu') for purpose in 'dg']
         train_volume_renderer.accumulate_discriminator(d, g, real, fakes[0], opt, 4)
         train_volume_renderer.accumulate_generator(g, d, fakes[1], opt, 2)
         return gradients(g, d)
@@ -148,9 +149,9 @@ def test_plain_trains_stage_2_alike():
         g, d = copy.deepcopy(generator), copy.deepcopy(discriminator)
 
         def rendered(purpose, count):
-            return train_full_pipeline.render(g, training.draw_fakes(opt, purpose, 0, range(count), 'cpu'), 3)
+            return train_full_pipeline.render(g, random_numbers.draw_fakes(opt, purpose, 0, range(count), 'cpu'), 3)
 
-        train_full_pipeline.accumulate_discriminator(d, g, real, rendered('d', 4), opt, 4, regularise=True)
+        train_full_pipeline.accumulate_discriminator(d, g, real, rendered('d', 4), opt, 4, regularize=True)
         train_full_pipeline.accumulate_generator(g, d, rendered('g', 4), 4)
         train_full_pipeline.accumulate_path_length(g, rendered('p', 2), directions, torch.tensor(0.5), opt, 2,
                                                    SimpleNamespace(size=1, gather=lambda lengths: lengths))
@@ -162,8 +163,8 @@ def test_plain_trains_stage_2_alike():
 def test_plain_optimises_and_averages_alike():
     def compute():
         generator, _ = tiny()
-        optimizer = training.adam(generator.parameters(), 1e-2, (0.5, 0.9))
-        state = training.State(generator, torch.nn.Linear(1, 1), optimizer, None)
+        optimizer = run.adam(generator.parameters(), 1e-2, (0.5, 0.9))
+        state = State(generator, torch.nn.Linear(1, 1), optimizer, None)
         for step in range(3):
             for parameter in generator.parameters():
                 parameter.grad = torch.full_like(parameter, 0.1).cos_() + step
@@ -225,7 +226,7 @@ def test_videos_are_extrapolated(monkeypatch):
 
 
 def test_medians_and_ratios():
-    found = speed.summarised({'plain': {'seconds': [8., 6., 7.], 'peak_memory': 500, 'memory_before': 100},
+    found = speed.summarized({'plain': {'seconds': [8., 6., 7.], 'peak_memory': 500, 'memory_before': 100},
                               'dense': {'failed': 'out of memory'},
                               'ours': {'seconds': [3., 1., 2.], 'peak_memory': 250, 'memory_before': 100}}, images=4)
     assert found['ours']['median'] == 2 and found['ours']['images_per_second'] == 2

@@ -199,7 +199,7 @@ def test_a_typed_contradiction_is_refused(tiny, flag, value):
         checkpoint.fit_options(options([*TINY, f'--{flag}', value]), generator.state_dict(), path)
 
 
-def test_a_field_without_sdf_or_decoder_is_recognised(tmp_path):
+def test_a_field_without_sdf_or_decoder_is_recognized(tmp_path):
     opt = options([*TINY, '--no_sdf'])
     state = build_generator(opt, full_pipeline=False).state_dict()
     fitted = checkpoint.fit_options(options(), state, 'field.pt')

@@ -15,14 +15,14 @@ from tiny_model import TINY, save_tiny_model
 from tiny_training import data, flags, train  # noqa: F401 (data: a fixture)
 
 import evaluate
-import features
 import generate_shapes_and_images
 import options
 import render_video
-import training
-from interactive import load_model
+from inference.loaded_model import load_model
+from metrics import features
 from op import kernels, siren
-from surface import frontal_noise
+from surfaces.noise import frontal_noise
+from training import state
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / 'benchmarks'))
 
@@ -43,7 +43,7 @@ def gpu():
 def tiny(tmp_path, monkeypatch):
     """full_models/tiny.pt in the current folder; surfaces of 32 samples along each side, which sparse.py takes."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('surface.SURFACE_RESOLUTION', 32)
+    monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 32)
     monkeypatch.setattr('tiny_model.TINY', SIZES)
     save_tiny_model(tmp_path)
 
@@ -185,8 +185,8 @@ def test_a_loaded_model(tiny, gpu, tmp_path):
 # A wait ends the host's lead: the GPU then idles until the host has told it what is next. Uploads do not wait: they are
 # non_blocking or made there.
 PICTURE = {('utils.to_uint8', 'copy to the CPU'): 1}  # what the encoder gets, once the frame's work is all queued
-NOISE = {('surface.visible_faces', 'nonzero'): 1,     # how many triangles face the camera
-         ('surface.visible_faces', 'index by a mask'): 1}  # how many of them nothing hides
+NOISE = {('noise.visible_faces', 'nonzero'): 1,     # how many triangles face the camera
+         ('noise.visible_faces', 'index by a mask'): 1}  # how many of them nothing hides
 # How many samples sparse.py has to evaluate decides the GPU's work: the host must know.
 SPARSE = {('sparse._render_view', 'tolist'): 1,             # beta and the distance between samples
           ('sparse.settle', '_local_scalar_dense'): 2,      # each of two levels: how many samples are exact already
@@ -200,7 +200,7 @@ SPARSE = {('sparse._render_view', 'tolist'): 1,             # beta and the dista
 def test_waits_of_a_frame(gpu, monkeypatch, arguments, expected):
     """Of a video on a GPU, once the first frame is done; no caches are emptied."""
     if '--dense' in arguments:
-        monkeypatch.setattr('surface.SURFACE_RESOLUTION', 32)
+        monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 32)
     model = load_model('cats_demo', device='cuda', truncation_mean=50)
     opt = options.parse('render_video', '', ['--expname', 'cats_demo', *arguments.split()])
     w, cameras = model.latents([3], 0.7), model.cameras([[0., 0.], [5., 0.]])
@@ -227,16 +227,16 @@ def test_waits_of_a_training_step(data, tmp_path, gpu, quick, monkeypatch, stage
     every other step), and one for the beta that the log and the progress bar show."""
     steps = []
 
-    def update(self, original=training.State.update_ema):
+    def update(self, original=state.State.update_ema):
         steps.append(gpu.waits.copy())
         gpu.waits.clear()
         original(self)
 
     if stage == 'full_pipeline':
         train('volume_renderer', tmp_path, flags(data, '--device cuda --iter 1 --sphere_iters 1'))
-    monkeypatch.setattr(training.State, 'update_ema', update)
+    monkeypatch.setattr(state.State, 'update_ema', update)
     train(stage, tmp_path, flags(data, '--device cuda --iter 3 --sphere_iters 1 --sphere_lambda 1'))
-    assert steps[1:] == [{('training.update', 'tolist'): count, ('training.steps', '_local_scalar_dense'): 1}
+    assert steps[1:] == [{('run.update', 'tolist'): count, ('run.steps', '_local_scalar_dense'): 1}
                          for count in updates]
 
 
@@ -245,9 +245,9 @@ def test_waits_of_a_training_step(data, tmp_path, gpu, quick, monkeypatch, stage
 @pytest.fixture
 def quick(monkeypatch):
     """Little for --eval_every to do."""
-    monkeypatch.setattr(training, 'EVAL_IMAGES', 4)
-    monkeypatch.setattr(training, 'EVAL_IDENTITIES', 1)
-    monkeypatch.setattr('surface.SURFACE_RESOLUTION', 32)
+    monkeypatch.setattr('training.quality.EVAL_IMAGES', 4)
+    monkeypatch.setattr('training.quality.EVAL_IDENTITIES', 1)
+    monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 32)
 
 
 @pytest.mark.parametrize('how', ['plain', 'kernels'])

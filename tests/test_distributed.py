@@ -13,7 +13,7 @@ from conftest import ROOT
 from tiny_training import data, differences, ended, finish, flags, newest, start  # noqa: F401 (data: a fixture)
 
 import checkpoint
-import training
+from training import logs
 
 BOTH = pytest.mark.parametrize('stage', ('volume_renderer', 'full_pipeline'))
 
@@ -47,7 +47,7 @@ def wait_for(condition, process, seconds=60):
 
 
 def steps_done(folder, stage='volume_renderer'):
-    lines = training.read_stats(folder / 'checkpoint' / 'debug' / stage / 'stats.jsonl')
+    lines = logs.read_stats(folder / 'checkpoint' / 'debug' / stage / 'stats.jsonl')
     return lines[-1]['iteration'] if lines else 0
 
 
@@ -77,7 +77,7 @@ def test_two_processes_train_as_one_and_resume_exactly(stage, data, renderer, tm
 
 def test_the_same_images_in_both_processes(data, tmp_path):  # noqa: F811
     """Two processes that see the same learn what one of them does."""
-    code = ('import training; draw, sampler = training.draw_fakes, training.InfiniteSampler\n'
+    code = ('import training; draw, sampler = random_numbers.draw_fakes, training.InfiniteSampler\n'
             'training.draw_fakes = lambda opt, purpose, step, images, device: draw(opt, purpose, step, '
             'range(len(images)), device)\n'
             'training.InfiniteSampler = lambda *a, rank, world_size, **k: sampler(*a, **k)\n')

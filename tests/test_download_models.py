@@ -287,7 +287,7 @@ def test_too_many_bytes_without_an_announcement(site):
     assert written() == {}
 
 
-@pytest.mark.parametrize('how', [{}, {'kind': 'application/octet-stream', 'length': ''}], ids=['labelled', 'disguised'])
+@pytest.mark.parametrize('how', [{}, {'kind': 'application/octet-stream', 'length': ''}], ids=['labeled', 'disguised'])
 def test_page_instead_of_the_file(site, how):
     text = '\n<!doctype html><form action="/login"><input type="hidden" name="csrf" value="1"></form>'
     site.answers['id-alpha'] = lambda request, fields: send(request, text.encode(), **({'kind': 'text/html'} | how))

@@ -19,12 +19,12 @@ from tiny_training import data, differences, flags, newest, train  # noqa: F401 
 
 import checkpoint
 import evaluate
-import features
 import prepare_data
-import training
+from metrics import features
 from model import build_generator
 from options import parse
 from real_images import RealImages
+from training import logs
 from utils import UserError
 
 TINY = ['--size', '32', '--style_dim', '8', '--width', '8', '--depth', '2', '--channel_multiplier', '1',
@@ -79,7 +79,7 @@ def model(tmp_path_factory):
 def run(command, model, networks, tmp_path, monkeypatch):
     """run(*arguments) -> (exit code, stdout, stderr) of the command on the tiny model, in a folder of its own."""
     shutil.copytree(model, tmp_path, dirs_exist_ok=True)
-    monkeypatch.setattr('surface.SURFACE_RESOLUTION', 16)
+    monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 16)
     return partial(command, evaluate, '--expname', 'tiny', *TINY, '--dataset_path', 'photos', '--num_images', '20',
                    '--num_surfaces', '3')
 
@@ -325,9 +325,9 @@ def test_a_results_file_of_something_else(run, tmp_path):
 
 @pytest.mark.parametrize('stage', ('volume_renderer', 'full_pipeline'))
 def test_training_is_the_same_with_measurements(stage, data, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr('surface.SURFACE_RESOLUTION', 16)
-    monkeypatch.setattr(training, 'EVAL_IMAGES', 6)
-    monkeypatch.setattr(training, 'EVAL_IDENTITIES', 1)
+    monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 16)
+    monkeypatch.setattr('training.quality.EVAL_IMAGES', 6)
+    monkeypatch.setattr('training.quality.EVAL_IDENTITIES', 1)
     text = '--iter 2'
     if stage == 'full_pipeline':
         train('volume_renderer', tmp_path, flags(data, '--iter 1'))
@@ -336,7 +336,7 @@ def test_training_is_the_same_with_measurements(stage, data, tmp_path, monkeypat
         train(stage, tmp_path / name, flags(data, text + more))
     plain, measured = (newest(tmp_path / name, stage)[1] for name in ('plain', 'measured'))
     assert differences(plain, measured) == []
-    lines = training.read_stats(tmp_path / 'measured/checkpoint/debug' / stage / 'stats.jsonl')
+    lines = logs.read_stats(tmp_path / 'measured/checkpoint/debug' / stage / 'stats.jsonl')
     assert [line['iteration'] for line in lines if 'swd' in line] == [1, 2]
     assert all(line['swd'] > 0 for line in lines if 'swd' in line)
     # Another frequency of measurements does not keep a run from being resumed.

@@ -18,7 +18,7 @@ import checkpoint
 import generate_shapes_and_images as generate
 from model import build_generator
 from options import parse
-from surface import load_mesh
+from surfaces.files import load_mesh
 
 SHAPE = ['--expname', 'shape', '--size', '256', '--channel_multiplier', '1', '--style_dim', '64', '--width', '64',
          '--depth', '4', '--N_samples', '24', '--device', 'cpu']
@@ -44,7 +44,7 @@ def tiny_model(tmp_path):
 @pytest.fixture
 def small_surfaces(monkeypatch):
     """Surfaces at 16 x 16 x 16, to test what is around them."""
-    monkeypatch.setattr('surface.SURFACE_RESOLUTION', 16)
+    monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 16)
 
 
 # ---------------------------------------------------------------------------------------------- the original's results
@@ -138,7 +138,7 @@ def test_index_lists_what_was_made_and_keeps_earlier_results(run, tmp_path, tiny
 
 
 @pytest.mark.parametrize('mesh_format', ['obj', 'ply', 'glb'])
-def test_mesh_formats_and_vertex_colours(run, tmp_path, tiny_model, small_surfaces, mesh_format):
+def test_mesh_formats_and_vertex_colors(run, tmp_path, tiny_model, small_surfaces, mesh_format):
     assert run(*tiny_model, '--identities', '1', '--mesh_format', mesh_format, '--vertex_colors')[0] == 0
     path, = (tmp_path / 'evaluations/tiny/final_model/random_angles/depth_map_meshes').iterdir()
     mesh = load_mesh(path)
@@ -146,17 +146,17 @@ def test_mesh_formats_and_vertex_colours(run, tmp_path, tiny_model, small_surfac
     assert mesh.visual.kind == 'vertex' and len(mesh.visual.vertex_colors) == 256
 
 
-def test_vertex_colours_are_those_of_the_picture(run, tmp_path):
-    """On the surface of the golden head, a vertex has about the colour that its pixel shows."""
+def test_vertex_colors_are_those_of_the_picture(run, tmp_path):
+    """On the surface of the golden head, a vertex has about the color that its pixel shows."""
     link_shape(tmp_path)
     arguments = [*SHAPE, '--seeds', '0', '--azim', '0', '--elev', '0', '--mesh_format', 'ply', '--vertex_colors']
     assert run(*arguments)[0] == 0
     folder = tmp_path / 'evaluations/shape/final_model/random_angles'
     thumbnail = picture(folder / 'images/seed0000000_thumb.png').astype(int)
     depth = trimesh.load(next(folder.glob('depth_map_meshes/*.ply')), process=False)
-    colours = depth.visual.vertex_colors[:, :3].reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))
+    colors = depth.visual.vertex_colors[:, :3].reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))
     inside = (slice(24, 48), slice(20, 44))
-    assert np.abs(colours - thumbnail)[inside].mean() < 6
+    assert np.abs(colors - thumbnail)[inside].mean() < 6
     # the marching-cubes mesh lies in another frame: compare by projecting its frontal vertices
     mesh = trimesh.load(next(folder.glob('marching_cubes_meshes/*.ply')), process=False)
     front = mesh.vertex_normals[:, 2] > 0.8

@@ -291,7 +291,7 @@ def test_images_and_frames_are_the_same(gpu):
     decoder = generator.decoder
     rendering = next(cell.cell_contents for cell in generator.render.__closure__)
     # A frame's rendering names fewer arguments than an image's.
-    for function, count in ((rendering, 2), (decoder.modulate, 1), (decoder.synthesise, 1)):
+    for function, count in ((rendering, 2), (decoder.modulate, 1), (decoder.synthesize, 1)):
         assert isinstance(function, Graphed) and len(function.captures) == count
     assert not graphs._failures
 
@@ -336,13 +336,13 @@ def fresh(monkeypatch):
 def test_decoder_on_a_gpu(fresh, dtype, tolerance):
     torch.manual_seed(0)
     decoder = lively(Decoder(256, style_dim=64, dtype=dtype).requires_grad_(False).cuda())
-    graphed = Graphed(decoder.synthesise, decoder)
+    graphed = Graphed(decoder.synthesize, decoder)
     for batch in (1, 3):
         for _ in range(3):
             weights = decoder.modulate(decoder.latents(torch.randn(1, 64, device='cuda')))
             for _ in range(2):
                 features, noise = torch.randn(batch, 256, 64, 64, device='cuda'), decoder.random_noise(batch)
-                image, expected = graphed(features, weights, noise), decoder.synthesise(features, weights, noise)
+                image, expected = graphed(features, weights, noise), decoder.synthesize(features, weights, noise)
                 assert (image - expected).abs().max() <= tolerance * expected.abs().max()
     assert len(graphed.captures) == 2
 
@@ -360,11 +360,11 @@ def test_generator_on_a_gpu(fresh):
     generator.use_cuda_graphs()
     for i, expected in enumerate(plain):
         found = generator(latents[i:i + 1], cameras[i:i + 1], noise=noise)
-        for name in ('thumbnail', 'features', 'xyz', 'mask'):
+        for name in ('thumbnail', 'features', 'xyz', 'background'):
             value, reference = getattr(found.rendering, name), getattr(expected.rendering, name)
             assert (value - reference).abs().max() <= 1e-4 * reference.abs().max(), name
         assert (found.image - expected.image).abs().max() <= 1e-3 * expected.image.abs().max()
-    assert len(generator.decoder.synthesise.captures) == 1
+    assert len(generator.decoder.synthesize.captures) == 1
 
 
 @pytest.mark.gpu

@@ -8,17 +8,17 @@ import torch.nn.functional as F
 import trimesh
 from torch import nn
 
-import identity_metrics
 import options
 from camera import cameras_at
-from identity_metrics import View, common_points, depth_distance, is_single_surface, measure_identity
+from metrics import identity
+from metrics.identity import View, common_points, depth_distance, is_single_surface, measure_identity
 from volume_renderer import Rendering, VolumeRenderer
 
 HALF = 0.12  # the near and far planes' distance from the origin
 
 
 class Spheres(nn.Module):
-    """A field of spheres in place of a network: rows of centre and radius, in the field's own units."""
+    """A field of spheres in place of a network: rows of center and radius, in the field's own units."""
 
     def __init__(self, *spheres):
         super().__init__()
@@ -66,7 +66,7 @@ def measured(generator, *kinds):
 
 @pytest.fixture(autouse=True)
 def small_surfaces(monkeypatch):
-    monkeypatch.setattr('surface.SURFACE_RESOLUTION', 96)
+    monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 96)
 
 
 # ---------------------------------------------------------------------------------------------- depth consistency
@@ -93,10 +93,10 @@ def test_what_only_one_view_sees_is_left_out():
     assert scattered < 2 * depth(SPHERE)
     # The hidden parts would count for much: without a rule, all points inside the image are compared.
     generator = scene((0., 0., -0.3, 0.5), (0.1, 0., 0.6, 0.12))
-    views = [identity_metrics.viewed(generator, torch.zeros(1, 8), camera_at(angle), dense=True)[0]
+    views = [identity.viewed(generator, torch.zeros(1, 8), camera_at(angle), dense=True)[0]
              for angle in (0., 0.45)]
     for view, other in (views, views[::-1]):
-        counted, surface = len(common_points(view, other)), int((view.mask < 0.05).sum())
+        counted, surface = len(common_points(view, other)), int((view.background < 0.05).sum())
         assert 0.5 * surface < counted < 0.98 * surface
 
 
@@ -138,13 +138,13 @@ def test_walls_at_known_distances():
 
 @pytest.mark.parametrize('sticks', (True, False))
 def test_view_consistency_of_images(sticks):
-    """Colours that are a function of the surface point agree between views; those of the screen do not."""
+    """Colors that are a function of the surface point agree between views; those of the screen do not."""
     generator = scene(SPHERE)
     screen = torch.linspace(-1, 1, 96).expand(1, 3, 96, 96)
 
     class Painter(SimpleNamespace):
         def __call__(self, z, cameras, **_):
-            surface = identity_metrics.render_surface(self.renderer, z, cameras, dense=True)
+            surface = identity.render_surface(self.renderer, z, cameras, dense=True)
             image = (surface.xyz * 30).sin() if sticks else (screen * 12).sin()
             return SimpleNamespace(image=image, rendering=None)
 
@@ -157,7 +157,7 @@ def test_eikonal_residual_and_single_surfaces():
     assert one['single'] == 1 and one['eikonal'] == pytest.approx(0, abs=1e-5)
     assert measured(scene((-0.5, 0., 0., 0.2), (0.5, 0., 0., 0.2)), 'field')['field']['single'] == 0
     assert measured(scene((0., 0., 0., 5.)), 'field')['field']['single'] == 0  # inside everywhere: no surface
-    assert identity_metrics.eikonal_residual(torch.tensor([[3., 4, 0], [0, 0, 0]])) == 2.5
+    assert identity.eikonal_residual(torch.tensor([[3., 4, 0], [0, 0, 0]])) == 2.5
 
 
 def test_specks_do_not_spoil_a_single_surface():

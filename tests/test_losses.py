@@ -1,4 +1,4 @@
-"""Losses, gradients and one whole optimiser step of each stage against the original's numbers."""
+"""Losses, gradients and one whole optimizer step of each stage against the original's numbers."""
 import torch
 from conftest import assert_close, formula, load_formula_weights
 
@@ -6,9 +6,9 @@ import losses
 import options
 import train_full_pipeline as stage2
 import train_volume_renderer as stage1
-import training
 from camera import cameras_at
 from model import Discriminator, VolumeDiscriminator, build_generator
+from training import random_numbers, run
 
 SMALL = ['--size', '256', '--channel_multiplier', '1', '--style_dim', '64', '--renderer_spatial_output_dim', '64',
          '--width', '64', '--depth', '4', '--N_samples', '24', '--perturb', '0', '--device', 'cpu', '--mixing', '0']
@@ -20,7 +20,8 @@ def small_options(command, *more):
 
 def fakes_of(expected):
     """The golden latents and poses as training draws them."""
-    return training.Fakes(expected['z'], expected['z2'], cameras_at(expected['poses']), [None] * len(expected['z']))
+    nobody = [None] * len(expected['z'])
+    return random_numbers.Fakes(expected['z'], expected['z2'], cameras_at(expected['poses']), nobody)
 
 
 def check_steps(module, before, expected, prefix):
@@ -126,8 +127,8 @@ def test_one_step_of_stage_1(golden, manifest):
     opt = small_options('train_volume_renderer')
     generator = load_formula_weights(build_generator(opt, full_pipeline=False), manifest['small.volume_renderer.g'])
     discriminator = load_formula_weights(VolumeDiscriminator(), manifest['small.volume_renderer.d'])
-    g_optim = training.adam(generator.parameters(), opt.training.lr_g, stage1.BETAS)
-    d_optim = training.adam(discriminator.parameters(), opt.training.lr_d, stage1.BETAS)
+    g_optim = run.adam(generator.parameters(), opt.training.lr_g, stage1.BETAS)
+    d_optim = run.adam(discriminator.parameters(), opt.training.lr_d, stage1.BETAS)
     fakes, real = fakes_of(golden('generator')), formula('im64', (2, 3, 64, 64), 0.5)
 
     terms, before = step(discriminator, d_optim, lambda: stage1.accumulate_discriminator(
@@ -150,14 +151,14 @@ def test_one_step_of_stage_2(golden, manifest):
     generator = load_formula_weights(build_generator(opt), manifest['small.full.g'])
     generator.requires_grad_(False).decoder.requires_grad_(True)
     discriminator = load_formula_weights(Discriminator(256, 1), manifest['small.full.d'])
-    g_optim = training.adam(generator.decoder.parameters(), *stage2.lazy(opt.training.g_reg_every, opt.training.lr))
-    d_optim = training.adam(discriminator.parameters(), *stage2.lazy(opt.training.d_reg_every, opt.training.lr))
+    g_optim = run.adam(generator.decoder.parameters(), *stage2.lazy(opt.training.g_reg_every, opt.training.lr))
+    d_optim = run.adam(discriminator.parameters(), *stage2.lazy(opt.training.d_reg_every, opt.training.lr))
     real = formula('im256', (4, 3, 256, 256), 0.5)[:2].clone()
     rendered = stage2.render(generator, fakes_of(golden('generator')), None, dense=True)
     rendered = rendered._replace(noise=[noise.expand(2, -1, -1, -1) for noise in generator.decoder.fixed_noise()])
 
     terms, before = step(discriminator, d_optim, lambda: stage2.accumulate_discriminator(
-        discriminator, generator, real, rendered, opt, 2, regularise=True))
+        discriminator, generator, real, rendered, opt, 2, regularize=True))
     for name in ('d', 'r1'):
         assert_close(terms[name], expected[f'stage2_loss:{name}'], 2e-5, name)
     check_steps(discriminator, before, expected, 'stage2_d_step:')

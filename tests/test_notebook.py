@@ -57,7 +57,7 @@ def test_top_to_bottom(notebook, tmp_path, monkeypatch):
     for picture in shown:
         tiles = picture.reshape(2, 192, 5, 192, 3).swapaxes(1, 2)
         assert (tiles[0].std(axis=(1, 2)) > 1).all() and np.abs(tiles[0, 0] - tiles[0, 4]).mean() > 0.1
-        assert np.ptp(tiles[1], axis=-1).max() == 0  # the surfaces are grey
+        assert np.ptp(tiles[1], axis=-1).max() == 0  # the surfaces are gray
     assert np.abs(shown[0] - shown[1]).mean() > 0.1
 
     html, = outputs(surface, 'text/html')
@@ -74,7 +74,8 @@ def test_outside_of_a_checkout_it_fetches_one(notebook, tmp_path, monkeypatch):
     """As in Colab: a folder without the project, and the address of a repository."""
     checkout = tmp_path / 'origin'
     checkout.mkdir()
-    (checkout / 'interactive.py').write_text('PLACE = "the clone"\n')
+    (checkout / 'inference').mkdir()
+    (checkout / 'inference' / '__init__.py').write_text('PLACE = "the clone"\n')
     (checkout / 'requirements.txt').write_text((ROOT / 'requirements.txt').read_text())
     identity = ['-c', 'user.name=Tester', '-c', 'user.email=tester@example.org']
     for command in (['init', '-q'], ['add', '.'], [*identity, 'commit', '-q', '-m', 'The project']):
@@ -84,7 +85,7 @@ def test_outside_of_a_checkout_it_fetches_one(notebook, tmp_path, monkeypatch):
     monkeypatch.delenv('PYTHONPATH', raising=False)
     cell = notebook.cells[1]
     cell.source = re.sub(PLACE, f"REPOSITORY = '{checkout.as_uri()}'", cell.source)
-    check = nbformat.v4.new_code_cell('import interactive\nprint(interactive.PLACE)')
+    check = nbformat.v4.new_code_cell('import inference\nprint(inference.PLACE)')
     notebook.cells = [cell, check]
     execute(notebook, tmp_path / 'colab')
     assert outputs(check, 'text') == 'the clone\n'

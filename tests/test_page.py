@@ -16,15 +16,15 @@ from PIL import Image
 
 import checkpoint
 import generate_shapes_and_images
-import page
 import render_video
 from camera import cameras_at
+from inference.video_files import video_writer
 from model import build_generator
 from options import parse
-from surface import depth_mesh
+from surfaces.meshes import depth_mesh
 from utils import UserError
-from video import video_writer
 from volume_renderer import pixel_directions
+from web import page
 
 RADIUS, GRID = 0.08, 128
 VIEWS = [{'azim': 0.4, 'elev': 0.1}, {'azim': -0.3, 'elev': -0.2}]
@@ -43,7 +43,7 @@ def ball_view(view):
     return depth_mesh((origin + direction * t[..., None]).permute(2, 0, 1))
 
 
-def colours(size, shift):
+def colors(size, shift):
     """A smooth picture, different everywhere."""
     x, y = np.meshgrid(np.linspace(0, 1, size), np.linspace(0, 1, size))
     return (255 * np.stack([x, y, np.full_like(x, shift)], axis=-1)).round().astype(np.uint8)
@@ -60,7 +60,7 @@ def results(tmp_path_factory):
     for name in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
     for name, size in zip(files, (256, 64), strict=False):
-        Image.fromarray(np.concatenate([colours(size, 0.2), colours(size, 0.8)], axis=1)).save(folder / name)
+        Image.fromarray(np.concatenate([colors(size, 0.2), colors(size, 0.8)], axis=1)).save(folder / name)
     ball_view(VIEWS[0]).export(folder / files[2])
     trimesh.creation.icosphere(6, RADIUS).export(folder / files[3])  # 81920 triangles
     ball_view(VIEWS[1]).export(folder / files[4])
@@ -68,7 +68,7 @@ def results(tmp_path_factory):
         'seed': 1234, 'truncation_ratio': 0.5, 'fov': 6., 'dist_radius': 0.12, 'views': VIEWS, 'files': files}}}))
     with video_writer(root / 'videos' / 'sample_video_0_elipsoid.mp4', fps=10) as add:
         for shift in np.linspace(0, 1, 10):
-            add(colours(64, shift))
+            add(colors(64, shift))
     page.write_page(root)
     return root
 
@@ -125,7 +125,7 @@ def test_what_screen_readers_need(html):
     assert html.all('html')[0]['lang'] and html.all('video')[0]['aria-label'] and html.all('model-viewer')[0]['alt']
     for tag, attributes in html.tags:
         for name in attributes.get('aria-labelledby', '').split():
-            assert name in ids, f'{tag} is labelled by {name}'
+            assert name in ids, f'{tag} is labeled by {name}'
 
 
 def test_names_are_escaped(results, html):
@@ -170,7 +170,7 @@ def test_depth_pictures_have_the_balls_depth(html):
     assert image[128, 128] == pytest.approx(nearest, abs=0.02) and image[4, 4] < 0.02
 
 
-def test_vertex_colours_are_kept():
+def test_vertex_colors_are_kept():
     ball = trimesh.creation.icosphere(5, RADIUS)  # 20480 triangles
     red = np.where(ball.vertices[:, 0] > 0, 255, 0)
     ball.visual.vertex_colors = np.stack([red, 0 * red, 255 - red, 0 * red + 255], axis=1)
@@ -201,8 +201,8 @@ def test_other_kinds_of_videos(tmp_path):
     videos = tmp_path / 'videos'
     for kind in ('gif', 'webp', 'frames'):
         with video_writer(videos / f'sample_video_{kind}_azim{"" if kind == "frames" else "." + kind}', kind) as add:
-            add(colours(16, 0))
-            add(colours(16, 1))
+            add(colors(16, 0))
+            add(colors(16, 1))
     (videos / 'sample_video_walk_3_8_azim.mp4').write_bytes(b'')
     text = page.write_page(tmp_path).read_text()
     assert 'src="data:image/gif;base64,' in text and 'src="data:image/webp;base64,' in text
@@ -213,7 +213,7 @@ def test_other_kinds_of_videos(tmp_path):
 # ---------------------------------------------------------------------------------------------- commands, bad input
 
 def test_both_commands_write_the_page(tmp_path, monkeypatch, command):
-    monkeypatch.setattr('surface.SURFACE_RESOLUTION', 16)
+    monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 16)
     tiny = ['--size', '16', '--style_dim', '8', '--width', '8', '--depth', '2', '--channel_multiplier', '1',
             '--renderer_spatial_output_dim', '8', '--truncation_mean', '50', '--device', 'cpu', '--expname', 'tiny',
             '--identities', '1', '--page']
@@ -290,7 +290,7 @@ def test_the_surface_is_drawn_and_turns(window):
     assert picture[~stage(picture)].std() > 5, 'the ball is not shaded'
 
     window.get_by_role('combobox', name='Surface').select_option(index=1)
-    image = np.asarray(Image.fromarray(colours(256, 0.2)).resize(picture.shape[1::-1]), dtype=float)
+    image = np.asarray(Image.fromarray(colors(256, 0.2)).resize(picture.shape[1::-1]), dtype=float)
     inner = (slice(8, -8), slice(8, -8))
     # From where it was rendered, a depth mesh with its picture looks like the picture: camera, scale and place agree.
     front = drawn(window, lambda view: np.abs(view - image)[inner].mean() < 4)
@@ -299,7 +299,7 @@ def test_the_surface_is_drawn_and_turns(window):
     window.keyboard.press('ArrowRight')
     drawn(window, lambda view: np.abs(view - front)[inner].mean() > 8)
     window.get_by_role('checkbox', name='with its picture').uncheck()
-    drawn(window, lambda view: np.ptp(view[inner], axis=-1).mean() < 25)  # grey
+    drawn(window, lambda view: np.ptp(view[inner], axis=-1).mean() < 25)  # gray
 
 
 def test_videos_play_and_all_is_reached_from_the_keyboard(window):

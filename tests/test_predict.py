@@ -16,7 +16,7 @@ from PIL import Image
 from tiny_model import save_tiny_model
 
 import generate_shapes_and_images
-from surface import load_mesh
+from surfaces.files import load_mesh
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def predictor(tmp_path, monkeypatch):
     pytest.importorskip('cog', reason='needs cog (requirements-test.txt)')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
-    monkeypatch.setattr('surface.SURFACE_RESOLUTION', 16)
+    monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 16)
     monkeypatch.setenv('STYLESDF_MODEL', 'tiny')
     save_tiny_model(tmp_path)
     module, name = yaml.safe_load((ROOT / 'cog.yaml').read_text())['predict'].split(':')

@@ -129,12 +129,12 @@ def loaded(image, kind='PNG', **options):
     return np.asarray(result)
 
 
-def test_16_bit_grey_is_scaled():
-    grey = np.arange(65536, dtype=np.uint16).reshape(256, 256)
-    expected = np.repeat(np.rint(grey / 257)[..., None], 3, axis=-1)
+def test_16_bit_gray_is_scaled():
+    gray = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    expected = np.repeat(np.rint(gray / 257)[..., None], 3, axis=-1)
     for kind in 'PNG', 'TIFF':
-        np.testing.assert_array_equal(loaded(Image.fromarray(grey), kind), expected)
-    np.testing.assert_array_equal(np.asarray(prepare_data._to_8_bits(Image.fromarray(grey.astype(np.int32)))),
+        np.testing.assert_array_equal(loaded(Image.fromarray(gray), kind), expected)
+    np.testing.assert_array_equal(np.asarray(prepare_data._to_8_bits(Image.fromarray(gray.astype(np.int32)))),
                                   expected[..., 0])
 
 
@@ -158,9 +158,9 @@ def test_transparency_lies_on_white():
 
 def test_other_modes():
     image = noise(16, 16)
-    rgb, grey, bits = (np.asarray(image.convert(mode)) for mode in ('RGB', 'L', '1'))
+    rgb, gray, bits = (np.asarray(image.convert(mode)) for mode in ('RGB', 'L', '1'))
     np.testing.assert_array_equal(loaded(image), rgb)
-    np.testing.assert_array_equal(loaded(image.convert('L')), np.repeat(grey[..., None], 3, -1))
+    np.testing.assert_array_equal(loaded(image.convert('L')), np.repeat(gray[..., None], 3, -1))
     np.testing.assert_array_equal(loaded(image.convert('1')), np.repeat(bits[..., None] * 255, 3, -1))
     np.testing.assert_array_equal(loaded(image.convert('CMYK'), 'TIFF'), rgb)
     np.testing.assert_array_equal(loaded(image, 'WEBP', lossless=True), rgb)

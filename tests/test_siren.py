@@ -17,7 +17,7 @@ from op import kernels, siren
 from utils import UserError
 from volume_renderer import SirenField, VolumeRenderer
 
-# images, hidden layers, channels, rays, samples a ray, whether features and colours are wanted
+# images, hidden layers, channels, rays, samples a ray, whether features and colors are wanted
 CASES = [(1, 1, 16, 7, 5, True), (1, 1, 20, 131, 1, False), (2, 3, 40, 23, 3, True), (1, 8, 32, 65, 1, True),
          (3, 2, 64, 5, 13, True), (2, 8, 64, 1, 67, False), (1, 2, 100, 3, 1, True), (1, 3, 256, 13, 5, True)]
 EVALUATE = 'import sys, torch, test_siren as t; torch.save([t.evaluate(*case) for case in t.CASES], sys.argv[1])'
@@ -181,8 +181,8 @@ def test_plain_mode_and_cpu_never_reach_it(monkeypatch):
     assert not calls
 
 
-@pytest.mark.parametrize('colour', [False, True])
-def test_renderer_hands_its_points_to_the_kernel(hopper, monkeypatch, colour):
+@pytest.mark.parametrize('color', [False, True])
+def test_renderer_hands_its_points_to_the_kernel(hopper, monkeypatch, color):
     torch.manual_seed(0)
     renderer = VolumeRenderer(style_dim=8, resolution=6, samples=5, depth=2, width=16)
     w, camera = torch.randn(1, 8), cameras_at(torch.tensor([[0.2, 0.1]]), 6)
@@ -193,11 +193,11 @@ def test_renderer_hands_its_points_to_the_kernel(hopper, monkeypatch, colour):
         calls = count_calls(monkeypatch, siren.plain)
         monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device, found=capability: found)
         with torch.no_grad():
-            rendering = renderer(w, camera, colour=colour, sdf=True, generator=torch.Generator().manual_seed(1))
+            rendering = renderer(w, camera, color=color, sdf=True, generator=torch.Generator().manual_seed(1))
             sdf = renderer.sdf_at(renderer.network.fold(w), places, camera)
-            colours = renderer.colour_at(w, places, viewdirs, camera)
+            colors = renderer.color_at(w, places, viewdirs, camera)
         assert len(calls) == (0 if capability == (8, 0) else 3)
-        seen.append([value for value in (*rendering, sdf, colours) if value is not None])
+        seen.append([value for value in (*rendering, sdf, colors) if value is not None])
     assert all(torch.equal(plain, fused) for plain, fused in zip(*seen, strict=True))
 
 

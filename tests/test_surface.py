@@ -9,31 +9,23 @@ import trimesh
 from conftest import SHARED, assert_close
 
 import checkpoint
-import sparse
 from camera import cameras_at
 from model import build_generator
+from op import sparse
+from op.sparse import influence, sdf_volume
 from options import parse
-from sparse import influence, sdf_volume
-from surface import (
-    align_volume,
-    depth_mesh,
-    grid_faces,
-    load_mesh,
-    marching_cubes_mesh,
-    render_surface,
-    save_mesh,
-    surface_mesh,
-    volume_points,
-)
+from surfaces.files import load_mesh, save_mesh
+from surfaces.meshes import align_volume, depth_mesh, grid_faces, marching_cubes_mesh, surface_mesh, volume_points
+from surfaces.rendering import render_surface
 from volume_renderer import VolumeRenderer, ray_weights, sdf_to_density
 
 
 class Sphere(torch.nn.Module):
     """A field whose zero level is a sphere, in place of the SIREN; points come scaled by 2 / (far - near)."""
 
-    def __init__(self, radius, centre=(0., 0., 0.), scale=2 / 0.24):
+    def __init__(self, radius, center=(0., 0., 0.), scale=2 / 0.24):
         super().__init__()
-        self.radius, self.centre, self.scale = radius, torch.tensor(centre), scale
+        self.radius, self.center, self.scale = radius, torch.tensor(center), scale
 
     def fold(self, w):
         return self
@@ -45,7 +37,7 @@ class Sphere(torch.nn.Module):
         return points / self.scale
 
     def sdf(self, points):
-        return (points - self.centre).norm(dim=-1, keepdim=True) - self.radius
+        return (points - self.center).norm(dim=-1, keepdim=True) - self.radius
 
 
 @pytest.fixture
@@ -81,7 +73,7 @@ def test_few_evaluations_give_the_same_surface(head, monkeypatch):
     few = render_surface(renderer, w, cameras, sdf=True)
     assert sum(evaluated) < 0.12 * dense.sdf.numel()
     assert (few.xyz - dense.xyz).norm(dim=1).max() < 1e-4
-    assert (few.mask - dense.mask).abs().max() < 1e-3
+    assert (few.background - dense.background).abs().max() < 1e-3
     for i in range(2):
         mesh, expected = (surface_mesh(surface.sdf[i:i + 1], cameras[i:i + 1]) for surface in (few, dense))
         assert np.array_equal(mesh.faces, expected.faces)
@@ -105,7 +97,7 @@ def test_few_evaluations_give_the_same_picture(head, samples, monkeypatch):
     assert (few.thumbnail - dense.thumbnail).abs().max() < 1e-3
     assert (few.features - dense.features).abs().max() < 2e-3
     assert (few.features - dense.features).square().mean().sqrt() < 1e-4
-    assert (few.xyz - dense.xyz).norm(dim=1).max() < 1e-4 and (few.mask - dense.mask).abs().max() < 1e-3
+    assert (few.xyz - dense.xyz).norm(dim=1).max() < 1e-4 and (few.background - dense.background).abs().max() < 1e-3
 
 
 @torch.no_grad()
@@ -117,11 +109,11 @@ def test_few_evaluations_give_the_same_jittered_picture(head, monkeypatch):
     def generators():
         return [torch.Generator().manual_seed(seed) for seed in (5, 6)]
 
-    dense, few_draws = renderer(w, cameras, generator=generators()), generators()
+    dense, few_draws = renderer(w, cameras, rng=generators()), generators()
     views = []
     monkeypatch.setattr(sparse, '_render_view', lambda *arguments, original=sparse._render_view, **wanted: (
         views.append(original(*arguments, **wanted)), views[-1])[1])
-    few = sparse.render(renderer, w, cameras, generator=few_draws)
+    few = sparse.render(renderer, w, cameras, rng=few_draws)
     assert views[0] is not None
     assert (few.thumbnail - dense.thumbnail).abs().max() < 1e-3
     assert (few.features - dense.features).abs().max() < 2e-3
@@ -196,7 +188,7 @@ def test_an_empty_view_and_a_raw_density_work(head):
     empty.load_state_dict(renderer.state_dict())
     empty.network.sigma_linear.bias.data += 1
     rendering = render_surface(empty, w[:1], cameras[:1], sdf=True)
-    assert (rendering.mask > 0.99).all() and surface_mesh(rendering.sdf, cameras[:1]) is None
+    assert (rendering.background > 0.99).all() and surface_mesh(rendering.sdf, cameras[:1]) is None
     raw = VolumeRenderer(4, depth=1, width=4, perturb=0., sdf=False)
     assert render_surface(raw, torch.zeros(1, 4), cameras[:1]).xyz.isfinite().all()
 
@@ -243,7 +235,7 @@ def test_a_sphere_comes_out_as_a_sphere(sphere_renderer, viewpoint):
     assert surface.sdf.shape == (1, 128, 128, 128, 1) and surface.thumbnail is None
 
     depth = depth_mesh(surface.xyz[0])
-    seen = surface.mask[0].flatten().numpy() < 0.01
+    seen = surface.background[0].flatten().numpy() < 0.01
     distance = np.linalg.norm(depth.vertices - [0.01, -0.02, 0.005], axis=1)[seen]
     assert 2000 < seen.sum() < 8000
     assert np.abs(distance - 0.06).max() < 0.24 / 128  # within a sample
@@ -282,15 +274,15 @@ def test_no_zero_crossing_is_no_mesh(value):
 @pytest.mark.parametrize('suffix', ['obj', 'ply', 'glb'])
 def test_mesh_files(tmp_path, suffix):
     mesh = trimesh.creation.icosphere(subdivisions=1)
-    colours = np.random.default_rng(0).integers(0, 256, (len(mesh.vertices), 3), dtype=np.uint8)
-    mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=colours)
+    colors = np.random.default_rng(0).integers(0, 256, (len(mesh.vertices), 3), dtype=np.uint8)
+    mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=colors)
     save_mesh(tmp_path / f'a.{suffix}', mesh)
     loaded = load_mesh(tmp_path / f'a.{suffix}')
     assert np.allclose(loaded.vertices, mesh.vertices, atol=1e-6) and np.array_equal(loaded.faces, mesh.faces)
-    difference = np.abs(loaded.visual.vertex_colors[:, :3].astype(int) - colours)
-    assert difference.max() <= (7 if suffix == 'glb' else 0)  # linear colours in 8 bits are coarse where it is dark
-    assert difference[colours > 64].max() <= 1
-    assert np.array_equal(mesh.visual.vertex_colors[:, :3], colours)  # it stays as it was
+    difference = np.abs(loaded.visual.vertex_colors[:, :3].astype(int) - colors)
+    assert difference.max() <= (7 if suffix == 'glb' else 0)  # linear colors in 8 bits are coarse where it is dark
+    assert difference[colors > 64].max() <= 1
+    assert np.array_equal(mesh.visual.vertex_colors[:, :3], colors)  # it stays as it was
     assert [path.name for path in tmp_path.iterdir()] == [f'a.{suffix}']
 
 
@@ -302,11 +294,11 @@ def glb_parts(path):
     return json.loads(data[20:20 + length]), data[28 + length:]
 
 
-def test_glb_colours_are_linear_and_matte(tmp_path):
-    """Read from the file itself: half as much light as white is sRGB 188, and mid grey is a fifth of it."""
+def test_glb_colors_are_linear_and_matte(tmp_path):
+    """Read from the file itself: half as much light as white is sRGB 188, and mid gray is a fifth of it."""
     mesh = trimesh.Trimesh([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], [[0, 1, 2], [0, 3, 1]], process=False)
-    colours = [[0, 255, 128], [188, 10, 64], [255, 255, 255], [0, 0, 0]]
-    mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=np.array(colours, dtype=np.uint8))
+    colors = [[0, 255, 128], [188, 10, 64], [255, 255, 255], [0, 0, 0]]
+    mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=np.array(colors, dtype=np.uint8))
     save_mesh(tmp_path / 'a.glb', mesh)
     tree, data = glb_parts(tmp_path / 'a.glb')
     primitive = tree['meshes'][0]['primitives'][0]
@@ -317,14 +309,14 @@ def test_glb_colours_are_linear_and_matte(tmp_path):
     assert stored.tolist() == [[0, 255, 55, 255], [128, 1, 13, 255], [255, 255, 255, 255], [0, 0, 0, 255]]
 
 
-@pytest.mark.parametrize('coloured', [True, False])
-def test_glb_is_no_metal(tmp_path, coloured):
+@pytest.mark.parametrize('colored', [True, False])
+def test_glb_is_no_metal(tmp_path, colored):
     mesh = trimesh.creation.icosphere(subdivisions=1)
-    if coloured:
+    if colored:
         mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=np.full((len(mesh.vertices), 3), 90, np.uint8))
     save_mesh(tmp_path / 'a.glb', mesh)
     tree, _ = glb_parts(tmp_path / 'a.glb')
     primitive = tree['meshes'][0]['primitives'][0]
     material = tree['materials'][primitive['material']]['pbrMetallicRoughness']
     assert (material['metallicFactor'], material['roughnessFactor']) == (0, 1)  # both are 1 where they are not given
-    assert ('COLOR_0' in primitive['attributes']) == coloured
+    assert ('COLOR_0' in primitive['attributes']) == colored

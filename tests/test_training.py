@@ -14,8 +14,9 @@ import losses
 import options
 import train_full_pipeline as stage2
 import train_volume_renderer as stage1
-import training
 from model import Discriminator, VolumeDiscriminator, build_generator, minibatch_stddev
+from training import logs, processes, random_numbers, run
+from training.state import State
 from utils import UserError
 from volume_renderer import TRAINING_POINTS, VolumeRenderer, draw
 
@@ -59,21 +60,21 @@ def gradients(module):
 
 def test_draws_depend_on_seed_purpose_step_and_image_alone():
     opt = tiny('train_volume_renderer')
-    whole = training.draw_fakes(opt, 'generator', 7, range(4), 'cpu')
-    part = training.draw_fakes(opt, 'generator', 7, range(2, 4), 'cpu')
+    whole = random_numbers.draw_fakes(opt, 'generator', 7, range(4), 'cpu')
+    part = random_numbers.draw_fakes(opt, 'generator', 7, range(2, 4), 'cpu')
     assert torch.equal(whole.z[2:], part.z) and torch.equal(whole.second[2:], part.second)
     assert torch.equal(whole.cameras.extrinsics[2:], part.cameras.extrinsics)
     assert torch.equal(draw(torch.rand, (4, 3), whole.random)[2:], draw(torch.rand, (2, 3), part.random))
     assert not torch.equal(whole.z, whole.second)
-    for other in (training.draw_fakes(opt, 'discriminator', 7, range(4), 'cpu'),
-                  training.draw_fakes(opt, 'generator', 8, range(4), 'cpu'),
-                  training.draw_fakes(options.replaced(opt, seed=5), 'generator', 7, range(4), 'cpu')):
+    for other in (random_numbers.draw_fakes(opt, 'discriminator', 7, range(4), 'cpu'),
+                  random_numbers.draw_fakes(opt, 'generator', 8, range(4), 'cpu'),
+                  random_numbers.draw_fakes(options.replaced(opt, seed=5), 'generator', 7, range(4), 'cpu')):
         assert not (whole.z == other.z).any()
 
 
 def test_draws_have_the_right_distribution():
     opt = tiny('train_volume_renderer', more='--azim 0.3 --elev 0.1')
-    fakes = training.draw_fakes(opt, 'generator', 0, range(4000), 'cpu')
+    fakes = random_numbers.draw_fakes(opt, 'generator', 0, range(4000), 'cpu')
     assert abs(fakes.z.mean()) < 0.03 and abs(fakes.z.std() - 1) < 0.03
     assert_close(fakes.cameras.viewpoint.std(0), torch.tensor([0.3, 0.1]), 0.05)
     switches = [stage2.mixing(opt, 'generator', step, 4) for step in range(500)]
@@ -98,7 +99,7 @@ def test_chunks_do_not_change_the_gradient_of_stage_1(double, chunk):
         found = []
         for size in (4, chunk):
             module.zero_grad()
-            terms = accumulate(training.draw_fakes(opt, 'd', 0, range(4), 'cpu'), size)
+            terms = accumulate(random_numbers.draw_fakes(opt, 'd', 0, range(4), 'cpu'), size)
             found.append((terms, gradients(module)))
         check_same(*found)
     assert set(terms) == {'g', 'g_view', 'g_eikonal', 'g_minimal_surface', 'g_sphere'}
@@ -109,8 +110,8 @@ def test_chunks_do_not_change_the_gradient_of_stage_2(double, batch, chunk):
     opt = tiny('train_full_pipeline', batch)
     generator, discriminator = tiny_generator(opt), Discriminator(16, 1, 4, torch.get_default_dtype())
     real, directions = torch.randn(batch, 3, 16, 16), torch.randn(batch, 3, 16, 16)
-    rendered = stage2.render(generator, training.draw_fakes(opt, 'd', 0, range(batch), 'cpu'), switch=2)
-    alone = training.Processes('cpu')
+    rendered = stage2.render(generator, random_numbers.draw_fakes(opt, 'd', 0, range(batch), 'cpu'), switch=2)
+    alone = processes.Processes('cpu')
     for accumulate, module in (
             (lambda size: stage2.accumulate_discriminator(discriminator, generator, real, rendered, opt, size, True),
              discriminator),
@@ -138,7 +139,7 @@ def test_rays_in_tiles_have_the_same_gradient(double, monkeypatch, more):
         monkeypatch.setitem(TRAINING_POINTS, 'cpu', points)
         generator.zero_grad()
         terms = stage1.accumulate_generator(generator, discriminator,
-                                            training.draw_fakes(opt, 'g', 0, range(4), 'cpu'), opt, 4)
+                                            random_numbers.draw_fakes(opt, 'g', 0, range(4), 'cpu'), opt, 4)
         found.append((terms, gradients(generator)))
     check_same(*found)
     assert tile_sizes[0] == 64 and max(tile_sizes[1:]) < 64
@@ -150,7 +151,7 @@ def test_half_precision_learns_the_same():
     real = torch.randn(4, 3, 16, 16)
     for precision in (torch.float32, torch.bfloat16):
         generator.decoder.dtype = discriminator.dtype = precision
-        rendered = stage2.render(generator, training.draw_fakes(opt, 'd', 0, range(4), 'cpu'), switch=2)
+        rendered = stage2.render(generator, random_numbers.draw_fakes(opt, 'd', 0, range(4), 'cpu'), switch=2)
         for module in (generator, discriminator):
             module.zero_grad()
         stage2.accumulate_discriminator(discriminator, generator, real, rendered, opt, 4, True)
@@ -175,10 +176,10 @@ def check_same(found, other):
 def test_the_chunked_path_penalty_is_the_plain_one(double):
     opt = tiny('train_full_pipeline')
     generator = tiny_generator(opt)
-    rendered = stage2.render(generator, training.draw_fakes(opt, 'path', 0, range(4), 'cpu'), None)
+    rendered = stage2.render(generator, random_numbers.draw_fakes(opt, 'path', 0, range(4), 'cpu'), None)
     directions = torch.randn(4, 3, 16, 16)
     mean = torch.tensor(0.3)
-    stage2.accumulate_path_length(generator, rendered, directions, mean, opt, 2, training.Processes('cpu'))
+    stage2.accumulate_path_length(generator, rendered, directions, mean, opt, 2, processes.Processes('cpu'))
     accumulated = gradients(generator)
     generator.zero_grad()
     images, latents = stage2.decode(generator, rendered)
@@ -203,7 +204,7 @@ def test_the_discriminator_compares_consecutive_images(double):
 def test_ema():
     opt = tiny('train_full_pipeline')
     generator, discriminator = tiny_generator(opt), Discriminator(16, 1, 4)
-    state = training.State(generator, discriminator, *(training.adam(module.parameters(), 1e-3, (0., 0.99))
+    state = State(generator, discriminator, *(run.adam(module.parameters(), 1e-3, (0., 0.99))
                                                        for module in (generator.decoder, discriminator)))
     before = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
     with torch.no_grad():
@@ -217,7 +218,7 @@ def test_ema():
         assert_close(tensor, before[name] + (weight if trained else 0), 1e-5, name)
 
 
-def test_lazy_regularisation_corrects_rate_and_decay():
+def test_lazy_regularization_corrects_rate_and_decay():
     lr, betas = stage2.lazy(4, 0.002)
     assert (lr, betas) == (0.002 * 0.8, (0., 0.99 ** 0.8))
     assert stage2.lazy(0, 0.002) == (0.002, (0., 0.99))
@@ -236,7 +237,7 @@ def test_resuming_is_exact(stage, data, renderer, tmp_path):  # noqa: F811
     assert {'g', 'd', 'g_ema', 'g_optim', 'd_optim', 'options'} <= whole.keys()
     assert differences(whole, parts) == []
     assert differences(whole, newest(tmp_path / 'whole', stage)[1] | {'iteration': 4}) == ['.iteration']
-    lines = training.read_stats(tmp_path / 'parts' / 'checkpoint' / 'debug' / stage / 'stats.jsonl')
+    lines = logs.read_stats(tmp_path / 'parts' / 'checkpoint' / 'debug' / stage / 'stats.jsonl')
     assert [line['iteration'] for line in lines] == [1, 2, 3, 4, 5]
 
 
@@ -344,7 +345,7 @@ def check_sphere(data, tmp_path, radius, more):  # noqa: F811
 def test_the_hold_of_the_sphere_fades_and_beta_begins_where_it_is_told(data, tmp_path):  # noqa: F811
     train('volume_renderer', tmp_path, flags(data, '--iter 6 --no_sphere_init --sphere_lambda 2 --sphere_until 4 '
                                              '--initial_beta 0.02 --lr_g 1e-8'))
-    lines = training.read_stats(tmp_path / 'checkpoint' / 'debug' / 'volume_renderer' / 'stats.jsonl')
+    lines = logs.read_stats(tmp_path / 'checkpoint' / 'debug' / 'volume_renderer' / 'stats.jsonl')
     held = [line.get('g_sphere') for line in lines]
     assert held[4:] == [None, None]
     assert held[0] > 0 and abs(held[3] / held[0] - 0.25) < 0.1  # the same field, so the weight alone changes
@@ -383,7 +384,7 @@ def test_the_decoder_is_drawn_to_the_thumbnail(data, tmp_path):  # noqa: F811
         train('full_pipeline', tmp_path, flags(data, f'--iter 30 --expname by_{weight} --lr 0.01 '
                                                '--renderer_ckpt pretrained_renderer/debug_vol_renderer.pt '
                                                f'--thumbnail_lambda {weight}'))
-        lines = training.read_stats(tmp_path / 'checkpoint' / f'by_{weight}' / 'full_pipeline' / 'stats.jsonl')
+        lines = logs.read_stats(tmp_path / 'checkpoint' / f'by_{weight}' / 'full_pipeline' / 'stats.jsonl')
         far.append(lines[-1]['g_thumbnail'] / float(weight))
     assert far[1] < far[0] / 2
 
@@ -466,7 +467,7 @@ def test_logs_and_samples(stage, data, renderer, tmp_path):  # noqa: F811
     train(stage, tmp_path, flags(data, f'--renderer_ckpt {renderer} --iter 5 --log_every 2 --sample_every 4 '
                                        '--val_n_sample 2'))
     folder = tmp_path / 'checkpoint' / 'debug' / stage
-    lines = training.read_stats(folder / 'stats.jsonl')
+    lines = logs.read_stats(folder / 'stats.jsonl')
     assert [line['iteration'] for line in lines] == [2, 4, 5]
     names = {'iteration', 'd', 'g', 'r1', 'real_score', 'fake_score', 'd_gradient', 'g_gradient', 'beta',
              'seconds_per_step', 'images_per_second', 'peak_memory_gib'}
@@ -484,24 +485,24 @@ def test_logs_and_samples(stage, data, renderer, tmp_path):  # noqa: F811
 
 def test_progress_shows_beta_and_its_line(tmp_path, monkeypatch):
     drawn = []
-    savefig = training.Figure.savefig
-    monkeypatch.setattr(training.Figure, 'savefig', lambda self, *rest, **more: (drawn.append(self),
+    savefig = logs.Figure.savefig
+    monkeypatch.setattr(logs.Figure, 'savefig', lambda self, *rest, **more: (drawn.append(self),
                                                                                 savefig(self, *rest, **more)))
-    training.plot_progress([{'iteration': i, 'd': 1., 'beta': 0.1 / i, 'new_name': 3} for i in range(1, 1000)],
+    logs.plot_progress([{'iteration': i, 'd': 1., 'beta': 0.1 / i, 'new_name': 3} for i in range(1, 1000)],
                            tmp_path / 'progress.png')
     titles = {axes.get_title(): axes for axes in drawn[0].axes}
     assert set(titles) == {'adversarial losses', 'beta'}
     curve, line = titles['beta'].lines
     assert list(line.get_ydata()) == [3e-3, 3e-3]
-    assert len(curve.get_xdata()) == training.CURVE_POINTS
+    assert len(curve.get_xdata()) == logs.CURVE_POINTS
     assert curve.get_ydata()[-1] == pytest.approx(1e-4, rel=0.01)
 
 
 def test_stats_of_steps_that_are_done_again_are_cut_off(tmp_path):
     path = tmp_path / 'stats.jsonl'
     path.write_text(''.join(json.dumps({'iteration': i}) + '\n' for i in range(1, 8)) + '{"iteration": 8, "d"')
-    training.Log(tmp_path, tiny('train_volume_renderer'), iteration=5)
-    assert [line['iteration'] for line in training.read_stats(path)] == [1, 2, 3, 4, 5]
+    logs.Log(tmp_path, tiny('train_volume_renderer'), iteration=5)
+    assert [line['iteration'] for line in logs.read_stats(path)] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize('fault', ('import', 'init', 'log', None))

@@ -18,19 +18,15 @@ from PIL import Image
 import checkpoint
 import render_video
 from camera import Cameras, cameras_at, project, video_viewpoints
+from inference.video_files import video_path, video_writer
+from metrics.views import View, view_difference, warp
 from model import build_generator
 from options import parse
-from surface import (
-    SurfaceNoise,
-    depth_mesh,
-    draw_surface,
-    frontal_noise,
-    render_surface,
-    surface_mesh,
-)
+from surfaces.meshes import depth_mesh, surface_mesh
+from surfaces.noise import SurfaceNoise, frontal_noise
+from surfaces.rendering import render_surface
+from surfaces.shading import draw_surface
 from utils import to_uint8
-from video import video_path, video_writer
-from view_consistency import View, view_difference, warp
 from volume_renderer import camera_directions
 
 SHAPE = ['--expname', 'shape', '--identities', '1', '--size', '256', '--channel_multiplier', '1', '--style_dim', '64',
@@ -62,7 +58,7 @@ def tiny(tmp_path):
 @pytest.fixture
 def small_surfaces(monkeypatch):
     """Surfaces at 16 x 16 x 16, to test what is around them."""
-    monkeypatch.setattr('surface.SURFACE_RESOLUTION', 16)
+    monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 16)
 
 
 @pytest.fixture(scope='module')
@@ -111,9 +107,9 @@ def test_project_undoes_the_rays():
     directions = camera_directions(16, cameras.focal)[0] @ cameras.extrinsics[0, :, :3].T
     points = cameras.extrinsics[0, :, 3] + directions * torch.linspace(0.9, 1.1, 256)[:, None]
     pixels, depth = project(points, cameras, 16)
-    centres = torch.arange(16) + 0.5
-    assert torch.allclose(pixels.view(16, 16, 2)[..., 0], centres.expand(16, 16), atol=1e-4)
-    assert torch.allclose(pixels.view(16, 16, 2)[..., 1], centres[:, None].expand(16, 16), atol=1e-4)
+    centers = torch.arange(16) + 0.5
+    assert torch.allclose(pixels.view(16, 16, 2)[..., 0], centers.expand(16, 16), atol=1e-4)
+    assert torch.allclose(pixels.view(16, 16, 2)[..., 1], centers[:, None].expand(16, 16), atol=1e-4)
     assert torch.allclose(depth, torch.linspace(0.9, 1.1, 256), atol=1e-6)
 
 
@@ -148,7 +144,7 @@ def test_drawn_surfaces_of_a_sphere():
                 'depth': ((1.12 - (eye - points) @ rotation[:, 2]) / 0.24).expand(3, -1, -1)}
     background = {'phong': None, 'normals': 1., 'depth': 0.}
     for style, picture in expected.items():
-        drawn = (draw_surface(xyz, mask, camera, style, size=128) + 1) / 2  # at the pixels' own centres
+        drawn = (draw_surface(xyz, mask, camera, style, size=128) + 1) / 2  # at the pixels' own centers
         error = (drawn - picture)[:, covered].abs()
         assert error.max() < (0.02 if style != 'depth' else 1e-4) and error.mean() < 2e-3, style
         if background[style] is not None:
@@ -190,7 +186,7 @@ def test_drawing_equals_ray_casting_the_mesh(shape):
     expected = np.ones(len(rays))
     expected[hit] = 0.1 + 0.65 * np.maximum(cosine, 0) + 0.2 * highlight
 
-    drawn = ((draw_surface(surface.xyz[0], surface.mask[0], camera) + 1) / 2)[0].numpy()
+    drawn = ((draw_surface(surface.xyz[0], surface.background[0], camera) + 1) / 2)[0].numpy()
     error = 255 * np.abs(drawn - expected.reshape(512, 512))
     assert ((drawn == 1) == ~hit.reshape(512, 512)).mean() > 0.999  # the edge of the mesh
     assert error[hit.reshape(512, 512)].mean() < 0.2 and np.quantile(error, 0.999) < 5
@@ -264,7 +260,7 @@ def test_noise_sticks_to_the_head(shape):
     fixed = generator.decoder.fixed_noise()
 
     def view(camera, surface, image):
-        return View(image, surface.xyz, surface.mask, camera, 64)
+        return View(image, surface.xyz, surface.background, camera, 64)
 
     # The mesh lies on the field's zero level, not only near it: a voxel is 0.24 / 128 wide.
     field, points = generator.renderer.network.fold(shape['w']), noise.corners.view(1, -1, 3)
@@ -319,15 +315,15 @@ def test_view_difference_of_a_textured_sphere():
     assert view_difference(*views['painted']) < 0.01
     assert view_difference(*views['on screen']) > 0.2
     carried = warp(*views['painted'])
-    assert 0.3 < carried.visible.float().mean() < (views['painted'][1].mask == 0).float().mean()
+    assert 0.3 < carried.visible.float().mean() < (views['painted'][1].background == 0).float().mean()
     source, target = views['painted']
-    assert math.isnan(view_difference(source, target._replace(mask=torch.ones_like(target.mask))))
+    assert math.isnan(view_difference(source, target._replace(mask=torch.ones_like(target.background))))
 
 
 # ---------------------------------------------------------------------------------------------- video files
 
 def ramp(i, height=48, width=64):
-    """A coloured picture that changes with i."""
+    """A colored picture that changes with i."""
     y, x = np.mgrid[:height, :width]
     return np.stack([x * 255 // width, y * 255 // height, np.full((height, width), 20 * i % 256)], -1).astype(np.uint8)
 
@@ -343,7 +339,7 @@ def test_mp4(tmp_path, size):
     assert facts == ('h264', 'yuv420p', 25) and len(frames) == 9
     assert frames[0].shape == (size[0] + size[0] % 2, size[1] + size[1] % 2, 3)
     if size[0] > 4:
-        for i in (0, 8):  # colours come back: matrix and range are as the file says
+        for i in (0, 8):  # colors come back: matrix and range are as the file says
             assert np.abs(frames[i][:size[0], :size[1]].astype(int) - ramp(i, *size)).mean() < 3
     data = path.read_bytes()
     assert data.index(b'moov') < data.index(b'mdat')  # fast start

@@ -39,7 +39,7 @@ def test_every_switch(golden, manifest, name):
     assert_close(w, expected['latent'])
     assert_close(rendering.thumbnail, expected[f'{name}_rgb'], what='rgb')
     assert_close(rendering.xyz, expected[f'{name}_xyz'], what='xyz')
-    assert_close(rendering.mask, expected[f'{name}_mask'], what='mask')
+    assert_close(rendering.background, expected[f'{name}_mask'], what='background')
     assert_close(rendering.sdf[:, ::16, ::16], expected[f'{name}_sdf_rows'], what='sdf')
     assert_close(rendering.features[:, :, ::16, ::16], expected[f'{name}_features_rows'], what='features')
 
@@ -76,7 +76,7 @@ def test_eikonal_is_the_slope_of_the_sdf(manifest):
             extrinsics = cameras.extrinsics.clone()
             extrinsics[:, axis, 3] += sign * step
             moved = dataclasses.replace(cameras, extrinsics=extrinsics)
-            shifted.append(renderer(w, moved, sdf=True, colour=False).sdf[..., 0])
+            shifted.append(renderer(w, moved, sdf=True, color=False).sdf[..., 0])
         assert_close((shifted[0] - shifted[1]) / (2 * step), analytic[..., axis], 1e-5)
 
 
@@ -89,8 +89,8 @@ def test_tiles_do_not_change_the_picture(manifest, monkeypatch, switches):
     monkeypatch.setitem(volume_renderer.TILE_POINTS, 'cpu', 50)        # 7 rays a tile: 81 is no multiple
     with torch.no_grad():
         tiled = generator.renderer(w, cameras, sdf=True)
-        surface = generator.renderer(w, cameras, colour=False)
-    for name in ('thumbnail', 'features', 'xyz', 'mask', 'sdf'):
+        surface = generator.renderer(w, cameras, color=False)
+    for name in ('thumbnail', 'features', 'xyz', 'background', 'sdf'):
         assert_close(getattr(tiled, name), getattr(whole, name), 1e-5, name)
     assert surface.thumbnail is None and surface.features is None and surface.sdf is None
     assert_close(surface.xyz, whole.xyz, 1e-5)
@@ -148,14 +148,14 @@ def test_sphere_loss_vanishes_for_a_sphere(manifest):
     assert_close(sphere_sdf(surface, cameras.near[0], cameras.far[0], 0.1), torch.tensor([[-0.04], [0.02]]), 1e-6)
 
 
-def test_colour_at_equals_the_rendered_samples(manifest):
-    """One sample a ray with forced background: the thumbnail is that sample's own colour."""
+def test_color_at_equals_the_rendered_samples(manifest):
+    """One sample a ray with forced background: the thumbnail is that sample's own color."""
     generator = small_generator(manifest, resolution=3, samples=2, static_viewdirs=True, force_background=True)
     w, cameras = formula('w', (1, 64)), cameras_at(torch.tensor([[0.3, -0.2]]), resolution=3)
     with torch.no_grad():
         generator.renderer.density = lambda raw, generator=None: torch.zeros_like(raw)  # all weight on the last sample
         rendering = generator.renderer(w, cameras)
         local = volume_renderer.camera_directions(3, cameras.focal)[0]
-        colours = generator.renderer.colour_at(w, rendering.xyz[0].flatten(1).T,
+        colors = generator.renderer.color_at(w, rendering.xyz[0].flatten(1).T,
                                                torch.nn.functional.normalize(local, dim=-1), cameras)
-    assert_close(2 * colours - 1, rendering.thumbnail[0].flatten(1).T, 1e-5)
+    assert_close(2 * colors - 1, rendering.thumbnail[0].flatten(1).T, 1e-5)

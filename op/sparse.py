@@ -5,8 +5,8 @@ A trained field is smooth between samples and matters only where a ray can see i
 good enough: near the zero level, whose side decides the mesh, and where a visible sample's density depends on it. The
 same again gives every sample. How good the interpolation is shows in the difference of two orders of it; whether that
 can be believed, in the samples that are evaluated after all and in whole rays chosen at random: where one of them was
-predicted badly, as at a crease, its neighbours are evaluated too. Where that does not end soon, the answer is None, and
-every sample is evaluated. A picture then takes colours and features only from the samples that have weight.
+predicted badly, as at a crease, its neighbors are evaluated too. Where that does not end soon, the answer is None, and
+every sample is evaluated. A picture then takes colors and features only from the samples that have weight.
 Measured: docs/performance.md.
 """
 import functools
@@ -25,7 +25,7 @@ class Tolerances(NamedTuple):
     depth: float   # what a sample's error may do to its ray's depth, in the world
     safety: float  # the interpolation may be this much worse than its estimate before a sample's side of zero changes
     zero: float    # betas: nearer to the zero level every sample is evaluated
-    bad: float     # betas: a visible sample that was off by more has neighbours that are not to be believed either
+    bad: float     # betas: a visible sample that was off by more has neighbors that are not to be believed either
     most: dict     # betas, by stride: 99 of 100 samples evaluated after all must have been off by less, if given
 
 
@@ -43,28 +43,28 @@ MOST = 0.25              # of all samples: more are not worth it
 
 
 @torch.no_grad()
-def render(renderer, w, cameras, *, resolution=None, samples=None, colour=True, features=True, sdf=False,
-           generator=None, decisive=None):
+def render(renderer, w, cameras, *, resolution=None, samples=None, color=True, features=True, sdf=False,
+           rng=None, decisive=None):
     """VolumeRenderer.forward without gradients, from few evaluations where the field allows it.
 
     Its arguments, and decisive: a function from a volume of distances (1,H,W,N,1) to the index (P,3) of samples whose
     distance is wanted exactly.
     """
-    wanted = {'resolution': resolution or renderer.resolution, 'samples': samples or renderer.samples, 'colour': colour,
-              'features': colour and features, 'sdf': sdf}
+    wanted = {'resolution': resolution or renderer.resolution, 'samples': samples or renderer.samples, 'color': color,
+              'features': color and features, 'sdf': sdf}
     # Where a ray's samples are all offset together they can be had from a grid, as a picture needs them.
-    possible = renderer.has_sdf and (renderer.perturb == 0 or renderer.offset_sampling and colour and not sdf)
+    possible = renderer.has_sdf and (renderer.perturb == 0 or renderer.offset_sampling and color and not sdf)
     views = []
     for b in range(len(cameras)):
         latent, camera = w[b:b + 1], cameras[b:b + 1]
-        own = generator[b:b + 1] if isinstance(generator, list) else generator
-        view = _render_view(renderer, latent, camera, generator=own, decisive=decisive, **wanted) if possible else None
-        views.append(view or renderer(latent, camera, generator=own, **wanted))
+        own = rng[b:b + 1] if isinstance(rng, list) else rng
+        view = _render_view(renderer, latent, camera, rng=own, decisive=decisive, **wanted) if possible else None
+        views.append(view or renderer(latent, camera, rng=own, **wanted))
     return views[0] if len(views) == 1 else Rendering(*(None if parts[0] is None else torch.cat(parts)
                                                         for parts in zip(*views, strict=True)))
 
 
-def _render_view(renderer, w, camera, resolution, samples, colour, features, sdf, generator, decisive):
+def _render_view(renderer, w, camera, resolution, samples, color, features, sdf, rng, decisive):
     """render for one view; None where the field is not smooth enough for it."""
     field = renderer.network.fold(w)
     origin = camera.extrinsics[0, :, 3]
@@ -84,7 +84,7 @@ def _render_view(renderer, w, camera, resolution, samples, colour, features, sdf
         return renderer.sdf_at(field, origin + directions[row, column] * grid[sample, None], camera)
 
     volume = sdf_volume(evaluate, (resolution, resolution, samples), beta, spacing, hidden=sdf,
-                        tolerances=PICTURE if colour else SURFACE)
+                        tolerances=PICTURE if color else SURFACE)
     if volume is None:
         return None
     if decisive:
@@ -93,7 +93,7 @@ def _render_view(renderer, w, camera, resolution, samples, colour, features, sdf
     rays = directions[:resolution, :resolution].flatten(0, 1)  # (R,3)
     volume = volume.flatten(0, 1)  # (R,N)
     if renderer.perturb > 0:
-        t = depths(perturb=renderer.perturb, rays=len(rays), generator=generator)  # (1,R,N)
+        t = depths(perturb=renderer.perturb, rays=len(rays), rng=rng)  # (1,R,N)
         volume = offset_by(volume, (t[0, :, :1] - grid[0]) / step)
 
     def weigh():
@@ -104,7 +104,7 @@ def _render_view(renderer, w, camera, resolution, samples, colour, features, sdf
 
     thumbnail = blended = None
     weights = weigh()
-    if colour:
+    if color:
         weighty = weights > NO_WEIGHT
         ray, sample = weighty.nonzero().T
         points = origin + rays[ray] * t[0].expand(len(rays), -1)[weighty][:, None]
@@ -185,7 +185,7 @@ def offset_by(volume, offset):
 
 
 def settle(evaluate, values, exact, wanted, seen, bad, most):
-    """Evaluate the wanted samples exactly, then visible neighbours of those off by more than `bad`, and so on.
+    """Evaluate the wanted samples exactly, then visible neighbors of those off by more than `bad`, and so on.
 
     Changes values and exact (masks like them: wanted, seen). Returns how far off the predictions of the wanted ones
     were (n,), or None where more than `most` samples would be exact.
@@ -208,10 +208,10 @@ def settle(evaluate, values, exact, wanted, seen, bad, most):
 
 def grown(mask):
     """The samples of a mask and all within two of them, along the axes and across."""
-    return _neighbourhood(torch.logical_or, mask, 2)
+    return _neighborhood(torch.logical_or, mask, 2)
 
 
-def _neighbourhood(combine, volume, reach):
+def _neighborhood(combine, volume, reach):
     """combine (an associative function of two tensors) over the cube of samples within `reach` of each sample. Axis
     after axis, which takes a tenth of max_pool3d's time."""
     for axis in range(3):
@@ -276,13 +276,13 @@ def interpolate(coarse, counts):
     """A volume at twice the density, `counts` nodes along the axes, and an estimate of the error of each.
 
     The values are of sixth order (exact for polynomials of degree 5); their largest difference from fourth order among
-    the neighbours is the estimate. Where a coarse node lies the value is the coarse one.
+    the neighbors is the estimate. Where a coarse node lies the value is the coarse one.
     """
     fine, rough = (coarse, coarse)
     for axis, (nodes, count) in enumerate(zip(coarse.shape, counts, strict=True)):
         fine = _along(fine, _stencils(nodes, count, 6, coarse.device), axis)
         rough = _along(rough, _stencils(nodes, count, 4, coarse.device), axis)
-    return fine, _neighbourhood(torch.maximum, (fine - rough).abs(), 1)
+    return fine, _neighborhood(torch.maximum, (fine - rough).abs(), 1)
 
 
 def _along(volume, matrix, axis):

@@ -1,7 +1,7 @@
 """Check on a GPU what was written without one: the GPU tests, then tables of speed against plain PyTorch.
 
-    python scripts/check_gpu.py                          everything: some minutes, of which a minute compiles kernels
-    python scripts/check_gpu.py --parts field,decoder    some of: tests, kernels, field, decoder, picture
+    python benchmarks/check_gpu.py                          everything: some minutes, of which a minute compiles kernels
+    python benchmarks/check_gpu.py --parts field,decoder    some of: tests, kernels, field, decoder, picture
 
 Exit code 1 if a part fails (the others still run), 2 without a CUDA device. Tables give medians in milliseconds.
 
@@ -15,9 +15,9 @@ Exit code 1 if a part fails (the others still run), 2 without a CUDA device. Tab
 A borrowed GPU, half an hour, ten minutes a command: nothing is fetched, but requirements.txt, pytest, nvcc and gcc have
 to be there. Then, in this order:
 
-    python scripts/check_gpu.py 2>&1 | tee check_gpu.txt
+    python benchmarks/check_gpu.py 2>&1 | tee check_gpu.txt
     python benchmarks/speed.py --rows surface,image,rays,decoder --json pictures.json
-    python benchmarks/speed.py --rows stage1,stage2,stage2_regularised --json training.json
+    python benchmarks/speed.py --rows stage1,stage2,stage2_regularized --json training.json
     python benchmarks/speed.py --rows video --frames 10 --json video.json
     python benchmarks/speed.py --rows image,decoder --precision fp16 --json half.json
 
@@ -114,7 +114,7 @@ def time_operations():
 
 @torch.no_grad()
 def time_field(points=1 << 19, per_ray=32, depth=8, width=256):
-    """Print the table of the field at default size, distances alone and with features and colours."""
+    """Print the table of the field at default size, distances alone and with features and colors."""
     if torch.cuda.get_device_capability()[0] != siren.CAPABILITY:
         print("the field's kernel is for Hopper GPUs (compute capability 9): the plain way runs here")
         return
@@ -128,7 +128,7 @@ def time_field(points=1 << 19, per_ray=32, depth=8, width=256):
     viewdirs = torch.nn.functional.normalize(torch.randn(1, points // per_ray, 3, device='cuda'), dim=-1)
     print(f'{"field":26} {"plain ms":>9} {"kernel ms":>9} {"plain err":>9} {"kernel err":>10}  TFLOP/s, share')
     for name, layers, arguments in (('distances', depth - 1, (field, x)),
-                                    ('and features, colours', depth, (field, x, viewdirs))):
+                                    ('and features, colors', depth, (field, x, viewdirs))):
         ways = siren.plain, siren.fused
         times = [median_ms(lambda way=way, given=arguments: way(*given), repeats=10) for way in ways]
         errors = [siren.disagreement(way(*arguments), *arguments) for way in ways]
@@ -163,7 +163,7 @@ def time_decoder(size=1024):
                               ('fp16', torch.float16, True), ('bf16', torch.bfloat16, True)):
         for layout, order in ((torch.contiguous_format, 'NCHW'), (torch.channels_last, 'NHWC')):
             decoder.dtype, torch.backends.cudnn.allow_tf32 = dtype, tf32
-            work = partial(decoder.synthesise, features.contiguous(memory_format=layout), weights, noise)
+            work = partial(decoder.synthesize, features.contiguous(memory_format=layout), weights, noise)
             times = []
             with mock.patch.object(model, 'works_channels_last', lambda *_: False):  # in the layout that is given
                 for tuned in (False, True):
@@ -173,7 +173,7 @@ def time_decoder(size=1024):
                     torch.cuda.reset_peak_memory_stats()
                     times.append(median_ms(work))
                     memory = torch.cuda.max_memory_allocated()
-                    times.append(graph_ms(partial(Graphed(decoder.synthesise, decoder), *work.args)))
+                    times.append(graph_ms(partial(Graphed(decoder.synthesize, decoder), *work.args)))
             print(f'{name:8} {order:6} ' + ' '.join(f'{ms:9.3f}' for ms in times) + f' {memory / 2 ** 20:6.0f} '
                   f'{(image - exact).abs().max() / exact.abs().max():10.1e}', flush=True)
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = True, False  # as PyTorch has them

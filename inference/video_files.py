@@ -23,7 +23,7 @@ CODECS = {'mp4': 'libx264', 'gif': 'gif', 'webp': 'libwebp_anim'}
 CONTAINER_OPTIONS = {'mp4': {'movflags': 'faststart'},          # the index comes first: browsers play while they load
                      'gif': {'loop': '0'}, 'webp': {'loop': '0'}}  # 0: for ever
 WEBP_QUALITY = 90
-BT709 = 1           # the standard's number for colour primaries and transfer (ITU-T H.273)
+BT709 = 1           # the standard's number for color primaries and transfer (ITU-T H.273)
 WAITING_FRAMES = 4  # at most this many are held for the encoder
 
 

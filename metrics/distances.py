@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from scipy.spatial import KDTree
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000     # Binkowski et al. 2018
-NEIGHBOURS = 3                               # Kynkaanniemi et al. 2019
+NEIGHBORS = 3                               # Kynkaanniemi et al. 2019
 SMALLEST_LEVEL, PATCHES, PATCH = 16, 128, 7  # Karras et al. 2018: of the pyramid, of an image's level, its side
 DIRECTION_SETS, DIRECTIONS = 4, 128          # of the sliced Wasserstein distance
 DISTANCES_AT_ONCE = 1 << 26                  # bounds the memory of distances between all pairs
@@ -70,12 +70,12 @@ def kernel_distance(a, b, seed=0, subsets=KID_SUBSETS, size=KID_SUBSET_SIZE):
     return float(np.mean(values)), float(np.std(values))
 
 
-def precision_recall(real, fake, neighbours=NEIGHBOURS):
+def precision_recall(real, fake, neighbors=NEIGHBORS):
     """(precision, recall): the share of fakes within the manifold of the real features, and of real ones within that of
     the fakes (Kynkaanniemi et al. 2019).
 
     real (N,D), fake (M,D). The manifold of a set is the union of the balls around its features that reach their k-th
-    nearest neighbours; k below the sets' sizes.
+    nearest neighbors; k below the sets' sizes.
     """
     def rows(a, b):
         """Distances from a part of a at a time to all of b; in double precision, since they come from products."""
@@ -83,7 +83,7 @@ def precision_recall(real, fake, neighbours=NEIGHBOURS):
             yield torch.cdist(part.double(), b.double())
 
     def radii(x):
-        return torch.cat([distances.kthvalue(neighbours + 1, dim=1).values for distances in rows(x, x)])
+        return torch.cat([distances.kthvalue(neighbors + 1, dim=1).values for distances in rows(x, x)])
 
     def share(x, of):
         reach = radii(of)
@@ -137,17 +137,17 @@ def patch_descriptors(images, indices):
 def sliced_wasserstein(a, b, seed=0):
     """Sliced Wasserstein distance of patches (N,3,7,7) and (N,3,7,7) of one level (Karras et al. 2018, section 5).
 
-    As there, each set is first normalised to mean 0 and standard deviation 1 in every colour channel; the distance is
+    As there, each set is first normalized to mean 0 and standard deviation 1 in every color channel; the distance is
     the mean over random directions of the mean absolute difference between sorted projections.
     """
     random = torch.Generator(a.device).manual_seed(seed)
 
-    def normalised(x):
+    def normalized(x):
         x = x.float()
         deviation, mean = torch.std_mean(x, dim=(0, 2, 3), keepdim=True, correction=0)
         return ((x - mean) / deviation.clamp(min=1e-8)).flatten(1)
 
-    a, b = normalised(a), normalised(b)
+    a, b = normalized(a), normalized(b)
     distances = []
     for _ in range(DIRECTION_SETS):
         directions = F.normalize(torch.randn(a.shape[1], DIRECTIONS, generator=random, device=a.device), dim=0)

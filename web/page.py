@@ -1,10 +1,10 @@
 """A page to look at: one self-contained index.html with a model's pictures, videos and surfaces in 3D.
 
-    python page.py evaluations/ffhq1024x1024/final_model
+    python -m web.page evaluations/ffhq1024x1024/final_model
 
 `--page` of generate_shapes_and_images.py and render_video.py does the same after the run. The page shows what is in the
 folder, of whichever runs, so it can be made again at any time. It needs no network and no server: pictures, reduced
-meshes and the viewer (vendor/model-viewer) are inside it; full meshes, full pictures and long videos are linked.
+meshes and the viewer (model-viewer/) are inside it; full meshes, full pictures and long videos are linked.
 """
 import interrupts  # noqa: F401
 
@@ -27,11 +27,12 @@ from tqdm import tqdm
 from camera import cameras_at, project
 from generate_shapes_and_images import read_index
 from options import Parser, explained, not_empty
-from surface import draw_surface, for_gltf, load_mesh
+from surfaces.files import for_gltf, load_mesh
+from surfaces.shading import draw_surface
 from utils import UserError, atomic_path, run_command, to_uint8
 
 HERE = Path(__file__).resolve().parent
-VIEWER = HERE / 'vendor' / 'model-viewer' / 'model-viewer.min.js'
+VIEWER = HERE / 'model-viewer' / 'model-viewer.min.js'
 
 GENERATED = {'random_angles': 'Random views', 'fixed_angles': 'Fixed views'}
 VIDEOS = {'videos': 'Videos', 'videos/with_noise_projection': 'Videos with noise on the surface'}
@@ -77,7 +78,7 @@ def pictures_of_row(path, count):
 def compact_mesh(mesh, triangles, camera=None):
     """A mesh of at most about so many triangles as gzipped GLB in base64: quadric error decimation, rounded numbers.
 
-    camera: of a depth mesh's view; gives texture coordinates, which lay that view's picture on the mesh. Vertex colours
+    camera: of a depth mesh's view; gives texture coordinates, which lay that view's picture on the mesh. Vertex colors
     are kept; they and the normals are those of the nearest vertices of the full mesh.
     """
     reduced = mesh.simplify_quadric_decimation(face_count=triangles) if len(mesh.faces) > triangles else mesh

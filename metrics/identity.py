@@ -6,7 +6,7 @@ one frame, and compared by a modified Chamfer distance (lower is better). What i
 - side views: at +-SIDE standard deviations (or ranges) of the azimuths of training, elevation 0; both are averaged.
 - surface: the expected surface points of SURFACE_RESOLUTION^2 rays with as many samples, as for meshes. They are in
   world coordinates, so the common frame is the world.
-- background: pixels that are background with more than view_consistency.MAX_BACKGROUND are no surface.
+- background: pixels that are background with more than views.MAX_BACKGROUND are no surface.
 - seen from one view only: points outside the other view's image, and points that the other view shows hidden behind
   something. The latter is believed unless the first view looks right through that something: then the two contradict
   each other, and the point counts. (Leaving out all points whose depths disagree would leave out the very error.)
@@ -25,9 +25,10 @@ import trimesh
 from torch import Tensor
 
 from camera import cameras_at, project
-from metrics import modified_chamfer
-from surface import render_surface, surface_mesh
-from view_consistency import DEPTH_TOLERANCE, MAX_BACKGROUND, View, view_difference
+from metrics.distances import modified_chamfer
+from metrics.views import DEPTH_TOLERANCE, MAX_BACKGROUND, View, view_difference
+from surfaces.meshes import surface_mesh
+from surfaces.rendering import render_surface
 
 SIDE = 1.5          # azimuth of the side views of depth consistency, in units of the training's spread
 NEAR_SIDE = 0.5     # of the views that images are compared in: further apart the shading changes in earnest
@@ -43,7 +44,7 @@ class Seen(NamedTuple):
     depth: Tensor    # of the points themselves
     found: Tensor    # (…,3) the view's own surface points at their pixels
     surface: Tensor  # depth of those; infinite for background
-    nearest: Tensor  # the smallest such depth among a pixel and its neighbours
+    nearest: Tensor  # the smallest such depth among a pixel and its neighbors
 
 
 def look(points, view):
@@ -51,7 +52,7 @@ def look(points, view):
     size = view.xyz.shape[-1]
     pixels, depth = project(points, view.camera.magnified(size / view.resolution), size)
     surface = project(view.xyz[0].movedim(0, -1), view.camera, view.resolution)[1]
-    surface = surface.masked_fill(view.mask[0, 0] > MAX_BACKGROUND, math.inf)
+    surface = surface.masked_fill(view.background[0, 0] > MAX_BACKGROUND, math.inf)
     nearest = -F.max_pool2d(-surface[None], 3, stride=1, padding=1)[0]
     inside = ((pixels >= 0) & (pixels < size)).all(dim=-1)
     column, row = pixels.floor().long().clamp(0, size - 1).unbind(dim=-1)
@@ -61,18 +62,18 @@ def look(points, view):
 def common_points(view, other):
     """Surface points (P,3) of a view that the other view ought to see too (see this file's head)."""
     tolerance = DEPTH_TOLERANCE * (view.camera.far - view.camera.near).item()
-    points = view.xyz[0].flatten(1).T[view.mask.flatten() < MAX_BACKGROUND]
+    points = view.xyz[0].flatten(1).T[view.background.flatten() < MAX_BACKGROUND]
     there = look(points, other)
     back = look(there.found, view)
     hidden = there.surface < there.depth - tolerance
-    # Its neighbours too: where a surface is seen at a slant or ends, a pixel's own depth says little.
+    # Its neighbors too: where a surface is seen at a slant or ends, a pixel's own depth says little.
     contradicted = back.inside & (back.nearest > back.depth + tolerance)
     return points[there.inside & ~(hidden & ~contradicted)]
 
 
 def refined_points(view):
     """(P,3) points of a view's surface on a grid REFINED times as fine as its pixels."""
-    surface = (view.mask < MAX_BACKGROUND).to(view.mask)
+    surface = (view.background < MAX_BACKGROUND).to(view.background)
     fine_surface, fine = (F.interpolate(x, scale_factor=REFINED, mode='bilinear') for x in (surface, view.xyz))
     return fine[0].flatten(1).T[fine_surface.flatten() == 1]
 
@@ -113,7 +114,7 @@ def side_views(azim, spread, device):
 def viewed(generator, w, camera, image=None, *, sdf=False, dense=False):
     """(View, Rendering) of the surface of one latent w (1,style_dim). image: what the View is to show, if needed."""
     rendering = render_surface(generator.renderer, w, camera, sdf=sdf, dense=dense)
-    return View(image, rendering.xyz, rendering.mask, camera, generator.renderer.resolution), rendering
+    return View(image, rendering.xyz, rendering.background, camera, generator.renderer.resolution), rendering
 
 
 @torch.no_grad()
@@ -152,7 +153,7 @@ def measure_identity(generator, z, opt, kinds, means=None, truncation=1., dense=
     if 'field' in kinds:
         result['field'] = {'eikonal': math.nan, 'single': math.nan}
         if renderer.has_sdf:
-            gradients = renderer(w, cameras(0)[:1], colour=False, eikonal=True).eikonal
+            gradients = renderer(w, cameras(0)[:1], color=False, eikonal=True).eikonal
             # A volume that is negative throughout has a mesh too: the walls of its box.
             crosses = rendering.sdf.min() < 0 < rendering.sdf.max()
             mesh = surface_mesh(rendering.sdf, front.camera) if crosses else None

@@ -16,11 +16,14 @@ from munch import Munch
 import options
 from camera import cameras_at, video_viewpoints
 from checkpoint import load_generator
+from inference.video_files import video_writer
 from model import Generator, MeanLatents
 from render_video import IMAGE_CRF, closed_walk, frontal_mesh, render_frames, subjects
-from surface import colour_vertices, draw_surface, render_surface, volume_points
+from surfaces.files import color_vertices
+from surfaces.meshes import volume_points
+from surfaces.rendering import render_surface
+from surfaces.shading import draw_surface
 from utils import select_device, to_uint8
-from video import video_writer
 
 FPS = 20
 
@@ -69,17 +72,17 @@ class LoadedModel:
     def surface(self, w, camera):
         """The shaded surface (512,512,3), uint8, of w (1,style_dim) from one camera."""
         view = render_surface(self.generator.renderer, w, camera, dense=self.opt.inference.dense)
-        return to_uint8(draw_surface(view.xyz[0], view.mask[0], camera))
+        return to_uint8(draw_surface(view.xyz[0], view.background[0], camera))
 
     def mesh(self, w):
-        """The frontal marching-cubes mesh of w (1,style_dim) with vertex colours; None where there is no surface."""
+        """The frontal marching-cubes mesh of w (1,style_dim) with vertex colors; None where there is no surface."""
         if not self.generator.renderer.has_sdf:
             return None
         mesh, camera = frontal_mesh(self.generator, w, self.opt)
         if mesh is None:
             return None
         renderer = self.generator.renderer
-        return colour_vertices(mesh, renderer, w, camera, *volume_points(mesh.vertices, renderer, camera))
+        return color_vertices(mesh, renderer, w, camera, *volume_points(mesh.vertices, renderer, camera))
 
     def video(self, path, w, truncation, frames=40, with_surface=False, progress=iter):
         """Write a video (H.264) to `path`, once round the ellipse of render_video.py; returns the path.

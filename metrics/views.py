@@ -18,7 +18,7 @@ class View(NamedTuple):
     """One view: an image and the surface behind it."""
     image: Tensor    # (1,C,S,S)
     xyz: Tensor      # (1,3,h,w) surface points in the world
-    mask: Tensor     # (1,1,h,w) probability of background
+    background: Tensor     # (1,1,h,w) probability of background
     camera: Cameras  # one camera
     resolution: int  # that the camera's focal length is for
 
@@ -41,7 +41,7 @@ def warp(source, target):
     def enlarged(x):
         return F.interpolate(x, size=(size, size), mode='bilinear')
 
-    points, background = enlarged(target.xyz)[0].movedim(0, -1), enlarged(target.mask)[0, 0]
+    points, background = enlarged(target.xyz)[0].movedim(0, -1), enlarged(target.background)[0, 0]
     pixels, depth = project(points, source.camera.magnified(size / source.resolution), size)
     grid = (pixels / size * 2 - 1)[None]
     _, source_depth = project(source.xyz[0].movedim(0, -1), source.camera, source.resolution)
@@ -49,8 +49,8 @@ def warp(source, target):
     tolerance = DEPTH_TOLERANCE * (source.camera.far - source.camera.near).item()
     visible = (background < MAX_BACKGROUND) & ((seen - depth).abs() < tolerance) & (grid[0].abs() < 1).all(dim=-1)
     image = F.grid_sample(source.image, grid, align_corners=False)
-    centre = torch.arange(size, device=pixels.device) + 0.5
-    here = torch.stack(torch.meshgrid(centre, centre, indexing='xy'), dim=-1)
+    center = torch.arange(size, device=pixels.device) + 0.5
+    here = torch.stack(torch.meshgrid(center, center, indexing='xy'), dim=-1)
     return Warp(image, visible, (pixels - here).norm(dim=-1))
 
 

@@ -12,8 +12,8 @@ import tempfile
 from cog import BasePredictor, Input, Path
 from PIL import Image
 
-from interactive import load_model
-from surface import save_mesh
+from inference.loaded_model import load_model
+from surfaces.files import save_mesh
 
 
 class Predictor(BasePredictor):
@@ -29,7 +29,7 @@ class Predictor(BasePredictor):
         truncation: float = Input(description='1: the full variety, 0: the mean of all', default=0.7, ge=0, le=1),
         azimuth: float = Input(description='Degrees to the right', default=0, ge=-45, le=45),
         elevation: float = Input(description='Degrees up', default=0, ge=-30, le=30),
-        mesh: bool = Input(description='Also the surface, a GLB file with the colours of the field', default=True),
+        mesh: bool = Input(description='Also the surface, a GLB file with the colors of the field', default=True),
         video: bool = Input(description='Also a video once around the frontal view', default=False),
         frames: int = Input(description='Frames of the video', default=50, ge=2, le=250),
     ) -> list[Path]:

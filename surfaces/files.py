@@ -1,0 +1,69 @@
+"""Mesh files, and the colors of their vertices."""
+from pathlib import Path
+
+import numpy as np
+import torch
+import trimesh
+
+from utils import atomic_path
+
+
+@torch.no_grad()
+def color_vertices(mesh, renderer, w, camera, points, viewdirs):
+    """Give a mesh the field's own colors at points (P,3), the world positions of its vertices, seen along viewdirs.
+
+    viewdirs: (P,3) unit vectors. camera: one camera, for the scale of the points.
+    """
+    colors = renderer.color_at(w, points, viewdirs, camera)
+    mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=(colors * 255).round().byte().cpu().numpy())
+    return mesh
+
+
+def srgb_to_linear(colors):
+    """Light intensities in [0, 1] from sRGB values in [0, 1] (IEC 61966-2-1)."""
+    return np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+
+
+def linear_to_srgb(light):
+    """The inverse of srgb_to_linear."""
+    return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+def for_gltf(mesh, **material):
+    """A copy of a mesh as glTF, and viewers that are built on it, show it right.
+
+    Its vertex colors are linear there (glTF 2.0, section 3.7.2.1), not sRGB as in other files; in 8 bits the darkest
+    become a little coarse. Without a material it would be a metal's (section 5.19): it gets a matte one. material: more
+    of trimesh's PBRMaterial.
+    """
+    visual = trimesh.visual.TextureVisuals(material=trimesh.visual.material.PBRMaterial(
+        metallicFactor=0., roughnessFactor=1., **material))
+    if mesh.visual.kind == 'vertex':
+        colors = mesh.visual.vertex_colors.copy()
+        colors[:, :3] = np.rint(255 * srgb_to_linear(colors[:, :3] / 255))
+        visual.vertex_attributes['color'] = colors
+    mesh = mesh.copy(include_cache=True)  # normals that were given are in it
+    mesh.visual = visual
+    return mesh
+
+
+def save_mesh(path, mesh):
+    """Write a mesh atomically in the format of the path's suffix (.obj, .ply, .glb)."""
+    with atomic_path(path) as temporary:
+        if temporary.suffix == '.obj':
+            mesh.export(temporary, include_normals=False, include_texture=False, header=None)
+        elif temporary.suffix == '.glb':
+            for_gltf(mesh).export(temporary)
+        else:
+            mesh.export(temporary)
+
+
+def load_mesh(path):
+    """The mesh in a file, its vertices in the file's order; vertex colors are sRGB, as save_mesh took them."""
+    # Beside a material trimesh would drop them.
+    mesh = trimesh.load_mesh(path, process=False, maintain_order=True, skip_materials=True)
+    if Path(path).suffix == '.glb' and mesh.visual.kind == 'vertex':
+        colors = mesh.visual.vertex_colors.copy()
+        colors[:, :3] = np.rint(255 * linear_to_srgb(colors[:, :3] / 255))
+        mesh.visual.vertex_colors = colors
+    return mesh

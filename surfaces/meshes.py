@@ -1,0 +1,127 @@
+"""Depth meshes and marching cubes (paper, section 4.3 and figure 5).
+
+Meshes are trimesh.Trimesh objects, oriented outward. A depth mesh lies in the world, as its view sees it. A
+marching-cubes mesh lies in the frame of the camera that the SDF volume was rendered from: x right, y up, z towards
+the camera, in a cube of half-width dist_radius.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import trimesh
+from skimage.measure import marching_cubes
+
+from volume_renderer import sample_depths
+
+SURFACE_RESOLUTION = 128  # rays along a side, and samples a ray, that surfaces are taken from (spec section 5)
+
+
+def grid_faces(height, width):
+    """Two triangles for each cell of a grid of height x width vertices numbered row by row: (2 (h-1) (w-1), 3).
+
+    Counter-clockwise where x grows along the rows and y falls from row to row, as in an image.
+    """
+    corner = np.arange(height * width).reshape(height, width)
+    a, b, c, d = corner[:-1, :-1], corner[:-1, 1:], corner[1:, :-1], corner[1:, 1:]
+    return np.stack([np.stack([a, c, b], axis=-1), np.stack([b, c, d], axis=-1)], axis=2).reshape(-1, 3)
+
+
+def depth_mesh(xyz):
+    """Mesh of one view: a vertex for each pixel at its surface point, two triangles for each cell, facing the camera.
+
+    xyz: (3,H,W) surface points in the world.
+    """
+    _, height, width = xyz.shape
+    vertices = xyz.flatten(1).T.cpu().numpy()
+    return trimesh.Trimesh(vertices, grid_faces(height, width), process=False)
+
+
+# ---------------------------------------------------------------------------------------------- marching cubes
+
+def _box_grid(height, width, samples, near, far, device):
+    """(N,H,W,2) where each sample of the box lies in its depth slice of the frustum: x, y, within [-1, 1] inside.
+
+    A slice of the box is as large as the frustum is at its far end, far/near times what it is at the first sample.
+    """
+    scale = torch.linspace(far / near, 1., samples, device=device)[:, None, None]
+    x = torch.linspace(-1, 1, width, device=device)[None, None, :] * scale
+    y = torch.linspace(-1, 1, height, device=device)[None, :, None] * scale
+    return torch.stack([x.expand(-1, height, -1), y.expand(-1, -1, width)], dim=-1)
+
+
+def align_volume(sdf, near, far):
+    """Resample an SDF volume from the camera's frustum onto the box around it (spec section 5, Marching cubes).
+
+    sdf: (B,H,W,N,1), its samples from near to far along each ray. Returns (B,H,W,N,1); 1 outside the frustum.
+    """
+    grid = _box_grid(*sdf.shape[1:4], near, far, sdf.device)
+    slices = sdf[..., 0].permute(0, 3, 1, 2)  # (B,N,H,W): depth stays as it is, so each slice is a 2D resampling
+    aligned = torch.stack([F.grid_sample(volume[:, None], grid, padding_mode='border', align_corners=True)[:, 0]
+                           for volume in slices])
+    aligned.masked_fill_((grid.abs() > 1).any(dim=-1), 1.)
+    return aligned.permute(0, 2, 3, 1)[..., None]
+
+
+def decisive_samples(sdf, near, far, margin):
+    """(P,3) index (row, column, depth) of the samples that decide the marching-cubes mesh of an SDF volume.
+
+    sdf: (1,H,W,N,1). They are those which align_volume mixes into a value on an edge that crosses zero, or into one
+    nearer to zero than `margin`, whose side is in doubt.
+    """
+    _, height, width, samples, _ = sdf.shape
+    aligned = align_volume(sdf, near, far)[0, ..., 0].permute(2, 0, 1)  # (N,H,W)
+    wanted, inside = aligned.abs() < margin, aligned < 0
+    for axis in range(3):
+        before, after = slice(None, -1), slice(1, None)
+        lead = (slice(None),) * axis
+        crosses = inside[(*lead, before)] != inside[(*lead, after)]
+        wanted[(*lead, before)] |= crosses
+        wanted[(*lead, after)] |= crosses
+    place = _box_grid(height, width, samples, near, far, sdf.device)[wanted]
+    size = torch.tensor([width, height], device=sdf.device)
+    low = ((place + 1) / 2 * (size - 1)).floor().long()
+    depth = wanted.nonzero()[:, 0]
+    corners = [torch.stack([low[:, 1] + dy, low[:, 0] + dx, depth], dim=1) for dy in (0, 1) for dx in (0, 1)]
+    limit = torch.tensor([height - 1, width - 1, samples - 1], device=sdf.device)
+    return torch.cat(corners).clamp(min=0).minimum(limit).unique(dim=0)
+
+
+def marching_cubes_mesh(sdf, dist_radius):
+    """Zero level of an aligned SDF volume (H,W,N,1), or None where the SDF does not cross zero.
+
+    Vertices lie at ((index / size) - 0.5) 2 dist_radius along each axis, y and z flipped.
+    """
+    volume = sdf[..., 0].transpose(0, 1).float().cpu().numpy()  # (W,H,N): x, y, z
+    if not (volume.min() < 0 < volume.max()):
+        return None
+    indices, faces, _, _ = marching_cubes(volume, 0)
+    vertices = (indices / volume.shape - 0.5) * (2 * dist_radius) * (1, -1, -1)
+    return trimesh.Trimesh(vertices, faces, process=False)
+
+
+def surface_mesh(sdf, camera):
+    """Marching-cubes mesh (or None) of a rendered SDF volume (1,H,W,N,1) seen from one camera."""
+    near, far = camera.near.item(), camera.far.item()
+    return marching_cubes_mesh(align_volume(sdf, near, far)[0], (far - near) / 2)
+
+
+def volume_points(vertices, renderer, camera, size=SURFACE_RESOLUTION):
+    """World points (P,3) of marching-cubes vertices (P,3), and their rays' unit directions in the camera frame (P,3).
+
+    The mesh's own coordinates are a simplification (its box is not quite the frustum), so the way there is undone.
+    camera: the one that `renderer` rendered the volume from, for the renderer's own resolution. size: the volume's.
+    """
+    device = camera.focal.device
+    near, far = camera.near.item(), camera.far.item()
+    depths = sample_depths(camera.near, camera.far, size, offset_sampling=renderer.offset_sampling)[0, 0]
+    vertices = torch.as_tensor(np.asarray(vertices), dtype=torch.float32, device=device)
+    index = (vertices * torch.tensor([1., -1., -1.], device=device) / (far - near) + 0.5) * size
+    position = index / (size - 1)  # 0 at the first sample of an axis, 1 at the last
+    scale = torch.lerp(torch.tensor(far / near, device=device), torch.tensor(1., device=device), position[:, 2:])
+    pixel = ((position[:, :2] * 2 - 1) * scale + 1) / 2 * (size - 1)
+    focal = camera.focal[0, 0] * (size / renderer.resolution)
+    offset = (pixel + 0.5 - size / 2) / focal
+    local = torch.stack([offset[:, 0], -offset[:, 1], -torch.ones_like(offset[:, 0])], dim=1)
+    t = torch.lerp(depths[0], depths[-1], position[:, 2:])
+    rotation, origin = camera.extrinsics[0, :, :3], camera.extrinsics[0, :, 3]
+    return origin + local @ rotation.T * t, F.normalize(local, dim=1)

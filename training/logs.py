@@ -1,0 +1,146 @@
+"""What training writes down: stats.jsonl, its curves, and Weights & Biases."""
+import contextlib
+import json
+import sys
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from training.resuming import saved_options
+from utils import (
+    atomic_path,
+)
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+SHARP_BETA = 3e-3   # the field has converged to a surface where beta falls below (spec section 3)
+
+
+class Log:
+    """stats.jsonl, a line for every --log_every steps; progress.png, its curves; and Weights & Biases with --wandb.
+
+    A resumed run cuts off the lines of steps that it does again.
+    """
+
+    def __init__(self, folder, opt, iteration):
+        self.stats, self.picture = folder / 'stats.jsonl', folder / 'progress.png'
+        kept = [line for line in read_stats(self.stats) if line['iteration'] <= iteration]
+        with atomic_path(self.stats) as temporary:
+            temporary.write_text(''.join(json.dumps(line) + '\n' for line in kept))
+        self._pending, self._seconds = [], []
+        self._wandb = _start_wandb(opt, folder) if opt.training.wandb else None
+
+    def add(self, values, seconds):
+        """The values of one step."""
+        self._pending.append(values)
+        self._seconds.append(seconds)
+
+    def summary(self):
+        """The last step in a few words."""
+        last = self._pending[-1]
+        return ' '.join(f'{name} {last[name]:.4g}' for name in ('d', 'g', 'r1', 'g_eikonal', 'path', 'beta')
+                        if name in last)
+
+    def write(self, iteration, images, device):
+        """Append the means since the last line. images: real images a step, of all processes."""
+        seconds = float(np.mean(self._seconds))
+        names = dict.fromkeys(name for values in self._pending for name in values)
+        line = {'iteration': iteration}
+        line |= {name: float(np.mean([values[name] for values in self._pending if name in values])) for name in names}
+        line |= {'seconds_per_step': seconds, 'images_per_second': images / seconds,
+                 'peak_memory_gib': _peak_memory(device)}
+        with open(self.stats, 'a') as file:
+            file.write(json.dumps(line) + '\n')
+        self._pending, self._seconds = [], []
+        self._to_wandb(lambda: self._wandb.log(line, step=iteration))
+
+    def plot(self):
+        """Draw progress.png anew."""
+        plot_progress(read_stats(self.stats), self.picture)
+
+    def image(self, name, path):
+        """An image file for Weights & Biases."""
+        def log():
+            import wandb
+            self._wandb.log({name: wandb.Image(str(path))})
+        self._to_wandb(log)
+
+    def _to_wandb(self, log):
+        if self._wandb is not None:
+            try:
+                log()
+            except Exception as error:  # whatever goes wrong over there, training is worth more
+                self._wandb = None
+                tqdm.write(f'--wandb failed ({error}); training goes on without it.')
+
+
+def _start_wandb(opt, folder):
+    try:
+        import wandb
+        return wandb.init(project='StyleSDF', name=f'{opt.experiment.expname} {folder.name}', dir=str(folder),
+                          config=saved_options(opt))
+    except Exception as error:  # not installed, no network, no account, …
+        tqdm.write(f'--wandb failed ({error}); training goes on without it.')
+        return None
+
+
+def _peak_memory(device):
+    """GiB that the GPU, or this process, has held at most; None on Windows, which does not tell."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device) / 2 ** 30
+    if resource is None:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 30 if sys.platform == 'darwin' else 2 ** 20)
+
+
+def read_stats(path):
+    """The lines of a stats.jsonl as dicts; a last line that a kill cut short is left out."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(text))
+    return lines
+
+
+CURVES = (  # title, logarithmic, names
+    ('adversarial losses', False, ('d', 'g')),
+    ("the discriminator's scores", False, ('real_score', 'fake_score')),
+    ('weighted regularizers', True, ('r1', 'd_view', 'g_view', 'g_eikonal', 'g_minimal_surface', 'g_sphere', 'path')),
+    ('norms of the gradients', True, ('d_gradient', 'g_gradient', 'path_gradient')),
+    ('path length', False, ('path_length',)),
+    ('beta', True, ('beta',)),
+    ('patch distance', False, ('swd',)),
+    ('depth consistency', True, ('depth',)),
+)
+CURVE_POINTS = 400
+
+
+def plot_progress(lines, path):
+    """Draw the curves of stats lines, each point the mean of its share of the lines."""
+    panels = [(title, log, [name for name in names if any(name in line for line in lines)])
+              for title, log, names in CURVES]
+    panels = [panel for panel in panels if panel[2]]
+    if not panels:
+        return
+    figure = Figure(figsize=(12, 3 * ((len(panels) + 1) // 2)))
+    FigureCanvasAgg(figure)
+    for i, (title, log, names) in enumerate(panels):
+        axes = figure.add_subplot((len(panels) + 1) // 2, 2, i + 1)
+        for name in names:
+            points = np.array([(line['iteration'], line[name]) for line in lines if name in line])
+            shares = np.array_split(points, min(len(points), CURVE_POINTS))
+            axes.plot(*np.array([share.mean(0) for share in shares]).T, label=name, linewidth=1)
+        if 'beta' in names:
+            axes.axhline(SHARP_BETA, color='gray', linestyle='--', linewidth=1, label=f'sharp: {SHARP_BETA:g}')
+        axes.set(title=title, xlabel='steps', yscale='log' if log else 'linear')
+        axes.legend(fontsize='small')
+        axes.grid(alpha=0.3)
+    figure.tight_layout()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=80)
