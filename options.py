@@ -16,7 +16,7 @@ from utils import UserError
 
 MAX_SEED = 2 ** 63 - 1
 LARGEST = 10 ** 9  # of any number: more is a slip of the finger
-MEAN_LATENT_DRAWS = 10_000
+MEAN_LATENT_DRAWS = 10_000  # model.py has the same default
 MOST_MEAN_DRAWS = 10 ** 7  # more take minutes and change nothing
 
 
