@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from model import build_generator, channels_at
+from op.fast import fast_parts
 from options import checked, replaced
 from utils import UserError, atomic_path
 
@@ -268,17 +269,18 @@ def load_state(module, state, path):
     return module
 
 
-def load_generator(opt, device):
+def load_generator(opt, device, graphs=False):
     """The generator that --expname names, on `device`, for inference. Returns (generator, opt, path, results name).
 
-    The option tree comes back with the sizes that the checkpoint has.
+    The option tree comes back with the sizes that the checkpoint has. graphs: see op.fast.fast_parts.
     """
     path, name = find_model(opt)
     saved = read(path)
     state = saved['g_ema']
     opt = fit_options(adopt_options(opt, saved, path, UNSEEN_IN_WEIGHTS), state, path)
     torch.manual_seed(opt.experiment.seed)  # for noise maps that the file may lack
-    generator = build_generator(opt, full_pipeline=any(key.startswith('decoder.') for key in state))
+    generator = build_generator(opt, full_pipeline=any(key.startswith('decoder.') for key in state),
+                                **fast_parts(opt, graphs=graphs))
     return load_state(generator, state, path).to(device).eval().requires_grad_(False), opt, path, name
 
 

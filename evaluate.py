@@ -156,8 +156,7 @@ def surface_results(todo, generator, opt, means, device):
     for part, kinds in todo:
         found = {kind: {} for kind in kinds}
         for z in draw_fakes(opt, 'evaluation', 0, part, device).z:
-            measured = measure_identity(generator, z[None], opt, kinds, means, opt.inference.truncation_ratio,
-                                        dense=opt.inference.dense)
+            measured = measure_identity(generator, z[None], opt, kinds, means, opt.inference.truncation_ratio)
             for kind, values in measured.items():
                 for name, value in values.items():
                     found[kind].setdefault(name, []).append(value)

@@ -89,8 +89,7 @@ def generate_images(generator, z, cameras, opt, means, random):
         for start in range(0, len(views), at_once):
             part = slice(start, start + at_once)
             generated = generator(z, views[part], psi=opt.inference.truncation_ratio, means=means,
-                                  noise=noise and [layer[part] for layer in noise],
-                                  dense=opt.inference.dense)
+                                  noise=noise and [layer[part] for layer in noise])
             yield generated.image, generated.rendering.thumbnail
 
 
@@ -101,8 +100,7 @@ def generate_meshes(generator, z, cameras, opt, means):
     w = generator.map(z, opt.inference.truncation_ratio, means)
     for i in range(len(cameras)):
         camera = cameras[i:i + 1]
-        surface = render_surface(renderer, w, camera, sdf=i == 0 and renderer.has_sdf,
-                                 dense=opt.inference.dense)
+        surface = render_surface(renderer, w, camera, sdf=i == 0 and renderer.has_sdf)
         mesh = depth_mesh(surface.xyz[0])
         if opt.inference.vertex_colors:
             points = surface.xyz[0].flatten(1).T
@@ -146,9 +144,7 @@ def update_index(path, name, entry):
 def main():
     opt = options.parse('generate_shapes_and_images', __doc__)
     device = select_device(opt.machine.device)
-    generator, opt, model_path, model_name = load_generator(opt, device)
-    if opt.inference.cuda_graphs:
-        generator.use_cuda_graphs()
+    generator, opt, model_path, model_name = load_generator(opt, device, graphs=True)
     check_row(opt)
     folder = writable_folder(
         Path(opt.inference.results_dir) / opt.experiment.expname / model_name

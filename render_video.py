@@ -100,7 +100,7 @@ def frontal_mesh(generator, w, opt):
     """
     camera = cameras_at(torch.zeros(1, 2, device=w.device), generator.renderer.resolution, opt.camera.fov,
                         opt.camera.dist_radius)
-    sdf = render_surface(generator.renderer, w, camera, sdf=True, dense=opt.inference.dense).sdf
+    sdf = render_surface(generator.renderer, w, camera, sdf=True).sdf
     return surface_mesh(sdf, camera) if sdf.min() < 0 < sdf.max() else None, camera
 
 
@@ -117,14 +117,14 @@ def render_frames(generator, w, cameras, noise, opt, means, surfaces=True):
         weights = generator.decoder.modulate(w_prime) if still else None
     for i in range(len(cameras)):
         camera, which = cameras[i:i + 1], slice(0, 1) if still else slice(i, i + 1)
-        rendering = generator.render(w[which], camera, dense=opt.inference.dense)
+        rendering = generator.render(w[which], camera)
         image = rendering.thumbnail
         if generator.full_pipeline:
             image = generator.decoder.synthesize(
                 rendering.features, weights if still else generator.decoder.modulate(w_prime[which]), noise(camera))
         drawn = {'video': image[0]}
         if surfaces:
-            surface = render_surface(renderer, w[which], camera, dense=opt.inference.dense)
+            surface = render_surface(renderer, w[which], camera)
             drawn['depth_video'] = draw_surface(surface.xyz[0], surface.background[0], camera, opt.video.depth_style)
         pictures = {video: to_uint8(picture) for video, picture in drawn.items()}  # last: it waits for a GPU's work
         if surfaces and opt.video.side_by_side:
@@ -171,9 +171,7 @@ def record(frames, folder, subject, opt, bar):
 def main():
     opt = options.parse('render_video', __doc__)
     device = select_device(opt.machine.device)
-    generator, opt, model_path, model_name = load_generator(opt, device)
-    if opt.inference.cuda_graphs:
-        generator.use_cuda_graphs()
+    generator, opt, model_path, model_name = load_generator(opt, device, graphs=True)
     check(opt, generator, model_path)
     renderer, projecting = generator.renderer, opt.model.project_noise
     results = Path(opt.inference.results_dir) / opt.experiment.expname / model_name

@@ -71,7 +71,7 @@ class LoadedModel:
 
     def surface(self, w, camera):
         """The shaded surface (512,512,3), uint8, of w (1,style_dim) from one camera."""
-        view = render_surface(self.generator.renderer, w, camera, dense=self.opt.inference.dense)
+        view = render_surface(self.generator.renderer, w, camera)
         return to_uint8(draw_surface(view.xyz[0], view.background[0], camera))
 
     def mesh(self, w):
