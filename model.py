@@ -141,13 +141,13 @@ class ModulatedConv2d(nn.Module):
     def convolve(self, x, weight):
         """Only the convolution: each image with its own weights (B,out,in,k,k), or all with the same (1,out,in,k,k)."""
         groups, channels = weight.shape[:2]
-        images = x.reshape(-1, groups * x.shape[1], *x.shape[2:])  # with weights of its own an image becomes a group
+        y = x if groups == 1 else x.flatten(0, 1)[None]  # with weights of its own an image becomes a group of channels
         if self.up:
-            y = F.conv_transpose2d(images, weight.transpose(1, 2).flatten(0, 1), stride=2, groups=groups)
+            y = F.conv_transpose2d(y, weight.transpose(1, 2).flatten(0, 1), stride=2, groups=groups)
         else:
-            y = F.conv2d(images, weight.flatten(0, 1), groups=groups, stride=2 if self.down else 1,
+            y = F.conv2d(y, weight.flatten(0, 1), groups=groups, stride=2 if self.down else 1,
                          padding=0 if self.down else self.kernel_size // 2)
-        return y.reshape(len(x), channels, *y.shape[2:])
+        return y if groups == 1 else y[0].unflatten(0, (groups, channels))
 
 
 class NoiseInjection(nn.Module):
