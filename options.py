@@ -12,7 +12,7 @@ from typing import Any
 import configargparse
 from munch import Munch
 
-from utils import UserError
+from utils import UserError, run_command
 
 MAX_SEED = 2 ** 63 - 1
 LARGEST = 10 ** 9  # of any number: more is a slip of the finger
@@ -309,6 +309,11 @@ class Parser(configargparse.ArgumentParser):
 
     def error(self, message):
         raise UserError(f'{message}; see --help.')
+
+
+def run(command, description):
+    """Run the command of this name: read its flags, import its file (which imports PyTorch), and call its main(opt)."""
+    run_command(command, lambda: parse(command, description))
 
 
 def parse(command, description, argv=None):
