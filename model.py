@@ -617,3 +617,38 @@ def build_generator(opt, full_pipeline=True):
                           opt.model.renderer_spatial_output_dim, opt.rendering.width, opt.model.lr_mapping,
                           PRECISIONS[opt.machine.precision], opt.model.channel_max)
     return Generator(opt.model.style_dim, renderer, decoder)
+
+
+def sizes_of(state, rays=64):
+    """The inverse of build_generator's sizes: the flags that the shapes of a generator's state dict tell, by name.
+
+    state: names to tensors. rays: renderer_spatial_output_dim, for files whose noise maps do not tell it. Without a
+    decoder there is no size and no channel_multiplier. Raises ValueError where the shapes are no generator's.
+    """
+    def shape(name, dim):
+        if name not in state or state[name].dim() <= dim:
+            raise ValueError(f'{name} is missing')
+        return state[name].shape[dim]
+
+    def count(prefix):
+        return len({name[len(prefix):].split('.')[0] for name in state if name.startswith(prefix)})
+
+    sizes = {'style_dim': shape('style.0.weight', 0), 'width': shape('renderer.network.sigma_linear.weight', 1),
+             'depth': count('renderer.network.pts_linears.'), 'no_sdf': 'renderer.sigmoid_beta' not in state}
+    if any(name.startswith('decoder.') for name in state):
+        doublings = count('decoder.to_rgbs.')
+        first = shape('decoder.conv1.conv.weight', 1)
+        last = shape(f'decoder.convs.{2 * doublings - 1}.conv.weight', 1) if doublings else first
+        side = shape('decoder.noises.noise_0', 3)
+        # Official files have maps of other sizes: the last map and the channels must agree.
+        if (shape(f'decoder.noises.noise_{2 * doublings}', 3) == side * 2 ** doublings
+                and side >= 4 and side & (side - 1) == 0 and last >= min(first, channels_at(side * 2 ** doublings, 1))):
+            rays = sizes['renderer_spatial_output_dim'] = side
+        sizes['size'] = rays * 2 ** doublings
+        multiplier = max(1, last // channels_at(sizes['size'], 1))
+        if first < channels_at(rays, multiplier):
+            sizes['channel_max'] = first
+        # Channels of small images and capped ones do not depend on it.
+        if channels_at(sizes['size'], 1) != channels_at(sizes['size'], 2) and last != sizes.get('channel_max'):
+            sizes['channel_multiplier'] = multiplier
+    return sizes
