@@ -21,7 +21,7 @@ from utils import UserError, run_command
 
 MAX_SEED = 2 ** 63 - 1
 LARGEST = 10 ** 9  # no number may be larger: that would be a slip of the finger
-MEAN_LATENT_DRAWS = 10_000
+MEAN_LATENT_DRAWS = 10_000  # model.py has the same default
 MAX_MEAN_DRAWS = 10 ** 7  # more take minutes and change nothing
 
 
