@@ -4,11 +4,9 @@ from conftest import assert_close, formula, load_formula_weights
 
 import losses
 import options
-import train_full_pipeline as stage2
-import train_volume_renderer as stage1
 from camera import cameras_at
 from model import Discriminator, VolumeDiscriminator, build_generator
-from training import random_numbers, run
+from training import random_numbers, run, stage1, stage2
 
 SMALL = ['--size', '256', '--channel_multiplier', '1', '--style_dim', '64', '--renderer_spatial_output_dim', '64',
          '--width', '64', '--depth', '4', '--N_samples', '24', '--perturb', '0', '--device', 'cpu', '--mixing', '0']
