@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from op import fused_leaky_relu, upfirdn2d
 from volume_renderer import Rendering, VolumeRenderer, draw
 
-DECODER_STYLE_LAYERS = 5
 MEAN_LATENT_DRAWS = 10_000  # as many as the original takes
 MEAN_PART = 1 << 14         # of them at a time
 PRECISIONS = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
@@ -187,8 +186,8 @@ class Decoder(nn.Module):
         self.size, self.resolution, self.dtype = size, resolution, dtype
         w_prime_dim = 2 * style_dim
         self.style = nn.Sequential(PixelNorm(), *(
-            EqualLinear(style_dim if i == 0 else w_prime_dim, w_prime_dim, lr_multiplier=lr_multiplier, activate=True)
-            for i in range(DECODER_STYLE_LAYERS)))
+            EqualLinear(in_dim, w_prime_dim, lr_multiplier=lr_multiplier, activate=True)
+            for in_dim in (style_dim, *[w_prime_dim] * 4)))
         channels = channels_at(resolution, channel_multiplier, channel_max)
         self.conv1 = StyledConv(in_channels, channels, w_prime_dim)
         self.to_rgb1 = ToRGB(channels, w_prime_dim, upsample=False)
@@ -228,8 +227,8 @@ class Decoder(nn.Module):
         w may be a pair of such tensors for style mixing (StyleGAN, section 3.1): layers from index `switch` on take the
         second. psi pulls w' towards `mean` (1,2*style_dim).
         """
-        pair = w if isinstance(w, (tuple, list)) else (w,)
-        w_prime = [truncate(self.style(one), psi, mean)[:, None] for one in pair]       # each (B,1,2*style_dim)
+        w = w if isinstance(w, (tuple, list)) else (w,)
+        w_prime = [truncate(self.style(one), psi, mean)[:, None] for one in w]          # each (B,1,2*style_dim)
         if len(w_prime) == 1:
             return w_prime[0].expand(-1, self.num_layers, -1)
         return torch.cat([w_prime[0].expand(-1, switch, -1),
@@ -287,10 +286,7 @@ class Generated(NamedTuple):
 
 
 class Generator(nn.Module):
-    """Mapping, renderer and, in the full pipeline, the decoder.
-
-    renderer: a VolumeRenderer. decoder: a Decoder, or None for the field alone (stage 1).
-    """
+    """Mapping, renderer (a VolumeRenderer) and, in the full pipeline, decoder (a Decoder; None in stage 1)."""
 
     def __init__(self, style_dim, renderer, decoder=None):
         super().__init__()
@@ -348,7 +344,7 @@ class Generator(nn.Module):
         return self.decoder.fixed_noise() if noise == 'fixed' else noise
 
 
-# ---------------------------------------------------------------------------------------------- from options
+# ---------------------------------------------------------------------------------------------- from and to sizes
 
 def build_generator(opt, full_pipeline=True, renderer=VolumeRenderer, decoder=Decoder):
     """The Generator that an option tree describes (options.py), with fresh weights, on the CPU.
@@ -370,8 +366,8 @@ def build_generator(opt, full_pipeline=True, renderer=VolumeRenderer, decoder=De
 def sizes_of(state, rays=64):
     """The inverse of build_generator's sizes: the flags that the shapes of a generator's state dict tell, by name.
 
-    state: names to tensors. rays: renderer_spatial_output_dim, for files whose noise maps do not tell it. Without a
-    decoder there is no size and no channel_multiplier. Raises ValueError where the shapes are no generator's.
+    rays: renderer_spatial_output_dim, for files whose noise maps do not tell it. Without a decoder there is no size and
+    no channel_multiplier. Raises ValueError where the shapes are no generator's.
     """
     def shape(name, dim):
         if name not in state or state[name].dim() <= dim:
