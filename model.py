@@ -373,6 +373,11 @@ class Generated(NamedTuple):
     rendering: Rendering    # thumbnail, features, surface points, …
     latents: Tensor | None  # (B,L,2*style_dim) the decoder's, for path lengths
 
+    @property
+    def picture(self):
+        """The image, or the thumbnail where there is no decoder."""
+        return self.rendering.thumbnail if self.image is None else self.image
+
 
 class Generator(nn.Module):
     """Mapping, renderer and, in the full pipeline, the decoder.

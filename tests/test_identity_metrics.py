@@ -12,6 +12,7 @@ import options
 from camera import cameras_at
 from metrics import identity
 from metrics.identity import View, common_points, depth_distance, is_single_surface, measure_identity
+from model import Generated
 from volume_renderer import Rendering, VolumeRenderer
 
 HALF = 0.12  # the near and far planes' distance from the origin
@@ -61,7 +62,7 @@ def scene(*spheres, follow=(0., 0., 0.), beta=2e-3):
 
 
 def measured(generator, *kinds):
-    return measure_identity(generator, torch.zeros(1, 8), options.parse('evaluate', '', []), kinds, dense=True)
+    return measure_identity(generator, torch.zeros(1, 8), options.parse('evaluate', '', ['--renderer_spatial_output_dim', '8']), kinds, dense=True)
 
 
 @pytest.fixture(autouse=True)
@@ -146,7 +147,7 @@ def test_view_consistency_of_images(sticks):
         def __call__(self, z, cameras, **_):
             surface = identity.render_surface(self.renderer, z, cameras, dense=True)
             image = (surface.xyz * 30).sin() if sticks else (screen * 12).sin()
-            return SimpleNamespace(image=image, rendering=None)
+            return Generated(image, None, None)
 
     difference = measured(Painter(**vars(generator)), 'view')['view']['view']
     assert difference < 5 if sticks else difference > 20

@@ -25,6 +25,7 @@ from surfaces.meshes import depth_mesh
 from utils import UserError
 from volume_renderer import pixel_directions
 from web import page
+from web.embedding import compact_mesh
 
 RADIUS, GRID = 0.08, 128
 VIEWS = [{'azim': 0.4, 'elev': 0.1}, {'azim': -0.3, 'elev': -0.2}]
@@ -174,7 +175,7 @@ def test_vertex_colors_are_kept():
     ball = trimesh.creation.icosphere(5, RADIUS)  # 20480 triangles
     red = np.where(ball.vertices[:, 0] > 0, 255, 0)
     ball.visual.vertex_colors = np.stack([red, 0 * red, 255 - red, 0 * red + 255], axis=1)
-    small = page.compact_mesh(ball, 4000)
+    small = compact_mesh(ball, 4000)
     mesh = trimesh.load_mesh(io.BytesIO(gzip.decompress(base64.b64decode(small))), file_type='glb', process=False,
                              skip_materials=True)
     assert len(mesh.faces) <= 4000

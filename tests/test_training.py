@@ -14,6 +14,7 @@ import losses
 import options
 import train_full_pipeline as stage2
 import train_volume_renderer as stage1
+from inference.loading import load_generator
 from model import Discriminator, VolumeDiscriminator, build_generator, minibatch_stddev
 from training import logs, processes, random_numbers, run
 from training.state import State
@@ -369,7 +370,7 @@ def test_stage_2_takes_stage_1_by_name_and_leaves_it_alone(data, tmp_path, capsy
         assert differences({name: full[key][name] for name in stage_1}, stage_1) == []
     assert full['options']['camera']['azim'] == 0.2
     monkeypatch.chdir(tmp_path)
-    generator, opt, *_ = checkpoint.load_generator(options.parse('generate_shapes_and_images', '', []), 'cpu')
+    generator, opt, *_ = load_generator(options.parse('generate_shapes_and_images', '', []), 'cpu')
     assert (opt.model.size, opt.model.renderer_spatial_output_dim, opt.camera.azim) == (16, 8, 0.2)
     assert differences(dict(generator.state_dict()), full['g_ema']) == []
 

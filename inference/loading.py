@@ -1,0 +1,35 @@
+"""Loading a trained generator, as every command that uses a finished model begins."""
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from munch import Munch
+
+from checkpoint import UNSEEN_IN_WEIGHTS, adopt_options, find_model, fit_options, load_state, read
+from model import Generator, build_generator
+
+
+class Loaded(NamedTuple):
+    """A generator for inference, and where it came from."""
+    generator: Generator
+    opt: Munch   # the option tree with the sizes that the checkpoint has
+    path: Path   # the checkpoint
+    name: str    # of the folder of its results: final_model, vol_renderer or iter_0300000
+
+
+def load_generator(opt, device):
+    """The generator that --expname names, on `device`, for inference: a Loaded.
+
+    The flags say how it computes (op/): --dense, --cuda_graphs, --precision. Raises UserError where there is no such
+    checkpoint, where it is damaged, or where it contradicts the flags that the user typed.
+    """
+    path, name = find_model(opt)
+    saved = read(path)
+    state = saved['g_ema']
+    opt = fit_options(adopt_options(opt, saved, path, UNSEEN_IN_WEIGHTS), state, path)
+    torch.manual_seed(opt.experiment.seed)  # for noise maps that the file may lack
+    generator = build_generator(opt, full_pipeline=any(key.startswith('decoder.') for key in state))
+    load_state(generator, state, path).to(device).eval().requires_grad_(False)
+    if opt.inference.cuda_graphs:
+        generator.use_cuda_graphs()
+    return Loaded(generator, opt, path, name)
