@@ -15,6 +15,7 @@ import shutil
 import torch
 
 import options
+from dataset import open_images
 from inference.identities import seeded
 from inference.loading import load_generator
 from inference.results import model_folder
@@ -30,7 +31,6 @@ from metrics.measuring import (
     summarize_surfaces,
 )
 from metrics.results import add_results, read_results, settings_of, table
-from real_images import RealImages
 from training.processes import Processes
 from utils import UserError, run_command, writable_folder
 
@@ -39,7 +39,7 @@ USUAL_IMAGES = 10_000  # FID and recall of fewer are far from those of many
 
 
 def check(opt, real):
-    """Raise UserError for too few images, or for --save_images without any. real: RealImages, or None if not needed."""
+    """Raise UserError for too few images, or for --save_images without any. real: Images, or None if not needed."""
     if real is None:
         if opt.evaluation.save_images:
             raise UserError('--save_images: none of the --metrics needs images; add swd, for instance.')
@@ -72,13 +72,13 @@ def main():
         read_results(folder / 'metrics.json')  # an unusable one is noticed before the work
         settings = settings_of(opt, path, size, device)
         unfinished = folder / f'unfinished-{short_hash(settings)}'
-        images = RealImages(opt.dataset.dataset_path, size) if of_images else None
+        images = open_images(opt.dataset.dataset_path, size) if of_images else None
         check(opt, images)
         features = load_features(opt.evaluation.features, size, device) if metrics & FEATURE_METRICS else None
         means = means_for_truncation(generator, opt, device)
 
         if of_images:
-            data = {'path': str(opt.dataset.dataset_path), 'hash': images.hash()}
+            data = {'path': str(opt.dataset.dataset_path), 'hash': images.fingerprint()}
             real = measure_real_images(images, data['hash'], features, opt, processes)
             fake = measure_generated_images(generator, features, opt, means, size, unfinished, processes)
         if of_surfaces:

@@ -7,11 +7,13 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from dataset import Pixels
+from imaging.pixels import RESAMPLE, resize_and_crop
+from imaging.workers import load_in_workers
 from metrics import distances
 from metrics.blocks import Blocks
 from metrics.identity import measure_identity
 from options import METRICS
-from prepare_data import RESAMPLE, load_in_workers, resize_and_crop
 from training.gradients import chunks
 from training.quality import numbered_images
 from training.random_numbers import draw_fakes
@@ -47,9 +49,9 @@ def image_results(images, block, kinds, features):
 
 
 def measure_real_images(images, data_hash, features, opt, processes):
-    """The filled Blocks of real images, which stay in RESULTS_DIR for other models. images: RealImages."""
+    """The filled Blocks of real images, which stay in RESULTS_DIR for other models. images: dataset.Images."""
     def results(todo):
-        batches = load_in_workers(images, min(opt.training.num_workers, len(todo)),
+        batches = load_in_workers(Pixels(images), min(opt.training.num_workers, len(todo)),
                                   batch_sampler=[list(block) for block, _ in todo])
         for (block, kinds), batch in zip(todo, batches, strict=True):
             yield image_results(batch.to(processes.device), block, kinds, features)

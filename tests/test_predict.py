@@ -30,7 +30,7 @@ def predictor(tmp_path, monkeypatch):
     monkeypatch.setenv('STYLESDF_MODEL', 'tiny')
     save_tiny_model(tmp_path)
     module, name = yaml.safe_load((ROOT / 'cog.yaml').read_text())['predict'].split(':')
-    predictor = getattr(importlib.import_module('.'.join(Path(module).with_suffix('').parts)), name)()
+    predictor = getattr(importlib.import_module(module.removesuffix('.py').replace('/', '.')), name)()
     predictor.setup()
     return predictor
 
