@@ -6,20 +6,21 @@
 It needs Gradio (pip install -r requirements-app.txt). Several people may use it at once: they share nothing but the
 model, which never changes, and more requests than can be served wait in a queue.
 """
-import interrupts  # noqa: F401
+import options
+
+if __name__ == '__main__':
+    options.run('app', __doc__)
 
 import os
 import tempfile
 import threading
 
-import options
 from inference.loaded_model import load
-from utils import UserError, run_command
+from utils import UserError
 from web.explorer import CSS, build, import_gradio
 
 
-def main():
-    opt = options.parse('app', __doc__)
+def main(opt):
     import_gradio()
     model = load(opt)
     # What Gradio keeps for downloads goes with the process.
@@ -37,7 +38,3 @@ def main():
             threading.Event().wait()
         finally:
             page.close(verbose=False)
-
-
-if __name__ == '__main__':
-    run_command(main)

@@ -57,7 +57,7 @@ def cameras_at(viewpoint, resolution=64, fov=6., dist_radius=0.12):
 
 
 def cameras_of(opt, viewpoint):
-    """Cameras at given viewpoints (B,2), with the resolution and the lens of an option tree."""
+    """Cameras at viewpoints (B,2) as an option tree describes them, for the rays of its renderer."""
     return cameras_at(viewpoint, opt.model.renderer_spatial_output_dim, opt.camera.fov, opt.camera.dist_radius)
 
 

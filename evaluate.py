@@ -8,13 +8,15 @@ Prints a table and writes RESULTS_DIR/EXPNAME/MODEL/metrics.json. What each numb
 from the generator straight into the measurement. What is measured is saved every few images; the same command goes on
 from there, also with more images or another number of processes (which share the folder).
 """
-import interrupts  # noqa: F401
+import options
+
+if __name__ == '__main__':
+    options.run('evaluate', __doc__)
 
 import shutil
 
 import torch
 
-import options
 from dataset import open_images
 from inference.identities import seeded
 from inference.loading import load_generator
@@ -32,7 +34,7 @@ from metrics.measuring import (
 )
 from metrics.results import add_results, read_results, settings_of, table
 from training.processes import Processes
-from utils import UserError, run_command, writable_folder
+from utils import UserError, writable_folder
 
 FEWEST_IMAGES = 10
 USUAL_IMAGES = 10_000  # FID and recall of fewer are far from those of many
@@ -59,8 +61,7 @@ def means_for_truncation(generator, opt, device):
     return generator.mean_latents(opt.inference.truncation_mean, seeded(opt.experiment.seed, device))
 
 
-def main():
-    opt = options.parse('evaluate', __doc__)
+def main(opt):
     metrics = set(opt.evaluation.metrics)
     of_surfaces, of_images = metrics & SURFACE_METRICS, metrics - SURFACE_METRICS
     with Processes(opt.machine.device) as processes:
@@ -98,7 +99,3 @@ def main():
         shutil.rmtree(unfinished, ignore_errors=True)
         print(table(results))
         print(f'{folder / "metrics.json"}: size {size}, psi {opt.inference.truncation_ratio:g}')
-
-
-if __name__ == '__main__':
-    run_command(main)

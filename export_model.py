@@ -5,7 +5,10 @@
 Generation and video take the file as full_models/NAME.pt. The last line says how far pictures are from those of the
 full file.
 """
-import interrupts  # noqa: F401
+import options
+
+if __name__ == '__main__':
+    options.run('export_model', __doc__)
 
 from pathlib import Path
 
@@ -15,8 +18,7 @@ import checkpoint
 from camera import cameras_of
 from inference.identities import draw_z, seeded
 from inference.loading import load_generator
-from options import parse, replaced
-from utils import UserError, run_command
+from utils import UserError
 
 IMAGES = 4  # compared before and after
 
@@ -28,12 +30,11 @@ def frontal_pictures(generator, opt):
     return generator(z, cameras_of(opt, torch.zeros(IMAGES, 2)), noise='fixed').picture
 
 
-def main():
-    opt = parse('export_model', __doc__)
+def main(opt):
     if opt.export.out is None:
         raise UserError('--out is missing; give the file to write.')
     out = Path(opt.export.out)
-    generator, opt, path, _ = load_generator(replaced(opt, dense=True), torch.device('cpu'))
+    generator, opt, path, _ = load_generator(options.replaced(opt, dense=True), torch.device('cpu'))
     before = frontal_pictures(generator, opt)
     saved = checkpoint.read(path)
     half = {name: tensor.half() for name, tensor in saved['g_ema'].items()}
@@ -43,7 +44,3 @@ def main():
     checkpoint.save(out, {'g_ema': half, 'options': saved.get('options', {})})
     print(f'{out}: {out.stat().st_size / 1e6:.1f} MB instead of {path.stat().st_size / 1e6:.1f}; pictures differ by '
           f'{difference.mean():.3f} levels of 255 on average, by {difference.max():.1f} at most')
-
-
-if __name__ == '__main__':
-    run_command(main)

@@ -6,14 +6,16 @@ Writes under RESULTS_DIR/EXPNAME/MODEL/{random_angles|fixed_angles}: images/, de
 marching_cubes_meshes/ and index.json, which lists what was made from which seed, view and checkpoint; with --page also
 RESULTS_DIR/EXPNAME/MODEL/index.html, which shows all of the model's results in a browser.
 """
-import interrupts  # noqa: F401
+import options
+
+if __name__ == '__main__':
+    options.run('generate_shapes_and_images', __doc__)
 
 import time
 from functools import partial
 
 from tqdm import tqdm
 
-import options
 from camera import cameras_of
 from checkpoint import file_hash
 from inference import results
@@ -22,8 +24,8 @@ from inference.loading import load_generator
 from inference.meshes import generate_meshes
 from inference.pictures import check_row, generate_images
 from surfaces.files import save_mesh
-from utils import run_command, save_image_row, select_device, to_uint8, writable_folder
-from web.page import write_page
+from utils import save_image_row, select_device, to_uint8, writable_folder
+from web.results_page import write_page
 
 
 def report_missing_parts(generator, path, opt):
@@ -80,8 +82,7 @@ def show_progress(bar, name, text):
     bar.set_postfix_str(f'{name}: {text}')
 
 
-def main():
-    opt = options.parse('generate_shapes_and_images', __doc__)
+def main(opt):
     device = select_device(opt.machine.device)
     generator, opt, path, model_name = load_generator(opt, device)
     check_row(opt)
@@ -115,7 +116,3 @@ def main():
           f'({image_seconds / count:.1f} s images, {mesh_seconds / count:.1f} s surfaces)')
     if opt.inference.page:
         print(f'Page: {write_page(folder.parent)}')
-
-
-if __name__ == '__main__':
-    run_command(main)

@@ -7,13 +7,15 @@ sample_depth_video_{i}_{path} and, with --side_by_side, sample_side_by_side_vide
 With --page also RESULTS_DIR/EXPNAME/MODEL/index.html, which shows all of the model's results in a browser. Ctrl-C
 finishes the videos that are being written with the frames they have.
 """
-import interrupts  # noqa: F401
+import options
+
+if __name__ == '__main__':
+    options.run('render_video', __doc__)
 
 from functools import partial
 
 from tqdm import tqdm
 
-import options
 from camera import cameras_of, video_viewpoints
 from inference import results
 from inference.frames import record, render_frames
@@ -22,8 +24,8 @@ from inference.loading import load_generator
 from inference.meshes import frontal_mesh
 from surfaces.files import save_mesh
 from surfaces.noise import frontal_noise
-from utils import UserError, run_command, select_device, writable_folder
-from web.page import write_page
+from utils import UserError, select_device, writable_folder
+from web.results_page import write_page
 
 GIF_MAX_FPS = 50  # viewers slow down a GIF whose frames last less than 2/100 s
 
@@ -71,8 +73,7 @@ def surface_and_noise(generator, subject, fixed, folder, opt):
     return shown, partial(noise.maps, resolution=renderer.resolution, fixed=fixed)
 
 
-def main():
-    opt = options.parse('render_video', __doc__)
+def main(opt):
     device = select_device(opt.machine.device)
     generator, opt, path, model_name = load_generator(opt, device)
     check(opt, generator, path)
@@ -96,7 +97,3 @@ def main():
     print(f'{count} {"identity" if count == 1 else "identities"} in {folder}: {seconds:.2f} s a frame')
     if opt.inference.page:
         print(f'Page: {write_page(results.model_folder(opt, model_name))}')
-
-
-if __name__ == '__main__':
-    run_command(main)

@@ -57,9 +57,9 @@ def render(generator, fakes, switch, dense=False):
 
 
 def decode(generator, rendered):
-    """Images (B,3,size,size) and the decoder's latents (B,L,2*style_dim)."""
-    latents = generator.decoder.latents(rendered.w, switch=rendered.switch)
-    return generator.decoder(rendered.features, latents, rendered.noise), latents
+    """Images (B,3,size,size) and the decoder's w' (B,L,2*style_dim)."""
+    w_prime = generator.decoder.map(rendered.w, switch=rendered.switch)
+    return generator.decoder(rendered.features, w_prime, rendered.noise), w_prime
 
 
 def mixing(opt, purpose, step, layers):
@@ -146,8 +146,8 @@ def accumulate_path_length(generator, rendered, directions, mean, opt, chunk, pr
     def lengths(part):
         differentiable = torch.is_grad_enabled()
         with torch.enable_grad():
-            images, latents = decode(generator, rendered.part(part))
-            return losses.path_lengths(images, latents, directions[part], create_graph=differentiable)
+            images, w_prime = decode(generator, rendered.part(part))
+            return losses.path_lengths(images, w_prime, directions[part], create_graph=differentiable)
 
     def loss(own_lengths):
         everyones = processes.gather(own_lengths)
@@ -205,7 +205,7 @@ def main():
         g_optim = adam(generator.decoder.parameters(), *lazy(opt.training.g_reg_every, opt.training.lr))
         d_optim = adam(discriminator.parameters(), *lazy(opt.training.d_reg_every, opt.training.lr))
         state = State(generator, discriminator, g_optim, d_optim)
-        layers, dense = generator.decoder.num_latents, opt.inference.dense
+        layers, dense = generator.decoder.num_layers, opt.inference.dense
         path_batch = max(1, opt.training.batch // opt.training.path_batch_shrink)
 
         with run.begin(state, start):

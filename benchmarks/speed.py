@@ -176,7 +176,7 @@ def surface_row(settings, variant):
 def image_row(settings, variant):
     """One image from one latent, everything."""
     s = scene(settings, 'generate_shapes_and_images', variant)
-    return torch.no_grad()(lambda: s.generator(s.z, s.camera, truncation=s.opt.inference.truncation_ratio,
+    return torch.no_grad()(lambda: s.generator(s.z, s.camera, psi=s.opt.inference.truncation_ratio,
                                                means=s.means, dense=variant in ('plain', 'dense')))
 
 
@@ -192,8 +192,8 @@ def decoder_row(settings, variant):
     decoder = s.generator.decoder
     with torch.no_grad():
         features = s.generator.renderer(s.w, s.camera).features
-    return torch.no_grad()(lambda: decoder(features, decoder.latents(s.w, s.opt.inference.truncation_ratio,
-                                                                     s.means.decoder), decoder.random_noise(1)))
+    return torch.no_grad()(lambda: decoder(features, decoder.map(s.w, s.opt.inference.truncation_ratio,
+                                                                     s.means.w_prime), decoder.random_noise(1)))
 
 
 class Marks(list):
@@ -279,7 +279,7 @@ def stage2_row(settings, variant, regularize=False):
         fakes = draw_fakes(opt, purpose, state.iteration, range(count), device)
         if not settings.ckpt:  # as after a stage 1, each latent has a surface
             fakes = fakes._replace(z=z.expand(count, -1))
-        switch = train_full_pipeline.mixing(opt, purpose, state.iteration, generator.decoder.num_latents)
+        switch = train_full_pipeline.mixing(opt, purpose, state.iteration, generator.decoder.num_layers)
         return train_full_pipeline.render(generator, fakes, switch, dense=variant == 'plain'), fakes
 
     def run():

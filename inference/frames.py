@@ -23,16 +23,16 @@ def render_frames(generator, w, cameras, noise, opt, means, surfaces=True):
     surfaces: False for the image alone.
     """
     renderer, still = generator.renderer, len(w) == 1
-    if generator.full_pipeline:  # once a video: the mapping to the decoder's latents
-        styles = generator.decoder.latents(w, opt.inference.truncation_ratio, means.decoder)
-        weights = generator.decoder.modulate(styles) if still else None
+    if generator.full_pipeline:  # once a video: the mapping to w'
+        w_prime = generator.decoder.map(w, opt.inference.truncation_ratio, means.w_prime)
+        weights = generator.decoder.modulate(w_prime) if still else None
     for i in range(len(cameras)):
         camera, frame = cameras[i:i + 1], slice(0, 1) if still else slice(i, i + 1)
         rendering = generator.render(w[frame], camera, dense=opt.inference.dense)
         image = rendering.thumbnail
         if generator.full_pipeline:
             image = generator.decoder.synthesize(
-                rendering.features, weights if still else generator.decoder.modulate(styles[frame]), noise(camera))
+                rendering.features, weights if still else generator.decoder.modulate(w_prime[frame]), noise(camera))
         views = {'video': image[0]}
         if surfaces:
             surface = render_surface(renderer, w[frame], camera, dense=opt.inference.dense)

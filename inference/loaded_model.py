@@ -43,7 +43,7 @@ class LoadedModel:
 
     @property
     def device(self):
-        return self.means.renderer.device
+        return self.means.w.device
 
     def w_of(self, seeds, psi):
         """(len(seeds),style_dim) truncated latents w of the identities that --seeds draws."""

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from munch import Munch
 
-from checkpoint import UNSEEN_IN_WEIGHTS, adopt_options, find_model, fit_options, load_state, read
+from checkpoint import find_model, load_state, read, reconcile
 from model import Generator, build_generator
 
 
@@ -26,7 +26,7 @@ def load_generator(opt, device):
     path, name = find_model(opt)
     saved = read(path)
     state = saved['g_ema']
-    opt = fit_options(adopt_options(opt, saved, path, UNSEEN_IN_WEIGHTS), state, path)
+    opt = reconcile(opt, saved, path)
     torch.manual_seed(opt.experiment.seed)  # for noise maps that the file may lack
     generator = build_generator(opt, full_pipeline=any(key.startswith('decoder.') for key in state))
     load_state(generator, state, path).to(device).eval().requires_grad_(False)

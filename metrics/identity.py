@@ -120,7 +120,7 @@ def viewed(generator, w, camera, image=None, *, sdf=False, dense=False):
 
 
 @torch.no_grad()
-def measure_identity(generator, z, opt, kinds, means=None, truncation=1., dense=False):
+def measure_identity(generator, z, opt, kinds, means=None, psi=1., dense=False):
     """Measures of the identity of a latent z (1,style_dim): {kind: {name: number}}, nan where undefined.
 
     kinds, which of these to take:
@@ -131,7 +131,7 @@ def measure_identity(generator, z, opt, kinds, means=None, truncation=1., dense=
     marching-cubes mesh is_single_surface (1 or 0). nan for a field without SDF.
     dense: evaluate the field at every sample of a surface (surfaces.rendering.render_surface).
     """
-    renderer, w = generator.renderer, generator.map(z, truncation, means)
+    renderer, w = generator.renderer, generator.map(z, psi, means)
     result = {}
 
     def cameras(spread):
@@ -143,7 +143,7 @@ def measure_identity(generator, z, opt, kinds, means=None, truncation=1., dense=
         result['depth'] = {'depth': _mean([depth_distance(front, side) for side in sides])}
     if 'view' in kinds:
         near = cameras(NEAR_SIDE)
-        images = [generator(z, near[i:i + 1], truncation=truncation, means=means, noise='fixed').picture
+        images = [generator(z, near[i:i + 1], psi=psi, means=means, noise='fixed').picture
                   for i in range(len(near))]
         front = front._replace(image=images[0])
         sides = [viewed(generator, w, near[i:i + 1], images[i], dense=dense)[0] for i in (1, 2)]

@@ -62,7 +62,8 @@ def scene(*spheres, follow=(0., 0., 0.), beta=2e-3):
 
 
 def measured(generator, *kinds):
-    return measure_identity(generator, torch.zeros(1, 8), options.parse('evaluate', '', ['--renderer_spatial_output_dim', '8']), kinds, dense=True)
+    opt = options.parse('evaluate', '', ['--renderer_spatial_output_dim', '8'])
+    return measure_identity(generator, torch.zeros(1, 8), opt, kinds, dense=True)
 
 
 @pytest.fixture(autouse=True)

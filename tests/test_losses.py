@@ -94,8 +94,8 @@ def test_path_length(golden, manifest):
     generator.requires_grad_(False).decoder.requires_grad_(True)
     rendered = stage2.render(generator, fakes_of(expected), None, dense=True)
     rendered = rendered._replace(noise=generator.decoder.fixed_noise())
-    images, latents = stage2.decode(generator, rendered)
-    lengths = losses.path_lengths(images, latents, formula('path_noise', (2, 3, 256, 256)))
+    images, w_prime = stage2.decode(generator, rendered)
+    lengths = losses.path_lengths(images, w_prime, formula('path_noise', (2, 3, 256, 256)))
     penalty, mean = losses.path_length_penalty(lengths, torch.tensor(0.5))
     # Rounding: in float64 these lengths differ from the original's float32 ones by 7e-4, ours in float32 by 2e-5.
     assert_close(lengths, expected['path_lengths'], 1e-4)

@@ -16,11 +16,11 @@ EVAL_IMAGES, EVAL_IDENTITIES = 128, 4  # that --eval_every measures
 
 
 @torch.no_grad()
-def numbered_images(generator, opt, numbers, device, truncation=1., means=None):
+def numbered_images(generator, opt, numbers, device, psi=1., means=None):
     """Images (B,3,S,S), about [-1, 1], for evaluation: which ones depends on the seed and their numbers alone."""
     fakes = draw_fakes(opt, 'evaluation', 0, numbers, device)
-    generated = generator(fakes.z, fakes.cameras, truncation=truncation, means=means, rng=fakes.rngs)
-    return generated.rendering.thumbnail if generated.image is None else generated.image
+    generated = generator(fakes.z, fakes.cameras, psi=psi, means=means, rng=fakes.rngs)
+    return generated.picture
 
 
 def quick_evaluation(generator, dataset, opt, device):

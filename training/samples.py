@@ -11,7 +11,7 @@ from utils import (
     to_uint8,
 )
 
-SAMPLE_TRUNCATION = 0.7
+SAMPLE_PSI = 0.7
 SAMPLE_VIEWS = 8
 SAMPLE_SIDE = 256   # larger images are shrunk to this in the sample grids
 
@@ -32,7 +32,7 @@ def sample_grids(generator, opt, device):
         views = {name: [] for name in grids}
         for part in chunks(0, SAMPLE_VIEWS, checked_chunk(opt)):
             own = cameras[i * SAMPLE_VIEWS:(i + 1) * SAMPLE_VIEWS][part]
-            generated = generator(z, own, truncation=SAMPLE_TRUNCATION, means=means, noise='fixed')
+            generated = generator(z, own, psi=SAMPLE_PSI, means=means, noise='fixed')
             if generator.full_pipeline:
                 image = generated.image
                 if image.shape[-1] > SAMPLE_SIDE:
