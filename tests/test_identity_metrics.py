@@ -62,7 +62,7 @@ def scene(*spheres, follow=(0., 0., 0.), beta=2e-3):
 
 
 def measured(generator, *kinds):
-    opt = options.parse('evaluate', '', ['--renderer_spatial_output_dim', '8'])
+    opt = options.parse('evaluate', '', ['--renderer_spatial_output_dim', '32'])
     return measure_identity(generator, torch.zeros(1, 8), opt, kinds, dense=True)
 
 

@@ -52,7 +52,7 @@ def degrees(radians):
 
 
 def generated_entry(result, root):
-    """An IdentityResult as results_page.html shows it; its meshes are still to be read (add_meshes)."""
+    """An IdentityResult as the template shows it; its meshes are still to be read (add_meshes)."""
     views = [{'id': f'{result.folder.name}-{result.name}-{i}', 'image': None, 'thumbnail': None, 'depth': None,
               'text': f'azimuth {degrees(azimuth)}, elevation {degrees(elevation)}'}
              for i, (azimuth, elevation) in enumerate(result.views)]
@@ -79,14 +79,16 @@ def link_to(path, root):
 
 
 def mesh_entry(path, root, name, view=None, camera=None, orbit=(0., math.pi / 2)):
-    """A mesh as results_page.html shows it. orbit: azimuth and polar angle to look from at first; camera, view: a depth mesh's.
+    """A mesh as the template shows it.
+
+    orbit: azimuth and polar angle to look from at first. view, camera: those of a depth mesh.
     """
     return {'path': path, 'name': name, 'file': link_to(path, root), 'view': view, 'camera': camera,
             'orbit': ' '.join(f'{math.degrees(angle):.2f}deg' for angle in orbit) + ' 1m'}
 
 
 def add_meshes(meshes):
-    """Read the meshes that results_page.html shows, reduced to the page's budget, and the depth pictures of their views."""
+    """Read the meshes that the page shows, reduced to the page's budget, and the depth pictures of their views."""
     triangles = min(TRIANGLES, max(FEWEST_TRIANGLES, ALL_TRIANGLES // max(1, len(meshes))))
     for i, entry in enumerate(tqdm(meshes, desc='page', unit='mesh')):
         try:
@@ -108,7 +110,7 @@ def add_meshes(meshes):
 # ---------------------------------------------------------------------------------------------- videos
 
 def video_result_entry(result, root, budget):
-    """A VideoResult as results_page.html shows it."""
+    """A VideoResult as the template shows it."""
     return {'name': result.title, 'text': '', 'opening': '12deg', 'views': [],
             'videos': [video_entry(path, root, f'{VIDEO_TITLES[kind]}, {camera_path}', budget)
                        for kind, camera_path, path in result.videos],
@@ -116,7 +118,7 @@ def video_result_entry(result, root, budget):
 
 
 def video_entry(path, root, name, budget):
-    """A video as results_page.html shows it: inside the page while there is room for it, else linked."""
+    """A video as the template shows it: inside the page while there is room for it, else linked."""
     link = link_to(path, root)
     if path.is_dir():  # --format frames
         frames = sorted(path.glob('*.png'))
