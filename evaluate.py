@@ -66,7 +66,7 @@ def main(opt):
     of_surfaces, of_images = metrics & SURFACE_METRICS, metrics - SURFACE_METRICS
     with Processes(opt.machine.device) as processes:
         device = processes.device
-        generator, opt, path, model_name = load_generator(options.replaced(opt, cuda_graphs=False), device)
+        generator, opt, path, model_name = load_generator(opt, device)
         size = min(generator.decoder.size if generator.full_pipeline else generator.renderer.resolution,
                    opt.evaluation.eval_size)
         folder = writable_folder(model_folder(opt, model_name), '--results_dir')

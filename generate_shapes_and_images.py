@@ -84,7 +84,7 @@ def show_progress(bar, name, text):
 
 def main(opt):
     device = select_device(opt.machine.device)
-    generator, opt, path, model_name = load_generator(opt, device)
+    generator, opt, path, model_name = load_generator(opt, device, graphs=True)
     check_row(opt)
     folder = writable_folder(results.generation_folder(opt, model_name), '--results_dir')
     results.read_index(folder)  # an unusable one is noticed before the work

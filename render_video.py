@@ -75,7 +75,7 @@ def surface_and_noise(generator, subject, fixed, folder, opt):
 
 def main(opt):
     device = select_device(opt.machine.device)
-    generator, opt, path, model_name = load_generator(opt, device)
+    generator, opt, path, model_name = load_generator(opt, device, graphs=True)
     check(opt, generator, path)
     folder = writable_folder(results.video_folder(opt, model_name), '--results_dir')
     if not generator.full_pipeline:

@@ -16,7 +16,9 @@ from torch import Tensor
 import checkpoint
 import losses
 import options
-from model import PRECISIONS, Discriminator, build_generator, stddev_group
+from discriminators import Discriminator, stddev_group
+from model import PRECISIONS, build_generator
+from op.fast import fast_parts
 from training.gradients import Terms, backward_in_chunks, chunks, frozen
 from training.processes import Processes
 from training.random_numbers import image_rngs
@@ -45,13 +47,10 @@ class Rendered(NamedTuple):
 
 
 @torch.no_grad()
-def render(generator, fakes, switch, dense=False):
-    """The frozen half of the generator, for a whole batch: its memory does not grow with the rays.
-
-    dense: see Generator.render.
-    """
+def render(generator, fakes, switch):
+    """The frozen half of the generator, for a whole batch: its memory does not grow with the rays."""
     w = [generator.map(z) for z in ((fakes.z,) if switch is None else (fakes.z, fakes.second))]
-    view = generator.render(w[0], fakes.cameras, dense=dense, rng=fakes.rngs)
+    view = generator.render(w[0], fakes.cameras, rng=fakes.rngs)
     noise = generator.decoder.random_noise(len(fakes.z), fakes.rngs)
     return Rendered(w, switch, view.features, view.thumbnail, noise)
 
@@ -195,7 +194,7 @@ def main():
         if not start.path:
             renderer_path, renderer_state, opt = find_renderer(opt)
         run = Run(opt, STAGE, processes, checkpoint.final_model_path(opt.experiment.expname))
-        generator = build_generator(opt)
+        generator = build_generator(opt, **fast_parts(opt))
         if not start.path:
             checkpoint.load_state(generator, {**generator.state_dict(), **renderer_state}, renderer_path)
         generator = generator.to(run.device).requires_grad_(False)
@@ -205,26 +204,26 @@ def main():
         g_optim = adam(generator.decoder.parameters(), *lazy(opt.training.g_reg_every, opt.training.lr))
         d_optim = adam(discriminator.parameters(), *lazy(opt.training.d_reg_every, opt.training.lr))
         state = State(generator, discriminator, g_optim, d_optim)
-        layers, dense = generator.decoder.num_layers, opt.inference.dense
+        layers = generator.decoder.num_layers
         path_batch = max(1, opt.training.batch // opt.training.path_batch_shrink)
 
         with run.begin(state, start):
             for real in run.steps():
                 step = state.iteration
                 switch = mixing(opt, 'discriminator', step, layers)
-                rendered = render(generator, run.draw('discriminator'), switch, dense)
+                rendered = render(generator, run.draw('discriminator'), switch)
                 terms = accumulate_discriminator(discriminator, generator, real, rendered, opt, run.chunk,
                                                  regularize=step % opt.training.d_reg_every == 0)
                 run.update('d', d_optim, terms)
 
                 switch = mixing(opt, 'generator', step, layers)
-                rendered = render(generator, run.draw('generator'), switch, dense)
+                rendered = render(generator, run.draw('generator'), switch)
                 run.update('g', g_optim, accumulate_generator(generator, discriminator, rendered, run.chunk,
                                                               opt.training.thumbnail_lambda))
 
                 if opt.training.g_reg_every and step % opt.training.g_reg_every == 0:
                     fakes = run.draw('path', path_batch)
-                    rendered = render(generator, fakes, mixing(opt, 'path', step, layers), dense)
+                    rendered = render(generator, fakes, mixing(opt, 'path', step, layers))
                     directions = draw(torch.randn, real[:path_batch].shape, fakes.rngs, device=run.device)
                     terms, state.path_mean = accumulate_path_length(generator, rendered, directions, state.path_mean,
                                                                     opt, run.chunk, processes)

@@ -13,7 +13,9 @@ import torch
 import checkpoint
 import losses
 import options
-from model import VolumeDiscriminator, build_generator
+from discriminators import VolumeDiscriminator
+from model import build_generator
+from op.fast import fast_parts
 from training.gradients import Terms, chunks, frozen
 from training.processes import Processes
 from training.random_numbers import draw_fakes
@@ -75,9 +77,11 @@ def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lam
                     rendering.sdf, opt.training.min_surf_beta)
             if has_sdf and sphere_lambda > 0:
                 # A quarter of the rays says enough.
-                loss['g_sphere'] = sphere_lambda * generator.renderer.sphere_loss(
-                    generator.map(own.z), own.cameras.magnified(0.5), own.rngs, radius=opt.training.sphere_radius,
+                sdf, points = generator.renderer.stratified_sdf(
+                    generator.map(own.z), own.cameras.magnified(0.5), own.rngs,
                     resolution=generator.renderer.resolution // 2)
+                loss['g_sphere'] = sphere_lambda * losses.sphere_loss(sdf, points, own.cameras,
+                                                                      opt.training.sphere_radius)
             (scale * sum(loss.values())).backward()
             terms.add(scale, **loss)
     return terms
@@ -97,8 +101,8 @@ def initialize_sphere(run, opt):
         for part in chunks(0, SPHERE_BATCH, run.chunk):
             images = fakes.part(part)
             scale = len(images.z) / SPHERE_BATCH
-            loss = state.g.renderer.sphere_loss(state.g.map(images.z), images.cameras, images.rngs,
-                                                radius=opt.training.sphere_radius)
+            sdf, points = state.g.renderer.stratified_sdf(state.g.map(images.z), images.cameras, images.rngs)
+            loss = losses.sphere_loss(sdf, points, images.cameras, opt.training.sphere_radius)
             (scale * loss).backward()
             terms.add(scale, sphere=loss)
         run.update('sphere', optimizer, terms)
@@ -140,7 +144,7 @@ def main():
     with Processes(opt.machine.device) as processes:
         start, opt = find_start(opt, STAGE)
         run = Run(opt, STAGE, processes, checkpoint.renderer_path(opt.experiment.expname), thumbnails=True)
-        generator = build_generator(opt, full_pipeline=False).to(run.device)
+        generator = build_generator(opt, full_pipeline=False, **fast_parts(opt, sparse=False)).to(run.device)
         discriminator = VolumeDiscriminator(opt.model.renderer_spatial_output_dim, opt.training.view_lambda > 0,
                                             opt.model.discriminator_width).to(run.device)
         g_optim = adam(generator.parameters(), opt.training.lr_g, BETAS)

@@ -28,14 +28,14 @@ def render_frames(generator, w, cameras, noise, opt, means, surfaces=True):
         weights = generator.decoder.modulate(w_prime) if still else None
     for i in range(len(cameras)):
         camera, frame = cameras[i:i + 1], slice(0, 1) if still else slice(i, i + 1)
-        rendering = generator.render(w[frame], camera, dense=opt.inference.dense)
+        rendering = generator.render(w[frame], camera)
         image = rendering.thumbnail
         if generator.full_pipeline:
             image = generator.decoder.synthesize(
                 rendering.features, weights if still else generator.decoder.modulate(w_prime[frame]), noise(camera))
         views = {'video': image[0]}
         if surfaces:
-            surface = render_surface(renderer, w[frame], camera, dense=opt.inference.dense)
+            surface = render_surface(renderer, w[frame], camera)
             views['depth_video'] = shade_surface(surface.xyz[0], surface.background[0], camera, opt.video.depth_style)
         pictures = {kind: to_uint8(view) for kind, view in views.items()}  # last, since it waits for a GPU's work
         if surfaces and opt.video.side_by_side:

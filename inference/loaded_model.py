@@ -69,7 +69,7 @@ class LoadedModel:
 
     def surface(self, w, camera):
         """The shaded surface (512,512,3), uint8, of w (1,style_dim) from one camera."""
-        view = render_surface(self.generator.renderer, w, camera, dense=self.opt.inference.dense)
+        view = render_surface(self.generator.renderer, w, camera)
         return to_uint8(shade_surface(view.xyz[0], view.background[0], camera))
 
     def mesh(self, w):
@@ -108,7 +108,6 @@ def load_model(expname, **flags):
 def load(opt):
     """The LoadedModel of an option tree of app.py."""
     device = select_device(opt.machine.device)
-    # Threads share the model, and graphs write their results into one place.
-    generator, opt, path, _ = load_generator(options.replaced(opt, cuda_graphs=False), device)
+    generator, opt, path, _ = load_generator(opt, device)
     rng = seeded(opt.experiment.seed, device)
     return LoadedModel(generator, opt, generator.mean_latents(opt.inference.truncation_mean, rng), path)

@@ -7,6 +7,7 @@ from munch import Munch
 
 from checkpoint import find_model, load_state, read, reconcile
 from model import Generator, build_generator
+from op.fast import fast_parts
 
 
 class Loaded(NamedTuple):
@@ -17,19 +18,19 @@ class Loaded(NamedTuple):
     name: str    # of the folder of its results: final_model, vol_renderer or iter_0300000
 
 
-def load_generator(opt, device):
+def load_generator(opt, device, graphs=False):
     """The generator that --expname names, on `device`, for inference: a Loaded.
 
-    The flags say how it computes (op/): --dense, --cuda_graphs, --precision. Raises UserError where there is no such
-    checkpoint, where it is damaged, or where it contradicts the flags that the user typed.
+    --dense and STYLESDF_OPS say how it computes (op/fast.py). graphs: whether --cuda_graphs is obeyed, for which all
+    calls must come from one thread. Raises UserError where there is no such checkpoint, where it is damaged, or where
+    it contradicts the flags that the user typed.
     """
     path, name = find_model(opt)
     saved = read(path)
     state = saved['g_ema']
     opt = reconcile(opt, saved, path)
     torch.manual_seed(opt.experiment.seed)  # for noise maps that the file may lack
-    generator = build_generator(opt, full_pipeline=any(key.startswith('decoder.') for key in state))
+    generator = build_generator(opt, full_pipeline=any(key.startswith('decoder.') for key in state),
+                                **fast_parts(opt, graphs=graphs))
     load_state(generator, state, path).to(device).eval().requires_grad_(False)
-    if opt.inference.cuda_graphs:
-        generator.use_cuda_graphs()
     return Loaded(generator, opt, path, name)

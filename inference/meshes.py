@@ -15,8 +15,7 @@ def generate_meshes(generator, z, cameras, opt, means):
     w = generator.map(z, opt.inference.truncation_ratio, means)
     for i in range(len(cameras)):
         camera = cameras[i:i + 1]
-        surface = render_surface(renderer, w, camera, sdf=i == 0 and renderer.has_sdf,
-                                 dense=opt.inference.dense)
+        surface = render_surface(renderer, w, camera, sdf=i == 0 and renderer.has_sdf)
         mesh = depth_mesh(surface.xyz[0])
         if opt.inference.vertex_colors:
             points = surface.xyz[0].flatten(1).T
@@ -35,5 +34,5 @@ def frontal_mesh(generator, w, opt):
     """(marching-cubes mesh, camera) of the frontal view of w (1,style_dim); the mesh is None where the SDF does not
     cross zero."""
     camera = cameras_of(opt, torch.zeros(1, 2, device=w.device))
-    sdf = render_surface(generator.renderer, w, camera, sdf=True, dense=opt.inference.dense).sdf
+    sdf = render_surface(generator.renderer, w, camera, sdf=True).sdf
     return surface_mesh(sdf, camera), camera

@@ -34,6 +34,5 @@ def generate_images(generator, z, cameras, opt, means, rng):
         for start in range(0, len(views), at_once):
             chunk = slice(start, start + at_once)
             generated = generator(z, views[chunk], psi=opt.inference.truncation_ratio, means=means,
-                                  noise=noise and [layer[chunk] for layer in noise],
-                                  dense=opt.inference.dense)
+                                  noise=noise and [layer[chunk] for layer in noise])
             yield generated.image, generated.rendering.thumbnail

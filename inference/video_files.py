@@ -36,9 +36,10 @@ def video_path(folder, name, file_format):
 def video_writer(path, file_format='mp4', fps=30, crf=10):
     """Yield a function that adds one frame, a uint8 array (H,W,3) in RGB, to the video at `path`.
 
-    file_format: one of FORMATS. fps: a whole number. crf: quality of H.264, from 0 (lossless) to 51. Odd sizes of a file get
-    one more row or column, a copy of the last: yuv420p halves them. The video appears when the block ends, and with
-    the frames so far when KeyboardInterrupt ends it; after any other exception, or without a frame, nothing changes.
+    file_format: one of FORMATS. fps: a whole number. crf: quality of H.264, from 0 (lossless) to 51. Odd sizes of a
+    file get one more row or column, a copy of the last, since yuv420p halves them. The video appears when the block
+    ends, and with the frames so far when KeyboardInterrupt ends it; after any other exception, or without a frame,
+    nothing changes.
     """
     stop = None
     recording = _folder(Path(path)) if file_format == 'frames' else _file(path, file_format, fps, crf)

@@ -113,14 +113,14 @@ def side_views(azim, spread, device):
     return torch.tensor([[0., 0.], [-spread * azim, 0.], [spread * azim, 0.]], device=device)
 
 
-def viewed(generator, w, camera, image=None, *, sdf=False, dense=False):
+def viewed(generator, w, camera, image=None, *, sdf=False):
     """(View, Rendering) of the surface of one latent w (1,style_dim). image: what the View is to show, if needed."""
-    rendering = render_surface(generator.renderer, w, camera, sdf=sdf, dense=dense)
+    rendering = render_surface(generator.renderer, w, camera, sdf=sdf)
     return View(image, rendering.xyz, rendering.background, camera, generator.renderer.resolution), rendering
 
 
 @torch.no_grad()
-def measure_identity(generator, z, opt, kinds, means=None, psi=1., dense=False):
+def measure_identity(generator, z, opt, kinds, means=None, psi=1.):
     """Measures of the identity of a latent z (1,style_dim): {kind: {name: number}}, nan where undefined.
 
     kinds, which of these to take:
@@ -129,7 +129,6 @@ def measure_identity(generator, z, opt, kinds, means=None, psi=1., dense=False):
     the frontal one by the surface, in levels of 255; fixed noise.
     'field': {'eikonal', 'single'}, the eikonal_residual of the frontal rays' samples, and whether the frontal
     marching-cubes mesh is_single_surface (1 or 0). nan for a field without SDF.
-    dense: evaluate the field at every sample of a surface (surfaces.rendering.render_surface).
     """
     renderer, w = generator.renderer, generator.map(z, psi, means)
     result = {}
@@ -137,16 +136,16 @@ def measure_identity(generator, z, opt, kinds, means=None, psi=1., dense=False):
     def cameras(spread):
         return cameras_of(opt, side_views(opt.camera.azim, spread, z.device))
 
-    front, rendering = viewed(generator, w, cameras(0)[:1], sdf='field' in kinds and renderer.has_sdf, dense=dense)
+    front, rendering = viewed(generator, w, cameras(0)[:1], sdf='field' in kinds and renderer.has_sdf)
     if 'depth' in kinds:
-        sides = [viewed(generator, w, cameras(SIDE)[i:i + 1], dense=dense)[0] for i in (1, 2)]
+        sides = [viewed(generator, w, cameras(SIDE)[i:i + 1])[0] for i in (1, 2)]
         result['depth'] = {'depth': _mean([depth_distance(front, side) for side in sides])}
     if 'view' in kinds:
         near = cameras(NEAR_SIDE)
         images = [generator(z, near[i:i + 1], psi=psi, means=means, noise='fixed').picture
                   for i in range(len(near))]
         front = front._replace(image=images[0])
-        sides = [viewed(generator, w, near[i:i + 1], images[i], dense=dense)[0] for i in (1, 2)]
+        sides = [viewed(generator, w, near[i:i + 1], images[i])[0] for i in (1, 2)]
         result['view'] = {'view': 127.5 * _mean([view_difference(side, front) for side in sides])}
     if 'field' in kinds:
         result['field'] = {'eikonal': math.nan, 'single': math.nan}

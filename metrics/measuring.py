@@ -138,8 +138,7 @@ def measure_surfaces(generator, metrics, opt, means, folder, processes):
         for block, kinds in todo:
             found = {kind: {} for kind in kinds}
             for z in draw_fakes(opt, 'evaluation', 0, block, processes.device).z:
-                measures = measure_identity(generator, z[None], opt, kinds, means, opt.inference.truncation_ratio,
-                                            dense=opt.inference.dense)
+                measures = measure_identity(generator, z[None], opt, kinds, means, opt.inference.truncation_ratio)
                 for kind, values in measures.items():
                     for name, value in values.items():
                         found[kind].setdefault(name, []).append(value)
