@@ -71,9 +71,10 @@ def with_kernels(request, monkeypatch):
 
     def fused(field, points, viewdirs=None):
         calls['field'] += 1
-        return siren.plain(field, points, viewdirs)
+        return field.steps(points, viewdirs)
 
     monkeypatch.setenv('STYLESDF_OPS', 'cuda')
+    monkeypatch.setattr(kernels, 'wanted', lambda x: x.is_cuda)
     monkeypatch.setattr(kernels, '_capability', lambda device: (9, 0))
     monkeypatch.setattr(kernels, '_load', lambda capability: (library, None))
     monkeypatch.setattr(kernels, 'launch', launch)
@@ -184,14 +185,13 @@ def test_a_loaded_model(tiny, gpu, tmp_path):
 
 # A wait ends the host's lead: the GPU then idles until the host has told it what is next. Uploads do not wait: they are
 # non_blocking or made there.
-PICTURE = {('utils.to_uint8', 'copy to the CPU'): 1}  # what the encoder gets, once the frame's work is all queued
-NOISE = {('noise.visible_faces', 'nonzero'): 1,     # how many triangles face the camera
-         ('noise.visible_faces', 'index by a mask'): 1}  # how many of them nothing hides
+PICTURE = {('utils', 'copy to the CPU'): 1}  # what the encoder gets, once the frame's work is all queued
+NOISE = {('noise', 'nonzero'): 1,            # how many triangles face the camera
+         ('noise', 'index by a mask'): 1}    # how many of them nothing hides
 # How many samples sparse.py has to evaluate decides the GPU's work: the host must know.
-SPARSE = {('sparse._render_view', 'tolist'): 1,             # beta and the distance between samples
-          ('sparse.settle', '_local_scalar_dense'): 2,      # each of two levels: how many samples are exact already
-          ('sparse.settle', 'nonzero'): 4,                  # each level: a round of evaluations, and no more
-          ('sparse.sdf_volume', '_local_scalar_dense'): 3}  # each level: were predictions good; probes: too
+SPARSE = {('sparse', 'tolist'): 1,                # beta and the distance between samples
+          ('sparse', 'nonzero'): 4,               # for each level the samples to evaluate, in two rounds
+          ('sparse', '_local_scalar_dense'): 5}   # for each level how many are exact and whether predictions were good
 
 
 @pytest.mark.parametrize('arguments, expected', [
@@ -236,7 +236,7 @@ def test_waits_of_a_training_step(data, tmp_path, gpu, quick, monkeypatch, stage
         train('volume_renderer', tmp_path, flags(data, '--device cuda --iter 1 --sphere_iters 1'))
     monkeypatch.setattr(state.State, 'update_ema', update)
     train(stage, tmp_path, flags(data, '--device cuda --iter 3 --sphere_iters 1 --sphere_lambda 1'))
-    assert steps[1:] == [{('run.update', 'tolist'): count, ('run.steps', '_local_scalar_dense'): 1}
+    assert steps[1:] == [{('run', 'tolist'): count, ('run', '_local_scalar_dense'): 1}
                          for count in updates]
 
 
