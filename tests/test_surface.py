@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from conftest import SHARED, assert_close
+from conftest import assert_close
+from golden_head import FLAGS, head_state
 
-import checkpoint
 from camera import cameras_at
 from model import build_generator
 from op import sparse
@@ -51,13 +51,8 @@ def sphere_renderer():
 @pytest.fixture(scope='module')
 def head():
     """(renderer, latents, cameras) of the golden head: surfaces, silhouettes, ears; one view from far aside."""
-    path = SHARED / 'golden' / 'shape.pt'
-    if not path.exists():
-        pytest.skip('needs the golden checkpoint in ../shared')
-    opt = parse('generate_shapes_and_images', '', [])
-    state = checkpoint.read(path)['g_ema']
-    opt = checkpoint.fit_options(opt, state, path)
-    generator = checkpoint.load_state(build_generator(opt), state, path).requires_grad_(False)
+    generator = build_generator(parse('generate_shapes_and_images', '', FLAGS)).requires_grad_(False)
+    generator.load_state_dict(head_state())
     z = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
     return generator.renderer, generator.map(z), cameras_at(torch.tensor([[0.2, 0.1], [0.9, -0.4]]))
 
