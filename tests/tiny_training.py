@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 import checkpoint
-import prepare_data
+from imaging.photos import Photos
+from prepare_data import prepare
 from utils import run_command
 
 STAGES = {'volume_renderer': 'train_volume_renderer', 'full_pipeline': 'train_full_pipeline'}
@@ -37,7 +38,7 @@ def data(tmp_path_factory):
         coarse = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(folder / f'{i}.png')
     out = tmp_path_factory.mktemp('data') / 'lmdb'
-    prepare_data.prepare(prepare_data.Photos(folder), out, [SIZE])
+    prepare(Photos(folder), out, [SIZE])
     return out
 
 

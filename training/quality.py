@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from metrics.distances import patch_descriptors, swd
 from metrics.identity import measure_identity
@@ -34,8 +33,7 @@ def quick_evaluation(generator, dataset, opt, device):
     descriptors = {'real': [], 'fake': []}
     for part in chunks(0, count, checked_chunk(opt)):
         numbers = range(part.start, part.stop)
-        items = [dataset[i] for i in numbers]
-        batches = {'real': torch.stack([item if isinstance(item, Tensor) else item[0] for item in items]),
+        batches = {'real': torch.stack([dataset[i] for i in numbers]),
                    'fake': numbered_images(generator, opt, numbers, device)}
         for kind, images in batches.items():
             pixels = torch.from_numpy(to_uint8(images)).movedim(-1, 1)

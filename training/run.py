@@ -42,8 +42,8 @@ class Run:
         self.opt, self.stage, self.processes, self.final = opt, stage, processes, final
         self.device, self.chunk = processes.device, checked_chunk(opt)
         self.main = processes.rank == 0
-        self.dataset = ImageDataset(opt.dataset.dataset_path, opt.model.size, thumbnail_only=thumbnails,
-                                    thumbnail_size=opt.model.renderer_spatial_output_dim)
+        self.dataset = ImageDataset(opt.dataset.dataset_path, opt.model.size,
+                                    opt.model.renderer_spatial_output_dim if thumbnails else None)
         if opt.training.num_workers > len(self.dataset):
             raise UserError(f'--num_workers {opt.training.num_workers} is more than the {len(self.dataset)} images in '
                             f'{self.dataset.path}; use fewer.')
@@ -130,7 +130,7 @@ class Run:
         for _ in self.progress(state.iteration, training.iter, self.stage):
             started = time.perf_counter()
             real = next(images)
-            yield (real if isinstance(real, torch.Tensor) else real[0]).to(self.device, non_blocking=True)
+            yield real.to(self.device, non_blocking=True)
             state.update_ema()
             state.iteration += 1
             state.images += training.batch * self.processes.size
