@@ -1,4 +1,4 @@
-"""docs/conventions.md: its table leads from each formula of the paper to a function that names it, and its names exist."""
+"""docs/conventions.md: its table leads from each formula of the paper to a function that names it."""
 import ast
 import re
 
