@@ -6,10 +6,13 @@ Its field was fitted to a head and is stored (golden/head.npz). Its decoder was 
 PyTorch's generator, so the same draws give it again and 4.3 MB need not be stored.
 """
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for the project's modules, where this file is a script
 
 import checkpoint
 from utils import run_command

@@ -4,6 +4,7 @@ import re
 import pytest
 import torch
 from conftest import ROOT, assert_close
+from op.fast import fast_parts
 from tiny_model import TINY
 from tiny_training import flags, newest, train
 
@@ -12,7 +13,6 @@ import train_volume_renderer
 from camera import cameras_at
 from dataset import ImageDataset
 from model import Decoder, Discriminator, VolumeDiscriminator, build_generator
-from op.fast import fast_parts
 from options import parse
 from surfaces.meshes import surface_mesh
 from surfaces.rendering import render_surface

@@ -1,12 +1,16 @@
 """The golden numbers: small enough to travel with the code, cut from the originals, and the head drawn as it was."""
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, SHARED
+from conftest import GOLDEN, ROOT, SHARED
 from golden import make
 from golden_head import DRAWN, FLAGS, drawn_decoder, head_state
 from PIL import Image
 
+import checkpoint
 from model import build_generator
 from options import parse
 
@@ -56,3 +60,10 @@ def test_the_head_is_a_whole_checkpoint():
     generator = build_generator(parse('generate_shapes_and_images', '', FLAGS))
     generator.load_state_dict(head_state())
     assert all(torch.isfinite(tensor).all() for tensor in generator.state_dict().values())
+
+
+def test_the_head_can_be_written_for_commands(tmp_path):
+    script = ROOT / 'tests' / 'golden_head.py'
+    subprocess.run([sys.executable, script, 'full_models/shape.pt'], cwd=tmp_path, check=True)
+    state, expected = checkpoint.read(tmp_path / 'full_models' / 'shape.pt')['g_ema'], head_state()
+    assert state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in state)
