@@ -97,7 +97,7 @@ def initialize_sphere(run, opt):
         for part in chunks(0, SPHERE_BATCH, run.chunk):
             images = fakes.part(part)
             scale = len(images.z) / SPHERE_BATCH
-            loss = state.g.renderer.sphere_loss(state.g.map(images.z), images.cameras, images.random,
+            loss = state.g.renderer.sphere_loss(state.g.map(images.z), images.cameras, images.rngs,
                                                 radius=opt.training.sphere_radius)
             (scale * loss).backward()
             terms.add(scale, sphere=loss)

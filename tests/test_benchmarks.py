@@ -74,7 +74,7 @@ def test_plain_makes_the_same_pictures(flags):
 
     def compute():
         return generator(tuple(z), cameras, switch=2, noise=noise, sdf=True,
-                         generator=torch.Generator().manual_seed(1))
+                         rng=torch.Generator().manual_seed(1))
 
     for grad in (True, False):
         with torch.set_grad_enabled(grad):

@@ -125,7 +125,7 @@ def test_noise_is_random_fixed_or_given(manifest):
 
     def image(noise, seed=0):
         with torch.no_grad():
-            return generator(z, cameras, noise=noise, generator=torch.Generator().manual_seed(seed)).image
+            return generator(z, cameras, noise=noise, rng=torch.Generator().manual_seed(seed)).image
 
     assert torch.equal(image('random', 1), image('random', 1)) and not torch.equal(image('random', 1), image('random'))
     maps = generator.decoder.random_noise(1, torch.Generator().manual_seed(1))

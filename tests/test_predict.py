@@ -1,4 +1,5 @@
 """The containers: the predictor run as cog runs it, and what can be checked of its files without a Docker engine."""
+import importlib
 import inspect
 import re
 import shutil
@@ -29,7 +30,7 @@ def predictor(tmp_path, monkeypatch):
     monkeypatch.setenv('STYLESDF_MODEL', 'tiny')
     save_tiny_model(tmp_path)
     module, name = yaml.safe_load((ROOT / 'cog.yaml').read_text())['predict'].split(':')
-    predictor = getattr(__import__(Path(module).stem), name)()
+    predictor = getattr(importlib.import_module(module.removesuffix('.py').replace('/', '.')), name)()
     predictor.setup()
     return predictor
 
@@ -77,7 +78,7 @@ def test_the_mesh_is_that_of_the_command(predictor, tmp_path, monkeypatch):
 def test_cog_reads_the_predictor():
     inspector = pytest.importorskip('cog._inspector', reason='needs cog (requirements-test.txt)')
     with pytest.warns(DeprecationWarning):  # cog has new names, which older releases lack
-        info = inspector.create_predictor('predict', 'Predictor')
+        info = inspector.create_predictor('web.predict', 'Predictor')
     assert list(info.inputs) == ['seed', 'truncation', 'azimuth', 'elevation', 'mesh', 'video', 'frames']
 
 
