@@ -45,6 +45,20 @@ def minimal_surface_loss(sdf, beta=100.):
     return torch.exp(-beta * sdf.abs()).mean()
 
 
+def sphere_sdf(points, near, far, radius=0.):
+    """Signed distance (…,1) of points (…,3) to the sphere that training starts from (radius 0: (far - near) / 4)."""
+    return points.norm(dim=-1, keepdim=True) - (radius or (far - near) / 4)
+
+
+def sphere_loss(sdf, points, cameras, radius=0.):
+    """Mean distance (L1) of a field's sdf (B,P,1) at world points (B,P,3) from that of a sphere (StyleSDF, training).
+
+    Training begins from a sphere because a random field has no surface to improve on. cameras: B of them, for their
+    near and far planes. radius: see `sphere_sdf`.
+    """
+    return F.l1_loss(sdf, sphere_sdf(points, cameras.near, cameras.far, radius))
+
+
 def thumbnail_loss(images, thumbnails):
     """Squared difference of images (B,3,H,W), reduced by averaging, from thumbnails (B,3,h,w); h and w divide H and W.
 
@@ -54,15 +68,15 @@ def thumbnail_loss(images, thumbnails):
     return F.mse_loss(F.adaptive_avg_pool2d(images, thumbnails.shape[2:]), thumbnails)
 
 
-def path_lengths(images, latents, noise, create_graph=True):
+def path_lengths(images, w_prime, noise, create_graph=True):
     """Lengths (B,) of the generator's Jacobian along random directions (StyleGAN2, equation 4).
 
-    images (B,3,H,W) made from latents (B,L,D) that require gradients; noise (B,3,H,W) from N(0, I). A length is the
-    norm of the gradient of sum(images noise) / sqrt(H W) by the latents, squares averaged over the L layers.
+    images (B,3,H,W) made from w' (B,L,D) that require gradients; noise (B,3,H,W) from N(0, I). A length is the
+    norm of the gradient of sum(images noise) / sqrt(H W) by w', squares averaged over the L layers.
     Differentiable with create_graph.
     """
     projection = (images * noise).sum() / math.sqrt(images.shape[2] * images.shape[3])
-    gradient, = torch.autograd.grad(projection, latents, create_graph=create_graph)
+    gradient, = torch.autograd.grad(projection, w_prime, create_graph=create_graph)
     return gradient.square().sum(2).mean(1).sqrt()
 
 

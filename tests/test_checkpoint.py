@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import checkpoint
+from inference.loading import load_generator
 from model import build_generator
 from options import parse
 from utils import UserError
@@ -165,10 +166,10 @@ def test_the_thumbnails_side_comes_from_the_noise_maps(tiny, tmp_path, monkeypat
     """Whatever the defaults and the file's own options say; a typed contradiction is refused."""
     monkeypatch.chdir(tmp_path)
     checkpoint.save('full_models/eight.pt', {'g_ema': tiny[1].state_dict(), **saved})
-    generator, opt, *_ = checkpoint.load_generator(options([], '--expname', 'eight'), torch.device('cpu'))
+    generator, opt, *_ = load_generator(options([], '--expname', 'eight'), torch.device('cpu'))
     assert (opt.model.renderer_spatial_output_dim, opt.model.size, generator.renderer.resolution) == (8, 32, 8)
     with pytest.raises(UserError, match='--renderer_spatial_output_dim 16 contradicts .*which has .* 8'):
-        checkpoint.load_generator(options([], '--expname', 'eight', '--renderer_spatial_output_dim', '16'),
+        load_generator(options([], '--expname', 'eight', '--renderer_spatial_output_dim', '16'),
                                   torch.device('cpu'))
 
 
@@ -246,7 +247,7 @@ def test_half_precision_weights_become_single(tmp_path, monkeypatch, dtype):
     monkeypatch.chdir(tmp_path)
     state = {name: tensor.to(dtype) for name, tensor in build_generator(options(TINY)).state_dict().items()}
     checkpoint.save('full_models/half.pt', {'g_ema': state})
-    generator, *_ = checkpoint.load_generator(options([*TINY, '--expname', 'half']), torch.device('cpu'))
+    generator, *_ = load_generator(options([*TINY, '--expname', 'half']), torch.device('cpu'))
     for name, tensor in generator.state_dict().items():
         assert tensor.dtype == torch.float32 and torch.equal(tensor, state[name].float()), name
 

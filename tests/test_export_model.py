@@ -7,6 +7,7 @@ from tiny_training import data, flags, train  # noqa: F401
 
 import checkpoint
 import export_model
+from inference.loading import load_generator
 from options import parse
 from utils import UserError
 
@@ -32,9 +33,9 @@ def test_the_exported_model_is_small_and_makes_the_same_pictures(data, tmp_path,
     for path in (full, out):
         path.replace(checkpoint.final_model_path('tried'))
         opt = parse('generate_shapes_and_images', '', ['--expname', 'tried'])
-        generator, opt, _, _ = checkpoint.load_generator(opt, torch.device('cpu'))
+        generator, opt, _, _ = load_generator(opt, torch.device('cpu'))
         assert opt.camera.azim == 0.2
-        images.append(export_model.pictures(generator, opt))
+        images.append(export_model.frontal_pictures(generator, opt))
     assert images[0].std() > 0.01 and 0 < (images[0] - images[1]).abs().max() < 0.02
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 import checkpoint
 import generate_shapes_and_images as generate
+from inference.pictures import PIXELS_AT_ONCE
 from model import build_generator
 from options import parse
 from surfaces.files import load_mesh
@@ -113,7 +114,7 @@ def test_an_identity_comes_from_its_own_seed_alone(run, tmp_path, tiny_model, sm
 def test_chunks_of_views_do_not_change_the_pictures(run, tmp_path, tiny_model, monkeypatch):
     arguments = [*tiny_model, '--identities', '1', '--num_views_per_id', '11', '--no_surface_renderings']
     assert run(*arguments, '--results_dir', 'a')[0] == 0
-    monkeypatch.setitem(generate.PIXELS_AT_ONCE, 'cpu', 2 * 16 * 16)
+    monkeypatch.setitem(PIXELS_AT_ONCE, 'cpu', 2 * 16 * 16)
     assert run(*arguments, '--results_dir', 'b')[0] == 0
     a, b = (picture(tmp_path / name / 'tiny/final_model/random_angles/images/0000000.png') for name in 'ab')
     assert a.shape == (16, 11 * 16, 3)
@@ -131,9 +132,14 @@ def test_index_lists_what_was_made_and_keeps_earlier_results(run, tmp_path, tiny
         assert entry['checkpoint']['sha256'] == checkpoint.file_hash(tmp_path / 'full_models/tiny.pt')
         assert all((folder / file).is_file() for file in entry['files'])
     assert any('depth_mesh' in file for file in index['results']['seed0000001']['files'])
-    again = index['results']['seed0000002']  # made again without its meshes, which are still there
-    assert not any('mesh' in file for file in again['files']) and any('depth' in f for f in again['earlier_files'])
-    assert all((folder / file).is_file() for file in again['earlier_files'])
+    # Made again without meshes: those of the first run are still there and still show it.
+    again = index['results']['seed0000002']
+    assert any('depth_mesh' in file for file in again['files']) and 'earlier_files' not in again
+    # With another truncation it looks otherwise: its earlier meshes are no longer its own.
+    assert run(*tiny_model, '--seeds', '2', '--no_surface_renderings', '--truncation_ratio', '0.9')[0] == 0
+    other = json.loads((folder / 'index.json').read_text())['results']['seed0000002']
+    assert not any('mesh' in file for file in other['files']) and any('depth' in f for f in other['earlier_files'])
+    assert all((folder / file).is_file() for file in other['earlier_files'])
 
 
 @pytest.mark.parametrize('mesh_format', ['obj', 'ply', 'glb'])

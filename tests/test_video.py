@@ -18,6 +18,7 @@ from PIL import Image
 import checkpoint
 import render_video
 from camera import Cameras, cameras_at, project, video_viewpoints
+from inference.identities import closed_walk
 from inference.video_files import video_path, video_writer
 from metrics.views import View, view_difference, warp
 from model import build_generator
@@ -25,7 +26,7 @@ from options import parse
 from surfaces.meshes import depth_mesh, surface_mesh
 from surfaces.noise import SurfaceNoise, frontal_noise
 from surfaces.rendering import render_surface
-from surfaces.shading import draw_surface
+from surfaces.shading import shade_surface
 from utils import to_uint8
 from volume_renderer import camera_directions
 
@@ -140,12 +141,12 @@ def test_drawn_surfaces_of_a_sphere():
                 'depth': ((1.12 - (eye - points) @ rotation[:, 2]) / 0.24).expand(3, -1, -1)}
     background = {'phong': None, 'normals': 1., 'depth': 0.}
     for style, picture in expected.items():
-        drawn = (draw_surface(xyz, mask, camera, style, size=128) + 1) / 2  # at the pixels' own centers
+        drawn = (shade_surface(xyz, mask, camera, style, size=128) + 1) / 2  # at the pixels' own centers
         error = (drawn - picture)[:, covered].abs()
         assert error.max() < (0.02 if style != 'depth' else 1e-4) and error.mean() < 2e-3, style
         if background[style] is not None:
             assert torch.allclose(drawn[:, 0, 0], torch.tensor(background[style]))
-        assert draw_surface(xyz, mask, camera, style).shape == (3, 512, 512)
+        assert shade_surface(xyz, mask, camera, style).shape == (3, 512, 512)
 
 
 def test_drawing_equals_ray_casting_the_mesh(shape):
@@ -182,7 +183,7 @@ def test_drawing_equals_ray_casting_the_mesh(shape):
     expected = np.ones(len(rays))
     expected[hit] = 0.1 + 0.65 * np.maximum(cosine, 0) + 0.2 * highlight
 
-    drawn = ((draw_surface(surface.xyz[0], surface.background[0], camera) + 1) / 2)[0].numpy()
+    drawn = ((shade_surface(surface.xyz[0], surface.background[0], camera) + 1) / 2)[0].numpy()
     error = 255 * np.abs(drawn - expected.reshape(512, 512))
     assert ((drawn == 1) == ~hit.reshape(512, 512)).mean() > 0.999  # the edge of the mesh
     assert error[hit.reshape(512, 512)].mean() < 0.2 and np.quantile(error, 0.999) < 5
@@ -277,14 +278,14 @@ def test_noise_sticks_to_the_head(shape):
         assert agreement['projected'] > 0.7 and abs(agreement['fixed']) < 0.25, agreement
 
     # Of the images too, noise on the surface flickers least.
-    latents = generator.decoder.latents(shape['w'], 0.5, shape['means'].decoder)
+    w_prime = generator.decoder.map(shape['w'], 0.5, shape['means'].w_prime)
     flicker = {}
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         features = [generator.renderer(shape['w'], camera).features for camera in (first, second)]
         for name, noises in {'projected': maps, 'fixed': [fixed, fixed],
                              'random': [generator.decoder.random_noise(1, random) for _ in range(2)]}.items():
-            images = [generator.decoder(part, latents, layers) for part, layers in zip(features, noises, strict=True)]
+            images = [generator.decoder(part, w_prime, layers) for part, layers in zip(features, noises, strict=True)]
             flicker[name] = view_difference(view(first, shape['surfaces'][1], images[0]),
                                             view(second, shape['surfaces'][2], images[1]))
     assert flicker['projected'] < 0.7 * flicker['fixed'] and flicker['fixed'] < flicker['random'], flicker
@@ -313,7 +314,7 @@ def test_view_difference_of_a_textured_sphere():
     carried = warp(*views['painted'])
     assert 0.3 < carried.visible.float().mean() < (views['painted'][1].background == 0).float().mean()
     source, target = views['painted']
-    assert math.isnan(view_difference(source, target._replace(mask=torch.ones_like(target.background))))
+    assert math.isnan(view_difference(source, target._replace(background=torch.ones_like(target.background))))
 
 
 # ---------------------------------------------------------------------------------------------- video files
@@ -410,7 +411,7 @@ def test_the_originals_frames(run, tmp_path, shape, head_checkpoint):
     opt = parse('render_video', '', SHAPE)
     assert opt.rendering.N_samples == 64
     with torch.no_grad():
-        generated = shape['generator'](shape['z'], cameras[1:2], truncation=0.5, means=shape['means'], noise='fixed')
+        generated = shape['generator'](shape['z'], cameras[1:2], psi=0.5, means=shape['means'], noise='fixed')
     assert np.abs(to_uint8(generated.image)[0].astype(int) - picture('video', 1)).max() <= 1
 
 
@@ -448,7 +449,7 @@ def test_depth_videos_and_projected_noise(run, tiny, small_surfaces, style):
 
 def test_a_walk_between_identities(run, tiny, small_surfaces):
     stops = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
-    walk = render_video.closed_walk(stops, 31)
+    walk = closed_walk(stops, 31)
     assert torch.allclose(walk[[0, 10, 20]], stops, atol=1e-6) and torch.allclose(walk[30], stops[0], atol=1e-6)
     speed = walk.diff(dim=0)
     assert torch.allclose(speed[0], speed[-1], atol=0.5 * speed.abs().max().item())  # no corner where it closes
@@ -491,13 +492,13 @@ def test_models_without_decoder_or_sdf(run, tiny, small_surfaces):
 def test_stopped_early(run, tiny, small_surfaces, monkeypatch, sent, code):
     drawn = []
 
-    def draw_then_stop(*arguments):
-        drawn.append(draw_surface(*arguments))
+    def shade_then_stop(*arguments):
+        drawn.append(shade_surface(*arguments))
         if len(drawn) == 4:
             os.kill(os.getpid(), sent)
         return drawn[-1]
 
-    monkeypatch.setattr(render_video, 'draw_surface', draw_then_stop)
+    monkeypatch.setattr('inference.frames.shade_surface', shade_then_stop)
     got, out, error = run(*tiny(sdf=False), '--frames', 20)
     assert got == code and 'have 3 of 20 frames' in out and 'stopped' in error
     for video in ('video', 'depth_video'):
