@@ -4,7 +4,6 @@ import re
 import pytest
 import torch
 from conftest import ROOT, assert_close
-from op.fast import fast_parts
 from tiny_model import TINY
 from tiny_training import flags, newest, train
 
@@ -12,7 +11,9 @@ import train_full_pipeline
 import train_volume_renderer
 from camera import cameras_at
 from dataset import ImageDataset
-from model import Decoder, Discriminator, VolumeDiscriminator, build_generator
+from discriminators import Discriminator, VolumeDiscriminator
+from model import Decoder, build_generator
+from op.fast import fast_parts
 from options import parse
 from surfaces.meshes import surface_mesh
 from surfaces.rendering import render_surface
@@ -69,7 +70,7 @@ def test_a_density_trains_and_gives_pictures_and_surfaces(shown):
 
     generator = surface_in_sight(generator.requires_grad_(False))
     generator.renderer.perturb = 0.
-    usual = build_generator(opt, full_pipeline=False, **{'renderer': fast_parts(opt)['renderer']})
+    usual = build_generator(opt, full_pipeline=False, renderer=fast_parts(opt)['renderer'])
     usual.load_state_dict(generator.state_dict())
     usual.renderer.perturb = 0.
     z, cameras = torch.randn(1, 8), cameras_at(torch.tensor([[0.2, 0.1]]), 8)
@@ -98,6 +99,7 @@ def test_a_decoder_trains_and_gives_pictures(shown):
         assert all(parameter.grad.isfinite().all() for parameter in network.parameters() if parameter.grad is not None)
     assert generator.decoder.style.weight.grad.abs().max() > 0
 
+    generator.renderer.perturb = 0.
     means = generator.mean_latents(50)
     z, cameras = torch.randn(2, 8), cameras_at(torch.zeros(2, 2), 8)
     with torch.no_grad():
