@@ -22,7 +22,8 @@ from tqdm import tqdm
 import checkpoint
 import options
 from dataset import Pixels, open_images
-from imaging.pixels import RESAMPLE, resize_and_crop
+from imaging.fit import RESAMPLE, resize_and_crop
+from imaging.photos import named_lines
 from imaging.workers import load_in_workers
 from metrics import distances
 from metrics.features import load_features
@@ -77,7 +78,8 @@ class Blocks:
         for part in self._parts(kind):
             path = self._path(kind, part)
             try:
-                parts.append(torch.load(path, weights_only=True)['tensors'])
+                if tensors := torch.load(path, weights_only=True)['tensors']:  # none where no image could be read
+                    parts.append(tensors)
             except Exception:  # a damaged file can fail anywhere in the unpickler, with any exception
                 raise UserError(f'{path} is damaged or gone; remove it and give the same command again.') from None
         return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
@@ -113,10 +115,23 @@ def image_kinds(wanted, features, count):
 
 def real_results(todo, images, features, opt, device):
     """Yield the results of real images."""
-    batches = load_in_workers(Pixels(images), min(opt.training.num_workers, len(todo)),
+    batches = load_in_workers(Pixels(images), min(opt.training.num_workers, len(todo)), collate_fn=Pixels.batch,
                               batch_sampler=[list(part) for part, _ in todo])
-    for (part, kinds), batch in zip(todo, batches, strict=True):
-        yield image_results(batch.to(device), part, kinds, features)
+    for (part, kinds), (batch, reasons) in zip(todo, batches, strict=True):
+        numbers = [number for number, reason in zip(part, reasons, strict=True) if reason is None]
+        found = image_results(batch.to(device), numbers, kinds, features) if numbers else dict.fromkeys(kinds, [])
+        yield found | {'broken': [torch.tensor(sorted({*part} - {*numbers}), dtype=torch.int64)]}
+
+
+def check_broken(real, images):
+    """Say which real images were skipped, and why. Raises UserError where too few are left."""
+    broken = real.load('broken')[0].tolist()
+    if broken:
+        reasons = {images.names[number]: Pixels(images)[number] for number in broken}
+        print('\n'.join(named_lines('broken images skipped', reasons)))
+    if (left := real.kinds['broken'] - len(broken)) < FEWEST_IMAGES:
+        raise UserError(f'--dataset_path {images.path}: only {left} of its images can be read, too few to compare; use '
+                        f'at least {FEWEST_IMAGES}.')
 
 
 def fake_images(generator, part, opt, means, size, device):
@@ -172,9 +187,8 @@ def image_metrics(wanted, real, fake, features, device):
     """The entries of distances.json for FID, KID, precision and recall, and patch distance."""
     results = {}
     if features:
-        facts = {'features': features.name, 'images': fake.kinds[features.key],
-                 'real_images': real.kinds[features.key]}
         of_real, of_fake = (blocks.load(features.key)[0].to(device) for blocks in (real, fake))
+        facts = {'features': features.name, 'images': len(of_fake), 'real_images': len(of_real)}
     for metric in tqdm([metric for metric in options.METRICS if metric in wanted], desc='comparing', unit=' metrics'):
         if metric == 'fid':
             value = distances.frechet_distance(distances.moments(of_real), distances.moments(of_fake))
@@ -186,9 +200,10 @@ def image_metrics(wanted, real, fake, features, device):
             precision, recall = distances.precision_recall(of_real, of_fake)
             results |= {'precision': {'value': precision, **facts}, 'recall': {'value': recall, **facts}}
         else:
-            levels = distances.swd(*([level.to(device) for level in blocks.load('patches')] for blocks in (real, fake)))
+            patches = [[level.to(device) for level in blocks.load('patches')] for blocks in (real, fake)]
+            levels = distances.swd(*patches)
             results['swd'] = {'value': sum(levels) / len(levels), 'levels': levels,
-                              'images': min(blocks.kinds['patches'] for blocks in (real, fake))}
+                              'images': min(len(levels_of_one[0]) for levels_of_one in patches)}
     return results
 
 
@@ -309,8 +324,8 @@ def main():
 
         if image_wanted:
             data_hash = images.fingerprint()
-            real = Blocks(results_dir / 'real_images' / data_hash, image_kinds(image_wanted, features, len(images)),
-                          REAL_BLOCK)
+            kinds = image_kinds(image_wanted, features, len(images))
+            real = Blocks(results_dir / 'real_images' / data_hash, kinds | {'broken': max(kinds.values())}, REAL_BLOCK)
             real.fill('real images', lambda todo: real_results(todo, images, features, opt, device), processes)
             kinds = image_kinds(image_wanted, features, opt.evaluation.num_images)
             if opt.evaluation.save_images:
@@ -328,6 +343,7 @@ def main():
             return
         results = {}
         if image_wanted:
+            check_broken(real, images)
             found = image_metrics(image_wanted, real, fake, features,
                                   torch.device('cpu') if device.type == 'mps' else device)  # which has no doubles
             data = {'path': str(opt.dataset.dataset_path), 'hash': data_hash}
