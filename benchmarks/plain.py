@@ -20,7 +20,7 @@ from op.upfirdn import _plain as upfirdn_definition
 from surfaces.meshes import SURFACE_RESOLUTION
 from surfaces.shading import draw_surface
 from training import run
-from training.state import State
+from training.state import EMA_DECAY, State
 from utils import to_uint8
 from volume_renderer import LAST_SPACING, Rendering, VolumeRenderer, camera_directions, sample_depths
 
@@ -165,7 +165,7 @@ def video_frames(generator, z, cameras, opt, means):
     """render_video.render_frames of one identity z (1,style_dim): each frame begins with z. Call it inside plain()."""
     for i in range(len(cameras)):
         camera = cameras[i:i + 1]
-        image = generator(z, camera, truncation=opt.inference.truncation_ratio, means=means, noise='fixed').image
+        image = generator(z, camera, psi=opt.inference.truncation_ratio, means=means, noise='fixed').image
         view = surface(generator.renderer, generator.map(z, opt.inference.truncation_ratio, means), camera)
         drawn = draw_surface(view.xyz[0], view.background[0], camera, opt.video.depth_style)
         yield {'video': to_uint8(image)[0], 'depth_video': to_uint8(drawn)}
@@ -183,4 +183,4 @@ def update_ema(state):
     with torch.no_grad():
         for mean, new in zip(state.g_ema.parameters(), state.g.parameters(), strict=True):
             if new.requires_grad:
-                mean.mul_(state.EMA_DECAY).add_(new, alpha=1 - state.EMA_DECAY)
+                mean.mul_(EMA_DECAY).add_(new, alpha=1 - EMA_DECAY)
