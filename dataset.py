@@ -229,8 +229,8 @@ def _checked_length(path, size):
     if size not in complete:
         usable = [size for size in complete if size >= SMALLEST_SIZE and size & (size - 1) == 0]
         there = ', '.join(map(str, usable)) or 'none that a model can have'
-        raise UserError(f'{path} has {contents.count(size) or "none"} of its {contents.length} images at size {size}; use a '
-                        f'size that is there ({there}) or add this one with "{command("PHOTOS", path)}".')
+        raise UserError(f'{path} has {contents.count(size) or "none"} of its {contents.length} images at size {size}; '
+                        f'use a size that is there ({there}) or add this one with "{command("PHOTOS", path)}".')
     return contents.length
 
 

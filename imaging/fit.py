@@ -52,6 +52,9 @@ class Fit(NamedTuple):
         return picture
 
 
+CENTER_CROP = Fit()
+
+
 def resize_and_crop(image, size, resample, crop_y=0.5):
     """Resize the short side to `size` pixels and cut out a square: torchvision's resize, then center_crop.
 
