@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
 import trimesh
 from torch import nn
 
@@ -23,24 +22,11 @@ class Spheres(nn.Module):
 
     def __init__(self, *spheres):
         super().__init__()
-        self.spheres, self.offset = torch.tensor(spheres), torch.zeros(3)
+        self.spheres, self.offset, self.scale = torch.tensor(spheres), torch.zeros(3), 1.
 
-    def fold(self, w):
-        return self
-
-    def image(self, index):
-        return self
-
-    def hidden(self, points, scratch=None):
-        return points
-
-    def sdf(self, points):
+    def forward(self, w, points, viewdirs=None):
         distances = (points[..., None, :] - self.offset - self.spheres[:, :3]).norm(dim=-1) - self.spheres[:, 3]
-        return distances.amin(dim=-1, keepdim=True)
-
-    def hidden_and_slope(self, points):
-        slope = F.normalize(points - self.offset - self.spheres[0, :3], dim=-1)
-        return points, HALF * slope  # so that in world units it is a true distance
+        return self.scale * distances.amin(dim=-1, keepdim=True), None, None
 
 
 class Following(VolumeRenderer):
@@ -155,7 +141,9 @@ def test_view_consistency_of_images(sticks):
 
 
 def test_eikonal_residual_and_single_surfaces():
-    one = measured(scene(SPHERE), 'field')['field']
+    generator = scene(SPHERE)
+    generator.renderer.network.scale = HALF  # so that in world units it is a true distance
+    one = measured(generator, 'field')['field']
     assert one['single'] == 1 and one['eikonal'] == pytest.approx(0, abs=1e-5)
     assert measured(scene((-0.5, 0., 0., 0.2), (0.5, 0., 0., 0.2)), 'field')['field']['single'] == 0
     assert measured(scene((0., 0., 0., 5.)), 'field')['field']['single'] == 0  # inside everywhere: no surface
