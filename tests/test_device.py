@@ -18,7 +18,9 @@ import evaluate
 import generate_shapes_and_images
 import options
 import render_video
+from inference.frames import render_frames
 from inference.loaded_model import load_model
+from inference.meshes import frontal_mesh
 from metrics import features
 from op import kernels, siren
 from surfaces.noise import frontal_noise
@@ -173,7 +175,7 @@ def test_videos(tiny, command, tmp_path, arguments):
 
 def test_a_loaded_model(tiny, gpu, tmp_path):
     model = load_model('tiny', device='cuda', truncation_mean=50)
-    w = model.latents([3, 4], 0.7)
+    w = model.w_of([3, 4], 0.7)
     camera = model.cameras([[20., 5.]], zoom=2.)
     assert model.picture(w[:1], camera, 0.7).shape == (16, 16, 3)
     assert model.surface(w[:1], camera).shape == (512, 512, 3)
@@ -203,18 +205,18 @@ def test_waits_of_a_frame(gpu, monkeypatch, arguments, expected):
         monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 32)
     model = load_model('cats_demo', device='cuda', truncation_mean=50)
     opt = options.parse('render_video', '', ['--expname', 'cats_demo', *arguments.split()])
-    w, cameras = model.latents([3], 0.7), model.cameras([[0., 0.], [5., 0.]])
+    w, cameras = model.w_of([3], 0.7), model.cameras([[0., 0.], [5., 0.]])
     fixed = model.generator.decoder.fixed_noise()
 
     def noise(camera):
         return fixed
     if opt.model.project_noise:
-        mesh, frontal = render_video.frontal_mesh(model.generator, w, opt)
+        mesh, frontal = frontal_mesh(model.generator, w, opt)
         on_surface = frontal_noise(mesh, model.generator.renderer, frontal, model.generator.decoder.noise_sizes,
                                    torch.Generator('cuda'))
         noise = partial(on_surface.maps, resolution=model.generator.renderer.resolution, fixed=fixed)
-    frames = render_video.render_frames(model.generator, w, cameras, noise, opt, model.means,
-                                        not opt.inference.no_surface_videos)
+    frames = render_frames(model.generator, w, cameras, noise, opt, model.means,
+                           not opt.inference.no_surface_videos)
     next(frames)
     gpu.waits.clear()
     next(frames)
@@ -288,4 +290,4 @@ def test_benchmark(tiny, gpu, row):
 def test_benchmarks_head(tiny, gpu):
     model = load_model('tiny', device='cuda', truncation_mean=50)
     model.generator.requires_grad_(True)
-    assert head.fit_head(model.generator, model.latents([1], 0.7).detach(), 0.24, steps=2) > 0
+    assert head.fit_head(model.generator, model.w_of([1], 0.7).detach(), 0.24, steps=2) > 0

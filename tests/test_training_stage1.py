@@ -7,7 +7,7 @@ import checkpoint
 from discriminators import VolumeDiscriminator
 from model import build_generator
 from training import logs, random_numbers, stage1
-from volume_renderer import TRAINING_POINTS, VolumeRenderer
+from op.tiles import TRAINING_POINTS, VolumeRenderer
 
 
 @pytest.mark.parametrize('chunk', (1, 2))
