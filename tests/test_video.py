@@ -22,6 +22,7 @@ from inference.identities import closed_walk
 from inference.video_files import video_path, video_writer
 from metrics.views import View, view_difference, warp
 from model import build_generator
+from op.fast import fast_parts
 from options import parse
 from surfaces.meshes import depth_mesh, surface_mesh
 from surfaces.noise import SurfaceNoise, frontal_noise
@@ -64,7 +65,8 @@ def small_surfaces(monkeypatch):
 @pytest.fixture(scope='module')
 def shape():
     """The golden head: generator, latents, and its surface in three views of a video of 60 frames."""
-    generator = build_generator(parse('render_video', '', SHAPE)).requires_grad_(False)
+    opt = parse('render_video', '', SHAPE)
+    generator = build_generator(opt, **fast_parts(opt)).requires_grad_(False)
     generator.load_state_dict(golden_head.head_state())
     random = torch.Generator().manual_seed(1234)
     means = generator.mean_latents(10000, random)
@@ -260,8 +262,9 @@ def test_noise_sticks_to_the_head(shape):
         return View(image, surface.xyz, surface.background, camera, 64)
 
     # The mesh lies on the field's zero level, not only near it: a voxel is 0.24 / 128 wide.
-    field, points = generator.renderer.network.fold(shape['w']), noise.corners.view(1, -1, 3)
-    assert field.sdf(field.hidden(generator.renderer.scale(points, front))).abs().max() < 0.1 * 0.24 / 128
+    renderer = generator.renderer
+    distances = renderer.sdf_at(renderer.field(shape['w']), noise.corners.view(-1, 3), front)
+    assert distances.abs().max() < 0.1 * 0.24 / 128
 
     maps = [noise.maps(camera, 64, fixed) for camera in (first, second)]
     for layer in (1, 3):
