@@ -17,24 +17,15 @@ from torch import Tensor, nn
 from op import fused_leaky_relu, upfirdn2d
 from volume_renderer import Rendering, VolumeRenderer, draw
 
-BLUR_TAPS = (1., 3., 3., 1.)
-DECODER_STYLE_LAYERS = 5
 MEAN_LATENT_DRAWS = 10_000  # as many as the original takes
 MEAN_PART = 1 << 14         # of them at a time
 PRECISIONS = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 
 
 def channels_at(resolution, multiplier, limit=0):
-    """Feature channels of the decoder and of the stage-2 discriminator at a resolution; at most `limit` unless that
-    is 0."""
+    """Feature channels of the decoder and of the stage-2 discriminator at a resolution; limit 0: no limit."""
     channels = 512 if resolution <= 32 else 256 * 64 * multiplier // resolution
     return min(channels, limit or channels)
-
-
-def blur_kernel(gain=1.):
-    """(4,4) separable [1,3,3,1] low-pass filter that sums to gain."""
-    taps = torch.tensor(BLUR_TAPS)
-    return torch.outer(taps, taps) * (gain / taps.sum() ** 2)
 
 
 # ---------------------------------------------------------------------------------------------- layers
@@ -65,8 +56,7 @@ class EqualLinear(nn.Module):
         self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
         self.bias = nn.Parameter(torch.full((out_features,), float(bias)))
         self.scale = lr_multiplier / math.sqrt(in_features)
-        self.lr_multiplier = lr_multiplier
-        self.activate = activate
+        self.lr_multiplier, self.activate = lr_multiplier, activate
 
     def forward(self, x):
         weight, bias = self.weight * self.scale, self.bias * self.lr_multiplier
@@ -76,26 +66,16 @@ class EqualLinear(nn.Module):
 
 
 class Blur(nn.Module):
-    """The [1,3,3,1] low-pass filter that goes with a change of resolution; down: keep every so many-th pixel."""
+    """The [1,3,3,1] low-pass filter, after inserting zeros for `up` times, before keeping one of `down` pixels."""
 
-    def __init__(self, pad, gain=1., down=1):
+    def __init__(self, pad, gain=1., up=1, down=1):
         super().__init__()
-        self.register_buffer('kernel', blur_kernel(gain))
-        self.pad, self.down = pad, down
+        taps = torch.tensor([1., 3., 3., 1.])
+        self.register_buffer('kernel', torch.outer(taps, taps) * (gain / taps.sum() ** 2))  # (4,4), its sum is gain
+        self.pad, self.up, self.down = pad, up, down
 
     def forward(self, x):
-        return upfirdn2d(x, self.kernel, down=self.down, pad=self.pad)
-
-
-class Upsample(nn.Module):
-    """Twice the resolution, [1,3,3,1] filtered."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer('kernel', blur_kernel(gain=4.))
-
-    def forward(self, x):
-        return upfirdn2d(x, self.kernel, up=2, pad=(2, 1))
+        return upfirdn2d(x, self.kernel, up=self.up, down=self.down, pad=self.pad)
 
 
 class BiasedLeakyReLU(nn.Module):
@@ -113,15 +93,15 @@ class BiasedLeakyReLU(nn.Module):
 # ---------------------------------------------------------------------------------------------- decoder
 
 class ModulatedConv2d(nn.Module):
-    """StyleGAN2's weight-modulated convolution (Karras et al. 2020, equations 1 and 3), optionally up or down by 2."""
+    """StyleGAN2's weight-modulated convolution (Karras et al. 2020, equations 1 and 3), optionally up by 2."""
 
-    def __init__(self, in_channels, out_channels, kernel_size, style_dim, demodulate=True, up=False, down=False):
+    def __init__(self, in_channels, out_channels, kernel_size, style_dim, demodulate=True, up=False):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(1, out_channels, in_channels, kernel_size, kernel_size))
         self.scale = 1 / math.sqrt(in_channels * kernel_size ** 2)
-        self.demodulate, self.up, self.down, self.kernel_size = demodulate, up, down, kernel_size
-        if up or down:  # a 3x3 convolution of stride 2 with the filter: half or twice the resolution exactly
-            self.blur = Blur(pad=(1, 1), gain=4.) if up else Blur(pad=(2, 2))
+        self.demodulate, self.up, self.padding = demodulate, up, kernel_size // 2
+        if up:  # a transposed 3x3 convolution of stride 2, with the filter: twice the resolution exactly
+            self.blur = Blur(pad=(1, 1), gain=4.)
         self.modulation = EqualLinear(style_dim, in_channels, bias=1.)
 
     def modulated_weight(self, w_prime):
@@ -133,8 +113,7 @@ class ModulatedConv2d(nn.Module):
         return weight
 
     def forward(self, x, weight):
-        """(B,out,h,w), or twice or half as large, from x (B,in,h,w) and the weights of each image or of all."""
-        x = self.blur(x) if self.down else x
+        """(B,out,h,w), or twice as large, from x (B,in,h,w) and the weights of each image or of all."""
         x = self.convolve(x, weight.to(x.dtype))
         return self.blur(x) if self.up else x
 
@@ -145,8 +124,7 @@ class ModulatedConv2d(nn.Module):
         if self.up:
             y = F.conv_transpose2d(y, weight.transpose(1, 2).flatten(0, 1), stride=2, groups=groups)
         else:
-            y = F.conv2d(y, weight.flatten(0, 1), groups=groups, stride=2 if self.down else 1,
-                         padding=0 if self.down else self.kernel_size // 2)
+            y = F.conv2d(y, weight.flatten(0, 1), groups=groups, padding=self.padding)
         return y if groups == 1 else y[0].unflatten(0, (groups, channels))
 
 
@@ -181,16 +159,12 @@ class ToRGB(nn.Module):
     def __init__(self, in_channels, style_dim, upsample=True):
         super().__init__()
         if upsample:
-            self.upsample = Upsample()
+            self.upsample = Blur(pad=(2, 1), gain=4., up=2)
         self.conv = ModulatedConv2d(in_channels, 3, 1, style_dim, demodulate=False)
         self.bias = nn.Parameter(torch.zeros(1, 3, 1, 1))
 
     def forward(self, x, weight, skip=None):
-        return self.add(self.conv(x, weight), skip)
-
-    def add(self, rgb, skip=None):
-        """The sum of RGB (B,3,h,w), the bias and the upsampled skip (B,3,h/2,w/2), in full precision."""
-        rgb = rgb.to(self.bias.dtype) + self.bias
+        rgb = self.conv(x, weight).to(self.bias.dtype) + self.bias  # summed in full precision
         return rgb if skip is None else rgb + self.upsample(skip)
 
 
@@ -212,8 +186,8 @@ class Decoder(nn.Module):
         self.size, self.resolution, self.dtype = size, resolution, dtype
         w_prime_dim = 2 * style_dim
         self.style = nn.Sequential(PixelNorm(), *(
-            EqualLinear(style_dim if i == 0 else w_prime_dim, w_prime_dim, lr_multiplier=lr_multiplier, activate=True)
-            for i in range(DECODER_STYLE_LAYERS)))
+            EqualLinear(in_dim, w_prime_dim, lr_multiplier=lr_multiplier, activate=True)
+            for in_dim in (style_dim, *[w_prime_dim] * 4)))
         channels = channels_at(resolution, channel_multiplier, channel_max)
         self.conv1 = StyledConv(in_channels, channels, w_prime_dim)
         self.to_rgb1 = ToRGB(channels, w_prime_dim, upsample=False)
@@ -253,8 +227,8 @@ class Decoder(nn.Module):
         w may be a pair of such tensors for style mixing (StyleGAN, section 3.1): layers from index `switch` on take the
         second. psi pulls w' towards `mean` (1,2*style_dim).
         """
-        pair = w if isinstance(w, (tuple, list)) else (w,)
-        w_prime = [truncate(self.style(one), psi, mean)[:, None] for one in pair]       # each (B,1,2*style_dim)
+        w = w if isinstance(w, (tuple, list)) else (w,)
+        w_prime = [truncate(self.style(one), psi, mean)[:, None] for one in w]          # each (B,1,2*style_dim)
         if len(w_prime) == 1:
             return w_prime[0].expand(-1, self.num_layers, -1)
         return torch.cat([w_prime[0].expand(-1, switch, -1),
@@ -312,10 +286,7 @@ class Generated(NamedTuple):
 
 
 class Generator(nn.Module):
-    """Mapping, renderer and, in the full pipeline, the decoder.
-
-    renderer: a VolumeRenderer. decoder: a Decoder, or None for the field alone (stage 1).
-    """
+    """Mapping, renderer (a VolumeRenderer) and, in the full pipeline, decoder (a Decoder; None in stage 1)."""
 
     def __init__(self, style_dim, renderer, decoder=None):
         super().__init__()
@@ -332,14 +303,13 @@ class Generator(nn.Module):
     @torch.no_grad()
     def mean_latents(self, draws=MEAN_LATENT_DRAWS, rng=None):
         """MeanLatents over `draws` latents z ~ N(0, I), in parts, so that memory does not grow with them."""
-        device = self.style[0].weight.device
         means = []
         for first in range(0, draws, MEAN_PART):
             part = min(MEAN_PART, draws - first)
-            w = self.style(torch.randn(part, self.style_dim, generator=rng, device=device))
+            w = self.style(torch.randn(part, self.style_dim, generator=rng, device=self.style[0].weight.device))
             both = [w, self.decoder.style(w)] if self.full_pipeline else [w]
-            share = [latent.mean(0, keepdim=True) * (part / draws) for latent in both]
-            means = [mean + more for mean, more in zip(means, share, strict=True)] if means else share
+            means.append([latent.mean(0, keepdim=True) * (part / draws) for latent in both])
+        means = [sum(parts) for parts in zip(*means, strict=True)]
         return MeanLatents(means[0], means[1] if self.full_pipeline else None)
 
     def map(self, z, psi=1., means=None):
@@ -364,8 +334,7 @@ class Generator(nn.Module):
         return Generated(image, rendering, w_prime)                                     # (B,3,size,size)
 
     def render(self, w, cameras, **wanted):
-        """The Rendering of latents w (B,style_dim), with features where there is a decoder; wanted: as for `forward`.
-        """
+        """The Rendering of latents w (B,style_dim), with features for the decoder; wanted: as for `forward`."""
         return self.renderer(w, cameras, features=self.full_pipeline, **wanted)
 
     def noise(self, noise, batch, rng=None):
@@ -375,31 +344,30 @@ class Generator(nn.Module):
         return self.decoder.fixed_noise() if noise == 'fixed' else noise
 
 
-# ---------------------------------------------------------------------------------------------- from options
+# ---------------------------------------------------------------------------------------------- from and to sizes
 
 def build_generator(opt, full_pipeline=True, renderer=VolumeRenderer, decoder=Decoder):
     """The Generator that an option tree describes (options.py), with fresh weights, on the CPU.
 
     renderer, decoder: their classes, these or subclasses; op/fast.py chooses the faster ones.
     """
+    sizes, flags = opt.model, opt.rendering
     renderer = renderer(
-        opt.model.style_dim, opt.model.renderer_spatial_output_dim, opt.rendering.N_samples, opt.rendering.depth,
-        opt.rendering.width, sdf=not opt.rendering.no_sdf, z_normalize=not opt.rendering.no_z_normalize,
-        static_viewdirs=opt.rendering.static_viewdirs, offset_sampling=not opt.rendering.no_offset_sampling,
-        perturb=opt.rendering.perturb, raw_noise_std=opt.rendering.raw_noise_std,
-        force_background=opt.rendering.force_background)
+        sizes.style_dim, sizes.renderer_spatial_output_dim, flags.N_samples, flags.depth, flags.width,
+        sdf=not flags.no_sdf, z_normalize=not flags.no_z_normalize, static_viewdirs=flags.static_viewdirs,
+        offset_sampling=not flags.no_offset_sampling, perturb=flags.perturb, raw_noise_std=flags.raw_noise_std,
+        force_background=flags.force_background)
     decoder = decoder(
-        opt.model.size, opt.model.style_dim, opt.model.channel_multiplier, opt.model.renderer_spatial_output_dim,
-        opt.rendering.width, opt.model.lr_mapping, PRECISIONS[opt.machine.precision],
-        opt.model.channel_max) if full_pipeline else None
-    return Generator(opt.model.style_dim, renderer, decoder)
+        sizes.size, sizes.style_dim, sizes.channel_multiplier, sizes.renderer_spatial_output_dim, flags.width,
+        sizes.lr_mapping, PRECISIONS[opt.machine.precision], sizes.channel_max) if full_pipeline else None
+    return Generator(sizes.style_dim, renderer, decoder)
 
 
 def sizes_of(state, rays=64):
     """The inverse of build_generator's sizes: the flags that the shapes of a generator's state dict tell, by name.
 
-    state: names to tensors. rays: renderer_spatial_output_dim, for files whose noise maps do not tell it. Without a
-    decoder there is no size and no channel_multiplier. Raises ValueError where the shapes are no generator's.
+    rays: renderer_spatial_output_dim, for files whose noise maps do not tell it. Without a decoder there is no size and
+    no channel_multiplier. Raises ValueError where the shapes are no generator's.
     """
     def shape(name, dim):
         if name not in state or state[name].dim() <= dim:

@@ -374,6 +374,7 @@ GROUPS = {
     ),
 }
 FLAGS = {flag.name: flag for flags in GROUPS.values() for flag in flags}
+GROUP_OF = {flag.name: group for group, flags in GROUPS.items() for flag in flags}
 
 
 # ---------------------------------------------------------------------------------------------- questions to the flags
@@ -490,5 +491,5 @@ def replaced(tree, **values):
     """A copy of the tree with some flags changed, by name."""
     copy = Munch((name, Munch(group) if isinstance(group, Munch) else group) for name, group in tree.items())
     for name, value in values.items():
-        copy[next(group for group, flags in GROUPS.items() if FLAGS[name] in flags)][name] = value
+        copy[GROUP_OF[name]][name] = value
     return copy

@@ -35,7 +35,7 @@ def film_linear(in_features, out_features):
 
 
 class FiLMSiren(nn.Linear):
-    """sin(gain (W x + b) + shift), gain and shift made from a latent (pi-GAN's FiLM-SIREN; StyleSDF equation 1)."""
+    """sin(gain (W x + b) + shift), gain and shift from a latent (pi-GAN's FiLM-SIREN; phi_i, equation 1)."""
 
     def __init__(self, in_features, out_features, style_dim, first=False):
         super().__init__(in_features, out_features)
@@ -140,7 +140,7 @@ def camera_directions(resolution, focal):
 
 
 def sample_depths(near, far, samples, *, offset_sampling=True, perturb=0., rays=1, rng=None):
-    """Sample positions t along the rays, in units of the ray direction (docs/conventions.md, Samples along a ray).
+    """Sample positions t_i along the rays, in units of the ray direction (docs/conventions.md, Samples along a ray).
 
     near, far: (B,1,1). Returns (B,1,N) without jitter, else (B,rays,N). offset_sampling: N equal steps that share
     one random offset a ray; otherwise stratified sampling (NeRF equation 2), each sample jittered inside its own bin.
@@ -163,7 +163,7 @@ def sample_depths(near, far, samples, *, offset_sampling=True, perturb=0., rays=
 # ---------------------------------------------------------------------------------------------- density and weights
 
 class SigmoidDensity(NamedTuple):
-    """The density of a signed distance: sigmoid(-sdf / beta) / beta (StyleSDF equation 5)."""
+    """The density of a signed distance, K_alpha: sigmoid(-sdf / beta) / beta (StyleSDF equation 5)."""
     scale: Tensor | float  # beta, the distance over which the density changes
 
     def value(self, sdf, rng=None):
@@ -199,7 +199,7 @@ class SoftplusDensity(NamedTuple):
 
 
 def ray_weights(density, spacing, force_background=False):
-    """Weights of the samples of a ray (NeRF's quadrature; StyleSDF equation 4).
+    """Weights of the samples of a ray in C(r) (NeRF's quadrature; StyleSDF equation 4).
 
     density, spacing: (…,N). The weight is alpha times the transmittance before the sample. force_background gives
     the last sample all that is left, so that the weights sum to one.
@@ -213,7 +213,7 @@ def ray_weights(density, spacing, force_background=False):
 
 
 def integrate(weights, values):
-    """Weighted sums (B,R,C) over the samples of each ray (StyleSDF equation 4): weights (B,R,N), values (B,R,N,C)."""
+    """C(r): weighted sums (B,R,C) over each ray (StyleSDF equation 4); weights (B,R,N), values (B,R,N,C)."""
     return (weights[..., None, :] @ values)[..., 0, :]
 
 

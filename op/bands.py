@@ -68,7 +68,8 @@ def styled_conv(layer, x, weight, noise):
 
 def to_rgb(layer, x, weight, skip=None):
     """ToRGB.forward, the RGB not channels last: there are too few of them."""
-    return layer.add(convolve(layer.conv, x, weight).contiguous(), skip)
+    rgb = convolve(layer.conv, x, weight).contiguous().to(layer.bias.dtype) + layer.bias
+    return rgb if skip is None else rgb + layer.upsample(skip)
 
 
 def convolve(layer, x, weight):
