@@ -35,7 +35,7 @@ def film_linear(in_features, out_features):
 
 
 class FiLMSiren(nn.Linear):
-    """sin(gain (W x + b) + shift), gain and shift from a latent (pi-GAN's FiLM-SIREN; phi_i, equation 1)."""
+    """sin(gain (W x + b) + shift), gain and shift from a latent (pi-GAN's FiLM-SIREN; StyleSDF, phi_i)."""
 
     def __init__(self, in_features, out_features, style_dim, first=False):
         super().__init__(in_features, out_features)
@@ -163,7 +163,7 @@ def sample_depths(near, far, samples, *, offset_sampling=True, perturb=0., rays=
 # ---------------------------------------------------------------------------------------------- density and weights
 
 class SigmoidDensity(NamedTuple):
-    """The density of a signed distance, K_alpha: sigmoid(-sdf / beta) / beta (StyleSDF equation 5)."""
+    """The density of a signed distance (StyleSDF, K_alpha): sigmoid(-sdf / beta) / beta. The paper calls beta alpha."""
     scale: Tensor | float  # beta, the distance over which the density changes
 
     def value(self, sdf, rng=None):
@@ -199,7 +199,7 @@ class SoftplusDensity(NamedTuple):
 
 
 def ray_weights(density, spacing, force_background=False):
-    """Weights of the samples of a ray in C(r) (NeRF's quadrature; StyleSDF equation 4).
+    """Weights of the samples of a ray (StyleSDF, C(r), by NeRF's quadrature).
 
     density, spacing: (…,N). The weight is alpha times the transmittance before the sample. force_background gives
     the last sample all that is left, so that the weights sum to one.
@@ -213,7 +213,7 @@ def ray_weights(density, spacing, force_background=False):
 
 
 def integrate(weights, values):
-    """C(r): weighted sums (B,R,C) over each ray (StyleSDF equation 4); weights (B,R,N), values (B,R,N,C)."""
+    """Weighted sums (B,R,C) over each ray (StyleSDF, C(r) and F(r)); weights (B,R,N), values (B,R,N,C)."""
     return (weights[..., None, :] @ values)[..., 0, :]
 
 

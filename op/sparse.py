@@ -257,7 +257,7 @@ def evenly_spread(values, count=QUANTILE_VALUES):
 
 def influence(sdf, density, spacing):
     """How much the sdf (…,N) of each sample of a ray matters: |d depth / d sdf| of the ray, or a tenth of
-    |d background / d sdf|, whichever is larger. (The derivative of the quadrature; StyleSDF equations 4 and 5.)
+    |d background / d sdf|, whichever is larger. (The derivatives of the weights that volume_renderer.py computes.)
     """
     transmittance = torch.exp(-spacing * density.value(sdf).cumsum(-1))  # behind each sample
     depth = spacing * torch.arange(sdf.shape[-1], device=sdf.device)

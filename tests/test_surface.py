@@ -9,7 +9,6 @@ import trimesh
 from conftest import assert_close
 
 from camera import cameras_at
-from op.sparse import SparseRenderer
 from surfaces.files import load_mesh, save_mesh
 from surfaces.meshes import align_volume, depth_mesh, grid_faces, marching_cubes_mesh, surface_mesh, volume_points
 from surfaces.rendering import render_surface
@@ -27,9 +26,9 @@ class Sphere(torch.nn.Module):
         return (points / self.scale - self.center).norm(dim=-1, keepdim=True) - self.radius, None, None
 
 
-@pytest.fixture(params=[SparseRenderer, VolumeRenderer])
-def sphere_renderer(request):
-    renderer = request.param(4, depth=1, width=4, perturb=0., force_background=True)
+@pytest.fixture
+def sphere_renderer():
+    renderer = VolumeRenderer(4, depth=1, width=4, perturb=0., force_background=True)
     renderer.network = Sphere(0.06, (0.01, -0.02, 0.005))
     renderer.sigmoid_beta.data.fill_(5e-4)
     return renderer

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import av
+import golden_head
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SHARED
 from PIL import Image
 
 import checkpoint
@@ -30,8 +30,7 @@ from surfaces.shading import shade_surface
 from utils import to_uint8
 from volume_renderer import camera_directions
 
-SHAPE = ['--expname', 'shape', '--identities', '1', '--size', '256', '--channel_multiplier', '1', '--style_dim', '64',
-         '--width', '64', '--depth', '4', '--N_samples', '24', '--device', 'cpu']
+SHAPE = [*golden_head.FLAGS, '--identities', '1']
 TINY = ['--size', '16', '--style_dim', '8', '--width', '8', '--depth', '2', '--channel_multiplier', '1',
         '--renderer_spatial_output_dim', '8', '--truncation_mean', '50', '--device', 'cpu']
 VIDEOS = Path('evaluations/shape/final_model/videos')
@@ -65,11 +64,8 @@ def small_surfaces(monkeypatch):
 @pytest.fixture(scope='module')
 def shape():
     """The golden head: generator, latents, and its surface in three views of a video of 60 frames."""
-    path = SHARED / 'golden' / 'shape.pt'
-    if not path.exists():
-        pytest.skip('needs the golden checkpoint in ../shared')
-    opt = parse('render_video', '', SHAPE)
-    generator = checkpoint.load_state(build_generator(opt), checkpoint.read(path)['g_ema'], path).requires_grad_(False)
+    generator = build_generator(parse('render_video', '', SHAPE)).requires_grad_(False)
+    generator.load_state_dict(golden_head.head_state())
     random = torch.Generator().manual_seed(1234)
     means = generator.mean_latents(10000, random)
     z = torch.randn(1, 64, generator=random)
@@ -390,18 +386,18 @@ def test_stopped_and_failed_recordings(tmp_path, kind):
 
 # ---------------------------------------------------------------------------------------------- the command
 
-def test_the_originals_frames(run, tmp_path, shape):
+def test_the_originals_frames(run, tmp_path, shape, head_checkpoint):
     (tmp_path / 'full_models').mkdir()
-    os.symlink(SHARED / 'golden' / 'shape.pt', tmp_path / 'full_models' / 'shape.pt')
+    os.symlink(head_checkpoint, tmp_path / 'full_models' / 'shape.pt')
     code, _, error = run(*SHAPE, '--frames', 4, '--format', 'frames', '--side_by_side')
     assert code == 0, error
     cameras = cameras_at(video_viewpoints(4, 0.3, 0.15))
-    for i in range(4):
+    for i in golden_head.VIDEO_FRAMES:
         def picture(video, frame=i):
             return np.asarray(Image.open(VIDEOS / f'sample_{video}_0_elipsoid' / f'{frame:05d}.png')).astype(int)
 
         def golden(video, frame=i):
-            return np.asarray(Image.open(SHARED / 'golden' / 'shape' / f'video_{video}_{frame}.png')).astype(int)
+            return np.asarray(Image.open(golden_head.SHAPE / f'video_{video}_{frame}.png')).astype(int)
 
         assert np.abs(picture('video') - golden('rgb')).max() <= 1  # the original cuts, we round
         difference = np.abs(picture('depth_video') - golden('depth'))
