@@ -19,7 +19,7 @@ import checkpoint
 import render_video
 from camera import Cameras, cameras_at, project, video_viewpoints
 from inference.identities import closed_walk
-from inference.video_files import video_path, video_writer
+from inference.video_files import CODECS, video_path, video_writer
 from metrics.views import View, view_difference, warp
 from model import build_generator
 from op.fast import fast_parts
@@ -377,14 +377,41 @@ def test_stopped_and_failed_recordings(tmp_path, kind):
     with pytest.raises(ValueError, match='a bug'), video_writer(path, kind) as add:
         add(ramp(0))
         raise ValueError('a bug')  # the earlier video stays
-    count = {'frames': lambda: len(list(path.iterdir())), 'mp4': lambda: len(read_video(path)[1])}.get(
-        kind, lambda: Image.open(path).n_frames)
-    assert count() == 6
-    with pytest.raises(KeyboardInterrupt), video_writer(path, kind) as add:
-        for i in range(4):
-            add(ramp(i))
-        raise KeyboardInterrupt
-    assert count() == 4 and list(tmp_path.iterdir()) == [path]
+
+    def count(path):
+        return {'frames': lambda: len(list(path.iterdir())), 'mp4': lambda: len(read_video(path)[1])}.get(
+            kind, lambda: Image.open(path).n_frames)()
+
+    assert count(path) == 6
+    for frames in (4, 3):  # what was stopped never takes the place of what is finished, and does not pile up
+        with pytest.raises(KeyboardInterrupt), video_writer(path, kind) as add:
+            for i in range(frames):
+                add(ramp(i))
+            raise KeyboardInterrupt
+        unfinished = video_path(tmp_path, 'a_unfinished', kind)
+        assert count(path) == 6 and count(unfinished) == frames and sorted(tmp_path.iterdir()) == [path, unfinished]
+
+
+def test_a_folder_of_frames_keeps_what_is_no_frame(tmp_path):
+    path = tmp_path / 'a'
+    for frames in (3, 1):
+        with video_writer(path, 'frames') as add:
+            for i in range(frames):
+                add(ramp(i))
+        (path / 'notes.txt').write_text('mine')
+    assert sorted(file.name for file in path.iterdir()) == ['00000.png', 'notes.txt']
+    (tmp_path / 'b').write_text('a file')
+    with pytest.raises(FileExistsError, match='b'), video_writer(tmp_path / 'b', 'frames'):
+        pass
+    assert (tmp_path / 'b').read_text() == 'a file'
+
+
+@pytest.mark.parametrize('kind', ['mp4', 'gif', 'webp'])
+def test_an_encoder_that_is_missing_is_noticed_before_the_work(run, tiny, monkeypatch, kind):
+    monkeypatch.setitem(CODECS, kind, 'libnope')
+    code, _, error = run(*tiny(), '--frames', 2, '--format', kind)
+    assert code == 2 and f'--format {kind}' in error and 'libnope' in error and 'frames' in error
+    assert error.count('\n') == 1 and not Path('evaluations').exists()
 
 
 # ---------------------------------------------------------------------------------------------- the command
@@ -532,5 +559,6 @@ def test_no_space_left(run, tiny, small_surfaces, monkeypatch, kind):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert code == 2 and os.strerror(errno.EFBIG) in error and 'free some space' in error
+    assert 'evaluations/tiny/final_model/videos/sample_' in error and '/.' not in error  # the name that the user knows
     folder = Path('evaluations/tiny/final_model/videos')
     assert not list(folder.glob('*.mp4')) and not list(folder.rglob('.*'))
