@@ -15,7 +15,9 @@ import torch
 
 import checkpoint
 from dataset import ImageDataset
-from model import PRECISIONS, Discriminator, build_generator
+from discriminators import Discriminator
+from model import PRECISIONS, build_generator
+from op.fast import fast_parts
 from training.processes import Processes
 from training.random_numbers import draw_directions
 from training.resuming import find_start
@@ -38,11 +40,11 @@ def main(opt):
         start, opt = find_start(opt, STAGE)
         if not start.path:
             renderer_path, renderer_state, opt = find_renderer(opt)
-        size, training, dense = opt.model.size, opt.training, opt.inference.dense
+        size, training = opt.model.size, opt.training
         images = ImageDataset(opt.dataset.dataset_path, size)
 
         torch.manual_seed(opt.experiment.seed)
-        generator = build_generator(opt)
+        generator = build_generator(opt, **fast_parts(opt))
         if not start.path:
             checkpoint.load_state(generator, {**generator.state_dict(), **renderer_state}, renderer_path)
         generator = generator.to(processes.device).requires_grad_(False)
@@ -57,18 +59,18 @@ def main(opt):
         with Run(opt, STAGE, processes, images, state, start, final) as run:
             for real in run.steps():
                 step = state.iteration
-                rendered = render(generator, run.draw('discriminator'), run.draw_mixing('discriminator'), dense)
+                rendered = render(generator, run.draw('discriminator'), run.draw_mixing('discriminator'))
                 terms = accumulate_discriminator(discriminator, generator, real, rendered, opt, run.chunk,
                                                  regularize=step % training.d_reg_every == 0)
                 run.update('d', d_optim, terms)
 
-                rendered = render(generator, run.draw('generator'), run.draw_mixing('generator'), dense)
+                rendered = render(generator, run.draw('generator'), run.draw_mixing('generator'))
                 terms = accumulate_generator(generator, discriminator, rendered, run.chunk, training.thumbnail_lambda)
                 run.update('g', g_optim, terms)
 
                 if training.g_reg_every and step % training.g_reg_every == 0:
                     fakes = run.draw('path', max(1, training.batch // training.path_batch_shrink))
-                    rendered = render(generator, fakes, run.draw_mixing('path'), dense)
+                    rendered = render(generator, fakes, run.draw_mixing('path'))
                     directions = draw_directions(fakes, size, run.device)
                     terms, state.path_mean = accumulate_path_length(generator, rendered, directions, state.path_mean,
                                                                     opt, run.chunk, processes)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import checkpoint
 import losses
-from model import stddev_group
+from discriminators import stddev_group
 from training.gradients import Terms, backward_in_chunks, chunks, frozen
 from utils import UserError
 
@@ -32,13 +32,10 @@ class Rendered(NamedTuple):
 
 
 @torch.no_grad()
-def render(generator, fakes, switch, dense=False):
-    """The frozen half of the generator, for a whole batch: its memory does not grow with the rays.
-
-    dense: see Generator.render.
-    """
+def render(generator, fakes, switch):
+    """The frozen half of the generator, for a whole batch: its memory does not grow with the rays."""
     w = [generator.map(z) for z in ((fakes.z,) if switch is None else (fakes.z, fakes.second))]
-    rendering = generator.render(w[0], fakes.cameras, dense=dense, rng=fakes.rngs)
+    rendering = generator.render(w[0], fakes.cameras, rng=fakes.rngs)
     noise = generator.decoder.random_noise(len(fakes.z), fakes.rngs)
     return Rendered(w=w, switch=switch, features=rendering.features, thumbnails=rendering.thumbnail, noise=noise)
 
