@@ -24,7 +24,9 @@ from inference.results import model_folder
 from metrics.features import load_features
 from metrics.measuring import (
     FEATURE_METRICS,
+    FEWEST_IMAGES,
     SURFACE_METRICS,
+    check_broken,
     compare_images,
     measure_generated_images,
     measure_real_images,
@@ -36,7 +38,6 @@ from metrics.results import add_results, read_results, settings_of, table
 from training.processes import Processes
 from utils import UserError, writable_folder
 
-FEWEST_IMAGES = 10
 USUAL_IMAGES = 10_000  # FID and recall of fewer are far from those of many
 
 
@@ -90,6 +91,7 @@ def main(opt):
 
         results = {}
         if of_images:
+            check_broken(real, images)
             comparing = torch.device('cpu') if device.type == 'mps' else device  # Metal has no double precision
             results = {name: entry | {'data': data}
                        for name, entry in compare_images(real, fake, features, opt, comparing).items()}

@@ -47,20 +47,20 @@ GENERATE = {  # the name of the results' folder: flags
     'colors_ply': '--seeds 3 --vertex_colors --mesh_format ply',
     'colors_glb': '--seeds 8 --vertex_colors --mesh_format glb',
     'dense': '--seeds 3 --vertex_colors --dense',
-    'other': '--seeds 4 --uniform --precision bf16 --truncation_ratio 0.8 --truncation_mean 99 --no_surface_renderings',
+    'other': '--seeds 4 --uniform --truncation_ratio 0.8 --truncation_mean 99 --no_surface_renderings',
 }
 VIDEO = {
     'frames': '--identities 1 --format frames',
     'noise_frames': '--identities 1 --format frames --project_noise',
     'mp4': '--seeds 3 --side_by_side',
-    'noise_mp4': '--seeds 3 --side_by_side --project_noise --azim_video --depth_style normals',
-    'walk': '--interpolate 3,8 --depth_style depth --format gif',
-    'dense': '--seeds 3 --format frames --frames 2 --project_noise --dense',
+    'noise_mp4': '--seeds 3 --frames 2 --side_by_side --project_noise --azim_video --depth_style normals',
+    'walk': '--interpolate 3,8 --frames 3 --depth_style depth --format gif',
+    'dense': '--seeds 3 --frames 1 --format frames --project_noise --dense',
 }
 TINY = ('--device cpu --dataset_path lmdb --size 16 --renderer_spatial_output_dim 8 --style_dim 8 --width 8 --depth 2 '
         '--N_samples 4 --channel_max 4 --discriminator_width 0.02 --batch 4 --num_workers 0 --iter 6 --lr_g 1e-3 '
         '--sphere_iters 3 --d_reg_every 2 --g_reg_every 2 --val_n_sample 1 --log_every 1 --save_every 3')
-TRAININGS = (  # TINY comes before these flags, which so win
+TRAININGS = (  # TINY comes before these flags: the later ones count
     'train_volume_renderer.py --expname one',
     'train_full_pipeline.py --expname one',
     'torchrun train_volume_renderer.py --expname two --sphere_lambda 1 --sphere_until 4',
@@ -69,7 +69,7 @@ TRAININGS = (  # TINY comes before these flags, which so win
       for flags in ('--iter 3', '--continue_training --num_workers 1')),
     'train_volume_renderer.py --expname density --no_sdf --raw_noise_std 1 --no_offset_sampling',
     'train_full_pipeline.py --expname other --renderer_ckpt pretrained_renderer/one_vol_renderer.pt --mixing 1 '
-    '--thumbnail_lambda 1 --dense --eval_every 6',
+    '--thumbnail_lambda 1 --precision bf16 --dense --eval_every 6',
 )
 COMMANDS = {
     'generation': [f'generate_shapes_and_images.py --expname shape --device cpu --results_dir {name} {flags}'
@@ -186,7 +186,7 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         for group in args.groups:
             hashes |= results(group, (args.work or Path(temporary)).resolve() / group, args)
-    args.out.write_text(json.dumps(hashes, indent=1, sort_keys=True) + '\n')
+    args.out.write_text(json.dumps(hashes, indent=1, sort_keys=True))
     before = json.loads(args.against.read_text()) if args.against else hashes
     different = [name for name in sorted(hashes.keys() | before.keys())
                  if name.split('/')[0] in args.groups and hashes.get(name) != before.get(name)]

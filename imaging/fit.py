@@ -8,7 +8,7 @@ MODES = 'crop', 'pad', 'squeeze'
 
 
 class Fit(NamedTuple):
-    """mode: `crop` cuts a square out of the photo, `pad` adds white bars at two sides, `squeeze` changes its proportions.
+    """mode: `crop` cuts out a square, `pad` adds white bars at two sides, `squeeze` changes the photo's proportions.
 
     crop_y: where `crop` cuts a portrait photo: 0 takes its top, 0.5 its middle, 1 its bottom.
     """
@@ -50,6 +50,9 @@ class Fit(NamedTuple):
             left, top = (picture.width - width) // 2, (picture.height - height) // 2
             return picture.crop((left, top, left + width, top + height))
         return picture
+
+
+CENTER_CROP = Fit()
 
 
 def resize_and_crop(image, size, resample, crop_y=0.5):

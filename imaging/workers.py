@@ -39,6 +39,7 @@ def load_in_workers(dataset, num_workers, flag='--num_workers', fewest=0, **opti
     memory, and (DeadWorker) for a worker's death; other errors keep their traceback. flag, fewest: the flag that sets
     the number of workers and the smallest number that it takes, for these sentences.
     """
+    items = None
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', message='This DataLoader will create')  # as many as the user asked for
@@ -51,7 +52,7 @@ def load_in_workers(dataset, num_workers, flag='--num_workers', fewest=0, **opti
         failure = UserError(str(error).rstrip().rpartition('UserError: ')[2])
         traceback.clear_frames(error.__traceback__)  # they hold the iterator, which holds the other workers
     except (RuntimeError, OSError) as error:
-        failure = _explained(error, f'{flag} {fewest}')
+        failure = _explained(error, _exit_codes(items), f'{flag} {fewest}')
         if failure is None:
             raise
         traceback.clear_frames(error.__traceback__)
@@ -75,15 +76,22 @@ def _without_signal_handler(loader):
         signal.signal(signal.SIGCHLD, before if callable(before) else signal.SIG_DFL)
 
 
-def _explained(error, remedy):
+def _exit_codes(items):
+    """How the workers of a DataLoader's iterator ended, as far as they have; [] where that cannot be told."""
+    return [worker.exitcode for worker in getattr(items, '_workers', ()) if worker.exitcode]
+
+
+def _explained(error, exit_codes, remedy):
     """The UserError for an error of the loader that is no fault of the data; None for others."""
     text = str(error)
     inner = re.search(r'^(?:RuntimeError|OSError): (.*)', text, re.MULTILINE)
-    cause = ' '.join((inner[1] if inner and text.startswith('Caught ') else text.splitlines()[0] if text else
-                      type(error).__name__).split()).rstrip('.')
-    if any(word in text for word in SHARED_MEMORY):
+    cause = inner[1] if inner and text.startswith('Caught ') else (text.splitlines() or [type(error).__name__])[0]
+    cause = ' '.join(cause.split()).rstrip('.')
+    signals = sorted({signal.Signals(-code).name for code in exit_codes if code < 0})
+    if any(word in text for word in SHARED_MEMORY) or 'SIGBUS' in signals:
         return UserError(f'the workers ran out of shared memory, in /dev/shm ({cause}); give it more room (docker run '
                          f'--shm-size 1g), or use fewer workers ({remedy}).')
     if text.startswith('DataLoader worker'):
-        return DeadWorker(f'a worker process died ({cause}); if memory ran out, use fewer workers ({remedy}).')
+        ended = f', ended by {", ".join(signals)}' if signals else ''
+        return DeadWorker(f'a worker process died ({cause}{ended}); if memory ran out, use fewer workers ({remedy}).')
     return None

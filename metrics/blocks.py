@@ -43,7 +43,8 @@ class Blocks:
         for block in self._blocks(kind):
             path = self._path(kind, block)
             try:
-                found.append(torch.load(path, weights_only=True)['tensors'])
+                if tensors := torch.load(path, weights_only=True)['tensors']:  # none where no image could be read
+                    found.append(tensors)
             except Exception:  # a damaged file can fail anywhere in the unpickler, with any exception
                 raise UserError(f'{path} is damaged or gone; remove it and give the same command again.') from None
         return [torch.cat(tensors) for tensors in zip(*found, strict=True)]

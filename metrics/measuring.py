@@ -8,7 +8,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from dataset import Pixels
-from imaging.pixels import RESAMPLE, resize_and_crop
+from imaging.fit import RESAMPLE, resize_and_crop
+from imaging.photos import named_lines
 from imaging.workers import load_in_workers
 from metrics import distances
 from metrics.blocks import Blocks
@@ -17,9 +18,10 @@ from options import METRICS
 from training.gradients import chunks
 from training.quality import numbered_images
 from training.random_numbers import draw_fakes
-from utils import save_image_row, to_uint8, writable_folder
+from utils import UserError, save_image_row, to_uint8, writable_folder
 
 FEATURE_METRICS, SURFACE_METRICS = {'fid', 'kid', 'pr'}, {'depth', 'view', 'field'}
+FEWEST_IMAGES = 10
 SWD_IMAGES = 2048  # so many images' patches are kept, 400 MB at 256 pixels
 # Items whose results are one file, which is what an interruption can cost.
 REAL_BLOCK, FAKE_BLOCK, SURFACE_BLOCK = 128, 32, 2
@@ -52,14 +54,29 @@ def measure_real_images(images, data_hash, features, opt, processes):
     """The filled Blocks of real images, which stay in RESULTS_DIR for other models. images: dataset.Images."""
     def results(todo):
         batches = load_in_workers(Pixels(images), min(opt.training.num_workers, len(todo)),
-                                  batch_sampler=[list(block) for block, _ in todo])
-        for (block, kinds), batch in zip(todo, batches, strict=True):
-            yield image_results(batch.to(processes.device), block, kinds, features)
+                                  collate_fn=Pixels.batch, batch_sampler=[list(block) for block, _ in todo])
+        for (block, kinds), (batch, reasons) in zip(todo, batches, strict=True):
+            numbers = [number for number, reason in zip(block, reasons, strict=True) if reason is None]
+            found = (image_results(batch.to(processes.device), numbers, kinds, features) if numbers
+                     else dict.fromkeys(kinds, []))
+            yield found | {'broken': [torch.tensor(sorted({*block} - {*numbers}), dtype=torch.int64)]}
 
+    counts = image_counts(opt.evaluation.metrics, features, len(images))
     blocks = Blocks(Path(opt.inference.results_dir) / 'real_images' / data_hash,
-                    image_counts(opt.evaluation.metrics, features, len(images)), REAL_BLOCK)
+                    counts | {'broken': max(counts.values())}, REAL_BLOCK)
     blocks.fill('real images', results, processes)
     return blocks
+
+
+def check_broken(real, images):
+    """Say which real images were skipped, and why. Raises UserError where too few are left."""
+    broken = real.load('broken')[0].tolist()
+    if broken:
+        reasons = {images.names[number]: Pixels(images)[number] for number in broken}
+        print('\n'.join(named_lines('broken images skipped', reasons)))
+    if (left := real.counts['broken'] - len(broken)) < FEWEST_IMAGES:
+        raise UserError(f'--dataset_path {images.path}: only {left} of its images can be read, too few to compare; use '
+                        f'at least {FEWEST_IMAGES}.')
 
 
 def measure_generated_images(generator, features, opt, means, size, folder, processes):
@@ -109,9 +126,8 @@ def compare_images(real, fake, features, opt, device):
     """The entries of metrics.json for FID, KID, precision and recall, and patch distance, from filled Blocks."""
     results = {}
     if features:
-        facts = {'features': features.name, 'images': fake.counts[features.key],
-                 'real_images': real.counts[features.key]}
         of_real, of_fake = (blocks.load(features.key)[0].to(device) for blocks in (real, fake))
+        facts = {'features': features.name, 'images': len(of_fake), 'real_images': len(of_real)}
     metrics = [metric for metric in METRICS if metric in opt.evaluation.metrics and metric not in SURFACE_METRICS]
     for metric in tqdm(metrics, desc='comparing', unit=' metrics'):
         if metric == 'fid':
@@ -124,9 +140,10 @@ def compare_images(real, fake, features, opt, device):
             precision, recall = distances.precision_recall(of_real, of_fake)
             results |= {'precision': {'value': precision, **facts}, 'recall': {'value': recall, **facts}}
         else:
-            levels = distances.swd(*([level.to(device) for level in blocks.load('patches')] for blocks in (real, fake)))
+            patches = [[level.to(device) for level in blocks.load('patches')] for blocks in (real, fake)]
+            levels = distances.swd(*patches)
             results['swd'] = {'value': sum(levels) / len(levels), 'levels': levels,
-                              'images': min(blocks.counts['patches'] for blocks in (real, fake))}
+                              'images': min(len(levels_of_one[0]) for levels_of_one in patches)}
     return results
 
 

@@ -149,19 +149,17 @@ def test_a_failed_request_leaves_nothing(api, model, tmp_path):
 
 def test_without_gradio(model, monkeypatch):
     monkeypatch.setitem(sys.modules, 'gradio', None)
-    monkeypatch.setattr(sys, 'argv', ['app.py', '--expname', 'tiny'])
     with pytest.raises(UserError, match='pip install -r requirements-app.txt'):
-        app.main()
+        app.main(options.parse('app', '', ['--expname', 'tiny']))
 
 
 def test_a_port_in_use(model, monkeypatch, tmp_path):
     pytest.importorskip('gradio', reason='needs gradio (requirements-app.txt)')
     with socket.create_server(('127.0.0.1', 0)) as other:
         port = other.getsockname()[1]
-        monkeypatch.setattr(sys, 'argv', ['app.py', '--expname', 'tiny', '--port', str(port)])
         monkeypatch.setenv('GRADIO_TEMP_DIR', '')
         with pytest.raises(UserError, match=f'--port {port} cannot be used'):
-            app.main()
+            app.main(options.parse('app', '', ['--expname', 'tiny', '--port', str(port)]))
     assert not list((tmp_path / 'temporary').glob('stylesdf-*'))
 
 

@@ -21,8 +21,8 @@ import checkpoint
 import evaluate
 import prepare_data
 from dataset import Pixels, open_images
+from imaging.fit import resize_and_crop
 from imaging.photos import Photos
-from imaging.pixels import resize_and_crop
 from metrics import features, measuring
 from model import build_generator
 from options import parse

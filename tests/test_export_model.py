@@ -1,5 +1,4 @@
 """export_model.py: a small file that makes the same pictures."""
-import sys
 
 import pytest
 import torch
@@ -14,8 +13,7 @@ from utils import UserError
 
 def export(monkeypatch, folder, arguments):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, 'argv', ['export_model.py', '--expname', 'debug', *arguments.split()])
-    export_model.main()
+    export_model.main(parse('export_model', '', ['--expname', 'debug', *arguments.split()]))
 
 
 def test_the_exported_model_is_small_and_makes_the_same_pictures(data, tmp_path, monkeypatch, capsys):  # noqa: F811

@@ -17,6 +17,7 @@ from PIL import Image
 from tiny_model import save_tiny_model
 
 import generate_shapes_and_images
+import options
 from surfaces.files import load_mesh
 
 
@@ -64,12 +65,12 @@ def test_seeds_and_views(predictor):
     assert np.abs(picture(seed=3, truncation=0.) - picture(seed=4, truncation=0.)).max() == 0  # the mean
 
 
-def test_the_mesh_is_that_of_the_command(predictor, tmp_path, monkeypatch):
+def test_the_mesh_is_that_of_the_command(predictor, tmp_path):
     """--seeds 3 from the frontal view gives the same marching-cubes mesh as seed 3."""
     mesh = trimesh.load_mesh(predictor.predict(**inputs(predictor, seed=3, truncation=0.5))[1], process=False)
-    monkeypatch.setattr(sys, 'argv', ['generate', '--expname', 'tiny', '--seeds', '3', '--azim', '0', '--elev', '0',
-                                      '--mesh_format', 'glb', '--device', str(predictor.model.device)])
-    generate_shapes_and_images.main()
+    flags = ['--expname', 'tiny', '--seeds', '3', '--azim', '0', '--elev', '0', '--mesh_format', 'glb',
+             '--device', str(predictor.model.device)]
+    generate_shapes_and_images.main(options.parse('generate_shapes_and_images', '', flags))
     file, = tmp_path.glob('evaluations/tiny/final_model/random_angles/marching_cubes_meshes/*.glb')
     expected = trimesh.load_mesh(file, process=False)
     assert np.allclose(mesh.vertices, expected.vertices, atol=1e-6) and (mesh.faces == expected.faces).all()
