@@ -20,6 +20,7 @@ from munch import Munch
 from utils import UserError, run_command
 
 MAX_SEED = 2 ** 63 - 1
+MAX_NAME = 200  # bytes; file systems allow 255, and endings are added to an experiment's name
 LARGEST = 10 ** 9  # no number may be larger: that would be a slip of the finger
 MEAN_LATENT_DRAWS = 10_000  # model.py has the same default
 MAX_MEAN_DRAWS = 10 ** 7  # more take minutes and change nothing
@@ -45,6 +46,18 @@ def not_empty(text):
     """A flag type: a name or path."""
     if not text.strip():
         raise ValueError('must be a name or path')
+    return text
+
+
+def experiment_name(text):
+    """A flag type: the name of an experiment, of which folders and files are named; a/b is one inside another."""
+    folders = not_empty(text).replace('\\', '/').split('/')
+    if not all(folders) or {'.', '..'} & set(folders) or ':' in folders[0]:
+        raise ValueError('must be a name, or several with / between them, that stays inside the folders of the project')
+    if not text.isprintable():
+        raise ValueError('must consist of printable characters')
+    if max(len(folder.encode()) for folder in folders) > MAX_NAME:
+        raise ValueError(f'must be a name of at most {MAX_NAME} bytes')
     return text
 
 
@@ -205,7 +218,8 @@ GROUPS = {
     ),
     'experiment': (
         Flag('expname', 'debug', EVERYWHERE,
-             'name of the experiment: the folder of its checkpoints and results', defaults={APP: 'cats_demo'}),
+             'name of the experiment: the folder of its checkpoints and results', experiment_name,
+             defaults={APP: 'cats_demo'}),
         Flag('ckpt', 300000, Scope(INFERENCE),
              'iteration of the checkpoint to use where there is no finished model', at_least(0)),
         Flag('continue_training', False, RUN, 'go on from the newest checkpoint of this experiment', bool),
