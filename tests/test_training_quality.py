@@ -4,7 +4,6 @@ from tiny_model import tiny_training_pair
 
 from training.quality import numbered_images, quick_evaluation
 
-
 CPU = torch.device('cpu')
 
 
