@@ -1,4 +1,4 @@
-"""imaging/: files of all kinds become the pixels that a viewer shows, and torchvision's squares."""
+"""imaging/pixels.py: files of all kinds become the pixels that a viewer shows, and torchvision's squares."""
 import io
 
 import numpy as np
