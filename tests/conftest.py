@@ -18,6 +18,7 @@ import options
 from camera import cameras_at, video_viewpoints
 from inference.loaded_model import load_model
 from model import build_generator
+from op.fast import fast_parts
 from surfaces.rendering import render_surface
 from utils import run_command
 
@@ -51,7 +52,8 @@ def head_checkpoint(tmp_path_factory):
 @pytest.fixture(scope='session')
 def head_views():
     """The golden head: generator, latents, and its surface in three views of a video of 60 frames."""
-    generator = build_generator(options.parse('render_video', '', FLAGS)).requires_grad_(False)
+    opt = options.parse('render_video', '', FLAGS)
+    generator = build_generator(opt, **fast_parts(opt)).requires_grad_(False)
     generator.load_state_dict(head_state())
     rng = torch.Generator().manual_seed(1234)
     means = generator.mean_latents(10000, rng)

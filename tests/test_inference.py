@@ -1,5 +1,4 @@
-"""inference/: identities and their draws, pictures in chunks, names of results and their reading back, loading."""
-import json
+"""inference/: identities and their draws, pictures in chunks, names of views, loading."""
 
 import numpy as np
 import pytest
@@ -114,47 +113,8 @@ def test_each_view_has_a_depth_mesh_and_the_first_a_surface(loaded):
     assert made == [('depth_mesh', 0), ('marching_cubes_mesh', 0), ('depth_mesh', 1)]
 
 
-# ---------------------------------------------------------------------------------------------- names and reading back
+# ---------------------------------------------------------------------------------------------- names
 
 def test_names_of_views_are_cut_toward_zero_and_unlike():
     assert results.view_names([(0.329, -0.2), (0.329, -0.2), (-0.329, 0.)]) == [
         'azim18_elev-11', 'azim18_elev-11_view1', 'azim-18_elev0']
-
-
-@pytest.mark.parametrize('by_seed, long, short', [(False, '0000003', '3'), (True, 'seed0000003', 'seed3')])
-def test_what_is_written_is_read_back(tmp_path, by_seed, long, short):
-    assert (results.long_name(3, by_seed), results.short_name(3, by_seed)) == (long, short)
-    views = [(0.3, 0.1), (-0.3, 0.)]
-    files = [results.picture_file(long, 'image'),
-             *(results.mesh_file(short, 'depth_mesh', view, 'obj') for view in results.view_names(views))]
-    for file in files[:2]:
-        (tmp_path / file).parent.mkdir(exist_ok=True)
-        (tmp_path / file).write_text('')
-    results.add_to_index(tmp_path, long, {
-        'seed': 3, 'checkpoint': {}, 'truncation_ratio': 0.5, 'truncation_mean': {}, 'fov': 6., 'dist_radius': 0.12,
-        'views': [{'azim': azim, 'elev': elev} for azim, elev in views], 'files': files})
-    found, = results.read_generated(tmp_path)
-    assert (found.name, found.by_seed, found.views, found.truncation) == (long, by_seed, views, 0.5)
-    assert found.pictures == {'image': tmp_path / files[0]}
-    assert found.depth_meshes == [tmp_path / files[1], None]
-
-
-def test_videos_are_read_back_in_the_order_of_their_kinds(tmp_path):
-    for kind in ('depth_video', 'video'):
-        (tmp_path / f'{results.video_stem(kind, "walk_3_8", False)}.mp4').write_text('')
-    (tmp_path / results.frontal_mesh_file('0', 'obj')).write_text('')
-    (tmp_path / 'notes.txt').write_text('')
-    found = {result.title: result for result in results.read_videos(tmp_path)}
-    assert set(found) == {'Identity 0', 'Walk through seeds 3 8'}
-    assert [kind for kind, *_ in found['Walk through seeds 3 8'].videos] == ['video', 'depth_video']
-
-
-def test_nothing_outside_the_folder_is_read(tmp_path):
-    (tmp_path / 'secret.png').write_text('')
-    folder = tmp_path / 'random_angles'
-    folder.mkdir()
-    entry = {'seed': 1, 'truncation_ratio': 1, 'fov': 6, 'dist_radius': 0.1, 'views': [{'azim': 0, 'elev': 0}],
-             'files': ['../secret.png']}
-    (folder / 'index.json').write_text(json.dumps({'results': {'0000001': entry}}))
-    with pytest.raises(UserError, match='outside of this folder'):
-        results.read_generated(folder)

@@ -79,8 +79,9 @@ def test_noise_sticks_to_the_head(head_views):
         return View(image, surface.xyz, surface.background, camera, 64)
 
     # The mesh lies on the field's zero level, not only near it: a voxel is 0.24 / 128 wide.
-    field, points = generator.renderer.network.fold(head_views['w']), noise.corners.view(1, -1, 3)
-    assert field.sdf(field.hidden(generator.renderer.scale(points, front))).abs().max() < 0.1 * 0.24 / 128
+    renderer = generator.renderer
+    distances = renderer.sdf_at(renderer.field(head_views['w']), noise.corners.view(-1, 3), front)
+    assert distances.abs().max() < 0.1 * 0.24 / 128
 
     maps = [noise.maps(camera, 64, fixed) for camera in (first, second)]
     for layer in (1, 3):

@@ -17,6 +17,7 @@ import checkpoint
 import render_video
 from camera import cameras_at, video_viewpoints
 from inference.identities import closed_walk
+from inference.video_files import CODECS
 from model import build_generator
 from options import parse
 from surfaces.rendering import render_surface
@@ -200,5 +201,14 @@ def test_no_space_left(run, tiny, small_surfaces, monkeypatch, kind):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert code == 2 and os.strerror(errno.EFBIG) in error and 'free some space' in error
+    assert 'evaluations/tiny/final_model/videos/sample_' in error and '/.' not in error  # the name that the user knows
     folder = Path('evaluations/tiny/final_model/videos')
     assert not list(folder.glob('*.mp4')) and not list(folder.rglob('.*'))
+
+
+@pytest.mark.parametrize('kind', ['mp4', 'gif', 'webp'])
+def test_an_encoder_that_is_missing_is_noticed_before_the_work(run, tiny, monkeypatch, kind):
+    monkeypatch.setitem(CODECS, kind, 'libnope')
+    code, _, error = run(*tiny(), '--frames', 2, '--format', kind)
+    assert code == 2 and f'--format {kind}' in error and 'libnope' in error and 'frames' in error
+    assert error.count('\n') == 1 and not Path('evaluations').exists()

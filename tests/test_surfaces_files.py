@@ -1,4 +1,4 @@
-"""Mesh files: what is written comes back, and GLB as glTF wants it."""
+"""Mesh files: what is written comes back, GLB is as glTF wants it, and damaged files are refused."""
 import json
 
 import numpy as np
@@ -6,6 +6,45 @@ import pytest
 import trimesh
 
 from surfaces.files import load_mesh, save_mesh
+from utils import UserError
+
+
+def good_meshes(folder):
+    """The bytes of a small mesh in each format."""
+    for suffix in ('obj', 'ply', 'glb'):
+        save_mesh(folder / f'good.{suffix}', trimesh.creation.icosphere(subdivisions=1))
+    return {suffix: (folder / f'good.{suffix}').read_bytes() for suffix in ('obj', 'ply', 'glb')}
+
+
+@pytest.mark.parametrize('suffix', ['obj', 'ply', 'glb'])
+@pytest.mark.parametrize('damage', [
+    lambda data: b'', lambda data: data[:1000], lambda data: data[:-len(data) // 2], lambda data: bytes(range(256)) * 9,
+    lambda data: b'v 0 0 0\nv 1 0 0\n', lambda data: b'v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 9\n',
+    lambda data: b'v 0 nan 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n', lambda data: b'v 0 1e30 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n'])
+def test_damaged_mesh_files_end_in_one_sentence(tmp_path, suffix, damage):
+    (tmp_path / f'a.{suffix}').write_bytes(damage(good_meshes(tmp_path)[suffix]))
+    with pytest.raises(UserError, match=f'a.{suffix} is not a mesh that can be read'):
+        load_mesh(tmp_path / f'a.{suffix}')
+
+
+def test_a_mesh_file_cannot_have_other_files_read(tmp_path):
+    """Not the buffers that a GLB keeps elsewhere, nor the materials of an OBJ."""
+    (tmp_path / 'inner').mkdir()
+    mesh = trimesh.creation.icosphere(subdivisions=1)
+    buffers = trimesh.exchange.gltf.export_gltf(trimesh.Scene(mesh))
+    for name, data in buffers.items():
+        (tmp_path / name).write_bytes(data)
+    tree = json.loads(buffers['model.gltf'])
+    for buffer in tree['buffers']:
+        buffer['uri'] = '../' + buffer['uri']
+    text = json.dumps(tree).encode()
+    text += b' ' * (-len(text) % 4)
+    head = b'glTF' + (2).to_bytes(4, 'little') + (20 + len(text)).to_bytes(4, 'little')
+    (tmp_path / 'inner/a.glb').write_bytes(head + len(text).to_bytes(4, 'little') + b'JSON' + text)
+    with pytest.raises(UserError, match='a.glb is not a mesh'):
+        load_mesh(tmp_path / 'inner/a.glb')
+    (tmp_path / 'inner/a.obj').write_text('mtllib ../../etc/passwd\nv 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n')
+    assert len(load_mesh(tmp_path / 'inner/a.obj').faces) == 1
 
 
 @pytest.mark.parametrize('suffix', ['obj', 'ply', 'glb'])

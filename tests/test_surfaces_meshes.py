@@ -7,7 +7,7 @@ import torch
 from conftest import assert_close
 
 from camera import cameras_at
-from surfaces.meshes import align_volume, depth_mesh, grid_faces, marching_cubes_mesh, volume_points
+from surfaces.meshes import align_volume, depth_mesh, grid_faces, marching_cubes_mesh, surface_mesh, volume_points
 from volume_renderer import VolumeRenderer
 
 
@@ -64,3 +64,9 @@ def test_volume_points_invert_the_box():
 @pytest.mark.parametrize('value', [1., -1., 0.])
 def test_no_zero_crossing_is_no_mesh(value):
     assert marching_cubes_mesh(torch.full((8, 8, 8, 1), value), 0.12) is None
+
+
+@pytest.mark.parametrize('value', [1., -1.])
+def test_a_field_of_one_sign_has_no_surface(value):
+    """Neither one that is negative everywhere, whose box would have walls."""
+    assert surface_mesh(torch.full((1, 8, 8, 8, 1), value), cameras_at(torch.zeros(1, 2))) is None

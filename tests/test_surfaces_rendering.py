@@ -5,6 +5,7 @@ import torch
 from conftest import assert_close
 
 from camera import cameras_at
+from op.sparse import SparseRenderer
 from surfaces.meshes import depth_mesh, surface_mesh, volume_points
 from surfaces.rendering import render_surface
 from volume_renderer import VolumeRenderer
@@ -21,9 +22,9 @@ class Sphere(torch.nn.Module):
         return (points / self.scale - self.center).norm(dim=-1, keepdim=True) - self.radius, None, None
 
 
-@pytest.fixture
-def sphere_renderer():
-    renderer = VolumeRenderer(4, depth=1, width=4, perturb=0., force_background=True)
+@pytest.fixture(params=[SparseRenderer, VolumeRenderer])
+def sphere_renderer(request):
+    renderer = request.param(4, depth=1, width=4, perturb=0., force_background=True)
     renderer.network = Sphere(0.06, (0.01, -0.02, 0.005))
     renderer.sigmoid_beta.data.fill_(5e-4)
     return renderer

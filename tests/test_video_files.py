@@ -1,4 +1,5 @@
 """Video files: formats, colors, timing, and recordings that are stopped or fail."""
+
 import numpy as np
 import pytest
 from conftest import read_video
@@ -62,11 +63,30 @@ def test_stopped_and_failed_recordings(tmp_path, kind):
     with pytest.raises(ValueError, match='a bug'), video_writer(path, kind) as add:
         add(ramp(0))
         raise ValueError('a bug')  # the earlier video stays
-    count = {'frames': lambda: len(list(path.iterdir())), 'mp4': lambda: len(read_video(path)[1])}.get(
-        kind, lambda: Image.open(path).n_frames)
-    assert count() == 6
-    with pytest.raises(KeyboardInterrupt), video_writer(path, kind) as add:
-        for i in range(4):
-            add(ramp(i))
-        raise KeyboardInterrupt
-    assert count() == 4 and list(tmp_path.iterdir()) == [path]
+
+    def count(path):
+        return {'frames': lambda: len(list(path.iterdir())), 'mp4': lambda: len(read_video(path)[1])}.get(
+            kind, lambda: Image.open(path).n_frames)()
+
+    assert count(path) == 6
+    for frames in (4, 3):  # what was stopped never takes the place of what is finished, and does not pile up
+        with pytest.raises(KeyboardInterrupt), video_writer(path, kind) as add:
+            for i in range(frames):
+                add(ramp(i))
+            raise KeyboardInterrupt
+        unfinished = video_path(tmp_path, 'a_unfinished', kind)
+        assert count(path) == 6 and count(unfinished) == frames and sorted(tmp_path.iterdir()) == [path, unfinished]
+
+
+def test_a_folder_of_frames_keeps_what_is_no_frame(tmp_path):
+    path = tmp_path / 'a'
+    for frames in (3, 1):
+        with video_writer(path, 'frames') as add:
+            for i in range(frames):
+                add(ramp(i))
+        (path / 'notes.txt').write_text('mine')
+    assert sorted(file.name for file in path.iterdir()) == ['00000.png', 'notes.txt']
+    (tmp_path / 'b').write_text('a file')
+    with pytest.raises(FileExistsError, match='b'), video_writer(tmp_path / 'b', 'frames'):
+        pass
+    assert (tmp_path / 'b').read_text() == 'a file'
