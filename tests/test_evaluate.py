@@ -14,8 +14,8 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
-from test_distributed import free_port
-from tiny_training import data, differences, flags, newest, train  # noqa: F401 (data: a fixture)
+from test_training_processes import free_port
+from tiny_training import differences, flags, newest, train
 
 import checkpoint
 import evaluate
@@ -347,7 +347,7 @@ def test_a_results_file_of_something_else(run, tmp_path):
 # ---------------------------------------------------------------------------------------------- during training
 
 @pytest.mark.parametrize('stage', ('volume_renderer', 'full_pipeline'))
-def test_training_is_the_same_with_measurements(stage, data, tmp_path, monkeypatch):  # noqa: F811
+def test_training_is_the_same_with_measurements(stage, data, tmp_path, monkeypatch):
     monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 16)
     monkeypatch.setattr('training.quality.EVAL_IMAGES', 6)
     monkeypatch.setattr('training.quality.EVAL_IDENTITIES', 1)
