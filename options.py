@@ -87,12 +87,12 @@ def radius(text):
     return value
 
 
-def power_of_two(low):
-    """A flag type: a power of two no smaller than `low`."""
+def power_of_two(low, most):
+    """A flag type: a power of two from `low` to `most`."""
     def check(text):
         value = int(text)
-        if value < low or value & (value - 1):
-            raise ValueError(f'must be a power of two, {low} or more')
+        if not low <= value <= most or value & (value - 1):
+            raise ValueError(f'must be a power of two from {low} to {most}')
         return value
     return check
 
@@ -228,7 +228,10 @@ GROUPS = {
     'training': (
         Flag('checkpoints_dir', './checkpoint', EVERYWHERE, 'folder where checkpoints are kept'),
         Flag('iter', 300000, RUN, 'number of training steps', at_least(1), defaults={STAGE_1: 200000}),
-        Flag('batch', 4, LEARNING, 'images per step and process, at least 2', at_least(1)),
+        Flag('batch', 4, RUN,
+             'images per step and process, at least 2; a training that goes on keeps its images per step', at_least(1)),
+        Flag('new_batch', False, RUN, 'let a training go on with another number of images per step', bool),
+        Flag('new_data', False, RUN, 'let a training go on with other images, such as a data set that has grown', bool),
         Flag('chunk', 4, RUN,
              'images that are computed at a time; a smaller chunk needs less memory, and the gradient stays '
              'the same', at_least(1)),
@@ -320,7 +323,8 @@ GROUPS = {
         Flag('num_images', 50000, EVALUATION, 'number of images to generate for fid, kid, pr and swd', at_least(1)),
         Flag('num_surfaces', 1000, EVALUATION, 'number of identities for depth, view and field', at_least(1)),
         Flag('eval_size', 256, EVALUATION,
-             'side of the images that are compared; smaller images are compared at their own size', power_of_two(16)),
+             'side of the images that are compared; smaller images are compared at their own size',
+             power_of_two(16, most=8192)),
         Flag('eval_batch', 8, EVALUATION, 'images that are generated at a time', at_least(1)),
         Flag('features', None, EVALUATION,
              "TorchScript network to use for fid, kid and pr instead of torch-fidelity's Inception"),
@@ -335,7 +339,7 @@ GROUPS = {
              "also serve the page at a public address, through Gradio's servers, for three days", bool),
     ),
     'model': (
-        Flag('size', 256, IMAGE_SIZE, 'side of the generated images', power_of_two(8)),
+        Flag('size', 256, IMAGE_SIZE, 'side of the generated images', power_of_two(8, most=8192)),
         Flag('style_dim', 256, FIELD_SIZE, 'size of the latents w', at_least(1)),
         Flag('channel_multiplier', 2, DECODER_SIZE, "multiplies the decoder's channels", at_least(1)),
         Flag('channel_max', 0, DECODER_SIZE,
@@ -346,7 +350,8 @@ GROUPS = {
         Flag('n_mlp', 8, OBSOLETE,
              'accepted because old command lines have it; the mapping has three layers', at_least(1)),
         Flag('lr_mapping', 0.01, DECODER, "learning rate multiplier of the decoder's mapping", above(0)),
-        Flag('renderer_spatial_output_dim', 64, SCENE, 'number of rays along a side of the thumbnail', power_of_two(4)),
+        Flag('renderer_spatial_output_dim', 64, SCENE,
+             'number of rays along a side of the thumbnail', power_of_two(4, most=1024)),
         Flag('project_noise', False, VIDEOS, 'attach the noise to the surface instead of to the image plane', bool),
     ),
     'camera': (

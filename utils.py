@@ -7,6 +7,7 @@ import ctypes
 import errno
 import importlib
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -24,7 +25,11 @@ class UserError(Exception):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived: handled like Ctrl-C, so that the work so far is saved on the same path."""
+    """A signal other than Ctrl-C's arrived: handled like that, so that the work so far is saved on the same path."""
+
+    def __init__(self, number=signal.SIGTERM):
+        super().__init__()
+        self.number = number
 
 
 def run_command(module, read_flags=None):
@@ -53,6 +58,11 @@ def run_command(module, read_flags=None):
         sys.exit(0)  # what follows in the command's file has run already, as the module
     except UserError as error:
         sys.exit(_fail(name, str(error)))
+    except (MemoryError, RuntimeError) as error:
+        if not (lack := lack_of_memory(error)):
+            raise
+        sys.exit(_fail(name, f'memory ran out ({lack}); compute less at a time (--chunk, --eval_batch), use '
+                             '--precision bf16, smaller sizes, or another --device.'))
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -62,7 +72,7 @@ def run_command(module, read_flags=None):
         what = error.filename or 'a file'
         sys.exit(_fail(name, f'cannot read or write {what}: {error.strerror}; {_remedy(error)}.'))
     except KeyboardInterrupt as stop:
-        sys.exit(_say_stopped(signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
+        sys.exit(_say_stopped(stop.number if isinstance(stop, Terminated) else signal.SIGINT))
 
 
 def _handle_signals(handler, interruptible):
@@ -98,6 +108,16 @@ def _remedy(error):
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return 'free some space, or choose another folder'
     return 'check the place and its permissions'
+
+
+def lack_of_memory(error):
+    """What an error says was lacking, if it says that memory ran out, on a GPU or here; otherwise an empty string."""
+    text = ' '.join(str(error).split())
+    if isinstance(error, MemoryError):
+        return text or 'in this process'
+    found = re.search(r"(CUDA|MPS\S*) out of memory(\. Tried to allocate [\d.]+ \w+)?|can't allocate memory: [^.]*|"
+                      r'not enough memory: [^.]*|std::bad_alloc', text)
+    return found[0] if found else ''
 
 
 def _fail(name, sentence):
