@@ -4,6 +4,7 @@ import pickle
 import resource
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -324,7 +325,7 @@ def test_a_strangers_file_costs_no_more_than_its_size(tiny, tmp_path, monkeypatc
     """And ends in one sentence. Memory is bounded while it is read."""
     monkeypatch.chdir(tmp_path)
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
+    used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 2 ** 30, limits[1]))
     try:
         with pytest.raises(UserError, match=said) as refused:
