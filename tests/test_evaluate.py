@@ -8,6 +8,7 @@ import types
 import urllib.error
 import warnings
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -230,8 +231,8 @@ def test_two_processes_measure_the_same(run, networks, tmp_path):
     assert run(*arguments)[0] == 0
     alone = results()
     os.remove(RESULTS)
-    code = ('import sys, surfaces.rendering; surfaces.rendering.SURFACE_RESOLUTION = 16; import evaluate, utils; '
-            'sys.argv[0] = "evaluate.py"; utils.run_command(evaluate.main)')
+    code = ('import sys, surfaces.rendering; surfaces.rendering.SURFACE_RESOLUTION = 16; import evaluate; '
+            'import options; evaluate.main(options.parse("evaluate", ""))')
     environment = os.environ | {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port()),
                                 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
     pair = [subprocess.Popen([sys.executable, '-c', code, *arguments], env=environment | {'RANK': str(rank)},
@@ -314,7 +315,7 @@ def test_weights_that_cannot_be_downloaded(run, fidelity, monkeypatch):
     (['--metrics', 'depth', '--save_images', 'x'], 'none of the --metrics needs images'),
     (['--metrics', 'swd', '--dataset_path', 'nowhere'], 'nowhere does not exist'),
     (['--metrics', 'swd', '--dataset_path', 'few'], 'few: 3 images are too few'),
-    (['--metrics', 'swd', '--dataset_path', 'broken'], '5.png cannot be read'),
+    (['--metrics', 'swd', '--dataset_path', 'broken'], 'only 5 of its images can be read, too few to compare'),
     (['--metrics', 'swd', '--dataset_path', 'lmdb'], 'at size 32; use a size that is there (16)'),
     (['--metrics', 'fid', '--features', 'NETWORKS/none.pt'], 'there is no such file'),
     (['--metrics', 'fid', '--features', 'NETWORKS/text.pt'], 'is not a TorchScript network'),
@@ -323,7 +324,8 @@ def test_weights_that_cannot_be_downloaded(run, fidelity, monkeypatch):
 ])
 def test_bad_input_is_one_sentence(run, networks, tmp_path, arguments, says):
     shutil.copytree('photos', 'broken')
-    (tmp_path / 'broken/5.png').write_bytes(b'no picture')
+    for i in range(5, len(list(Path('photos').iterdir()))):
+        (tmp_path / f'broken/{i}.png').write_bytes(b'no picture')
     (tmp_path / 'few').mkdir()
     for i in range(3):
         shutil.copy(f'photos/{i}.png', 'few')

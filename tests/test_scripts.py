@@ -39,7 +39,7 @@ def test_embreex_is_not_asked_for_on_linux_arm():
     assert asked['numpy'] == ('requirements.txt', {'x86_64': True, 'aarch64': True})
     users = [path.name for path in (*ROOT.glob('*.py'), *ROOT.glob('*/*.py'))
              if re.search(r'^\s*(import|from) embreex', path.read_text(encoding='utf-8'), re.MULTILINE)]
-    assert users == ['test_video.py']
+    assert users == ['test_shading.py']
 
 
 @pytest.fixture
