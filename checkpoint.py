@@ -58,12 +58,14 @@ def iteration_paths(opt, stage):
 
 
 def find_model(opt):
-    """(path, name of its results folder) of the model that --expname and --ckpt name.
+    """(path, name of its results folder) of the model that --model names, or --expname and --ckpt.
 
     The finished model comes first, then the full pipeline's checkpoint --ckpt, then, where there is no other of those,
     what stage 1 finished with (a field without decoder), and last the bundled demo model. Raises UserError that lists
     where it looked.
     """
+    if opt.experiment.model:
+        return Path(opt.experiment.model), 'final_model'
     iteration = opt.experiment.ckpt
     candidates = [(final_model_path(opt.experiment.expname), 'final_model'),
                   (iteration_path(opt, 'full_pipeline', iteration), f'iter_{iteration:07d}')]

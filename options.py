@@ -20,6 +20,7 @@ from munch import Munch
 from utils import UserError, run_command
 
 MAX_SEED = 2 ** 63 - 1
+MAX_VIEWS = 1000
 MAX_NAME = 200  # bytes; file systems allow 255, and endings are added to an experiment's name
 LARGEST = 10 ** 9  # no number may be larger: that would be a slip of the finger
 MEAN_LATENT_DRAWS = 10_000  # model.py has the same default
@@ -87,6 +88,14 @@ def radius(text):
     return value
 
 
+def spread(text):
+    """How far viewpoints spread, in radians: from 0 to 10."""
+    value = float(text)
+    if not 0 <= value <= 10:
+        raise ValueError('must lie between 0 and 10 radians (views in degrees are given by --views)')
+    return value
+
+
 def power_of_two(low, most):
     """A flag type: a power of two from `low` to `most`."""
     def check(text):
@@ -126,6 +135,51 @@ def metric_list(text):
     if not set(names) <= set(METRICS):
         raise ValueError(f'must be some of {",".join(METRICS)}')
     return names
+
+
+def view_list(text):
+    """'20,0 -20:20:3,10' to ((20., 0.), (-20., 10.), (0., 10.), (20., 10.)): azimuth and elevation in degrees.
+
+    FROM:TO:COUNT stands for angles at equal distances; of two such ranges all combinations are taken.
+    """
+    views = []
+    for pair in text.split():
+        angles = [_angles(part, low) for part, low in zip(pair.split(','), (-360, -89), strict=False)]
+        if len(angles) != 2 or pair.count(',') != 1 or not all(angles):
+            raise ValueError('must be views such as "20,0 -20,0" or "-30:30:5,0", azimuth and elevation in degrees, '
+                             'the elevation from -89 to 89')
+        views.extend((azimuth, elevation) for elevation in angles[1] for azimuth in angles[0])
+    if not 1 <= len(views) <= MAX_VIEWS:
+        raise ValueError(f'must be 1 to {MAX_VIEWS} views')
+    return tuple(views)
+
+
+def _angles(text, low):
+    """The angles of one part of view_list, or none if there is something wrong with it."""
+    match = re.fullmatch(r'(-?\d{1,3}(?:\.\d{1,6})?)(?::(-?\d{1,3}(?:\.\d{1,6})?):(\d{1,4}))?', text, re.ASCII)
+    if not match:
+        return []
+    first, last, count = float(match[1]), float(match[2] or match[1]), int(match[3] or 1)
+    if max(abs(first), abs(last)) > -low or count < (2 if match[2] else 1):
+        return []
+    return [first + (last - first) * i / max(1, count - 1) for i in range(count)]
+
+
+def joined_views(argv):
+    """argv with the values of --views as one, since -20,0 in `--views 20,0 -20,0` would look like a flag."""
+    joined, values = [], None
+    for text in argv:
+        if values is not None and re.match(r'-?\d', text):
+            values.append(text)
+            continue
+        if values is not None:
+            joined.append('--views=' + ' '.join(values))
+            values = None
+        if text == '--views':
+            values = []
+        else:
+            joined.append(text)
+    return joined if values is None else [*joined, '--views=' + ' '.join(values)]
 
 
 def device_name(text):
@@ -220,6 +274,8 @@ GROUPS = {
         Flag('expname', 'debug', EVERYWHERE,
              'name of the experiment: the folder of its checkpoints and results', experiment_name,
              defaults={APP: 'cats_demo'}),
+        Flag('model', None, Scope(INFERENCE),
+             'checkpoint to use, wherever the file lies, instead of the one that --expname names'),
         Flag('ckpt', 300000, Scope(INFERENCE),
              'iteration of the checkpoint to use where there is no finished model', at_least(0)),
         Flag('continue_training', False, RUN, 'go on from the newest checkpoint of this experiment', bool),
@@ -295,6 +351,9 @@ GROUPS = {
         Flag('no_surface_videos', False, VIDEOS, 'make no videos of the surface', bool),
         Flag('fixed_camera_angles', False, GENERATION, 'render the 13 fixed views instead of random ones', bool),
         Flag('azim_video', False, VIDEOS, 'move the camera from side to side instead of on an ellipse', bool),
+        Flag('views', None, GENERATION,
+             'render these views instead of random ones: azimuth and elevation in degrees, such as 20,0 -20,0, or '
+             'ranges FROM:TO:COUNT such as -30:30:5,0', view_list),
         Flag('seeds', None, GENERATION_AND_VIDEO,
              'make one identity for each of these seeds, such as 0-7,42, instead of --identities', seed_list),
         Flag('mesh_format', 'obj', GENERATION_AND_VIDEO, 'file format of the meshes', choices=('obj', 'ply', 'glb')),
@@ -312,6 +371,9 @@ GROUPS = {
         Flag('fps', 30, VIDEOS, 'frames per second', at_least(1, most=1000)),
         Flag('format', 'mp4', VIDEOS,
              'file format of the videos; frames is a folder of PNG files', choices=('mp4', 'gif', 'webp', 'frames')),
+        Flag('path', 'ellipse', VIDEOS,
+             'path of the camera: ellipse, azimuth (from side to side), orbit (once around), dolly (a dolly zoom), or '
+             'a file of key frames (docs/video.md)'),
         Flag('side_by_side', False, VIDEOS, 'make one more video, with image and surface side by side', bool),
         Flag('depth_style', 'phong', VIDEOS, 'how the surface is drawn', choices=('phong', 'normals', 'depth')),
         Flag('interpolate', None, VIDEOS,
@@ -357,9 +419,9 @@ GROUPS = {
     'camera': (
         Flag('uniform', False, SCENE, 'draw viewpoints uniformly from the range instead of from a Gaussian', bool),
         Flag('azim', 0.3, SCENE,
-             'standard deviation (or range) of the azimuth in radians', at_least(0, float, most=10)),
+             'standard deviation (or range) of the azimuth in radians', spread),
         Flag('elev', 0.15, SCENE,
-             'standard deviation (or range) of the elevation in radians', at_least(0, float, most=10)),
+             'standard deviation (or range) of the elevation in radians', spread),
         Flag('fov', 6., SCENE, 'half the field of view in degrees', half_angle),
         Flag('dist_radius', 0.12, SCENE, 'the near and far planes lie this far before and behind the origin', radius),
     ),
@@ -440,7 +502,7 @@ def parse(command, description, argv=None):
     anything that is not a known flag with a sensible value. One line says which flags the command does not follow; it
     is no error, since one --config file serves all commands.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    argv = joined_views(sys.argv[1:] if argv is None else argv)
     try:
         given = vars(_parser(command, description, '--help_all' in argv).parse_args(argv))
     except (configargparse.ConfigFileParserException, UnicodeDecodeError) as error:

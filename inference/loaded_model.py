@@ -109,9 +109,13 @@ class LoadedModel:
 
 
 def load_model(expname, **flags):
-    """The LoadedModel that --expname names; flags: other flags of app.py by name. Raises UserError, as they do."""
+    """The LoadedModel of an experiment, or of a checkpoint's file (NAME.pt); flags: other flags of app.py by name.
+
+    Raises UserError, as these do.
+    """
     typed = [text for name, value in flags.items() for text in (f'--{name}', str(value))]
-    return load(options.parse('app', '', ['--expname', expname, *typed]))
+    named = '--model' if str(expname).endswith('.pt') else '--expname'
+    return load(options.parse('app', '', [named, str(expname), *typed]))
 
 
 def load(opt):

@@ -146,7 +146,7 @@ def address(tmp_path_factory):
             line = process.stdout.readline()
             assert line, output  # it ended
             output += line
-        yield found[1]
+        yield found[1].rstrip('/')
         process.send_signal(signal.SIGTERM)
         rest, _ = process.communicate(timeout=60)
         assert process.returncode == 143 and 'Traceback' not in rest, rest

@@ -47,17 +47,17 @@ def test_names_are_read_back(tmp_path, by_seed, long, short, title):
 
 
 def test_names_of_videos_are_read_back(tmp_path):
-    for azimuth_only in (True, False):
+    for path in ('elipsoid', 'azim', 'orbit', 'path_my-track'):
         for name in ('0', 'seed3', results.walk_name(range(10))):
             for kind in results.VIDEO_KINDS:
-                write(tmp_path, f'{results.video_stem(kind, name, azimuth_only)}.mp4')
+                write(tmp_path, f'{results.video_stem(kind, name, path)}.mp4')
     write(tmp_path, results.frontal_mesh_file('seed3', 'obj'))
     write(tmp_path, 'sample_video_0_elipsoid_unfinished.mp4')
     found = {result.title: result for result in read_videos(tmp_path)}
     assert set(found) == {'Identity 0', 'Seed 3', 'Walk through seeds 0 1 2 3 4 5 6 7 and 2 more'}
     for result in found.values():
-        assert [kind for kind, _, _ in result.videos] == [kind for kind in results.VIDEO_KINDS for _ in range(2)]
-        assert {path for _, path, _ in result.videos} == {'azim', 'elipsoid'}
+        assert [kind for kind, _, _ in result.videos] == [kind for kind in results.VIDEO_KINDS for _ in range(4)]
+        assert {path for _, path, _ in result.videos} == {'azim', 'elipsoid', 'orbit', 'path_my-track'}
     assert found['Seed 3'].frontal_meshes and not found['Identity 0'].frontal_meshes
 
 

@@ -20,7 +20,8 @@ from web.embedding import PLASTER, compact_mesh, depth_picture, pictures_of_row
 HERE = Path(__file__).resolve().parent
 VIEWER = HERE / 'model-viewer' / 'model-viewer.min.js'
 
-TITLES = {'random_angles': 'Random views', 'fixed_angles': 'Fixed views', 'videos': 'Videos',
+TITLES = {'random_angles': 'Random views', 'fixed_angles': 'Fixed views', 'chosen_angles': 'Chosen views',
+          'videos': 'Videos',
           'videos/with_noise_projection': 'Videos with noise on the surface'}
 VIDEO_TITLES = {'video': 'image', 'depth_video': 'surface', 'side_by_side_video': 'image and surface'}
 
