@@ -230,9 +230,11 @@ def test_loader_of_thumbnails_and_more_images_a_batch_than_there_are(made):
 @pytest.mark.parametrize('workers', [1, 3])
 def test_new_workers_take_the_place_of_dead_ones(made, workers, tmp_path, capfd):
     """Nobody is lost and nobody comes twice."""
+    deadly = InfiniteSampler(COUNT, seed=5)[7][0]  # in the first batch of the second process
+
     class Deadly(ImageDataset):
         def __getitem__(self, item):
-            if item[0] == 3 and not (tmp_path / 'killed').exists():
+            if item[0] == deadly and not (tmp_path / 'killed').exists():
                 (tmp_path / 'killed').touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().__getitem__(item)

@@ -414,9 +414,10 @@ def test_two_runs_at_once_are_noticed(tmp_path):
 
 # ---- several writers, and disks that lack something
 
-def test_the_second_of_two_runs_is_refused_at_once(tmp_path, run):
+def test_the_second_of_two_runs_is_refused_at_once(tmp_path, run, capsys):
     photos, out = make_photos(tmp_path / 'photos', 3), tmp_path / 'out'
     prepare(Photos(photos), out, [8])
+    capsys.readouterr()  # the progress bar
     with contextlib.closing(prepare_data.Writer(out)):
         assert 'another prepare_data.py is writing to' in refusal(run('--out_path', out, '--size', '8,16', photos))
     assert run('--out_path', out, '--size', '8,16', photos)[0] == 0
@@ -478,8 +479,8 @@ def test_a_map_that_another_process_enlarges(tmp_path):
             't.put(b"32-00000", bytes(2**26)); t.commit()')]))
         process.start()
         process.join()
-        writer.put({b'16-00001': b'b'})
         with pytest.raises(UserError, match='another prepare_data.py is writing to .* wait for it to end'):
+            writer.put({b'16-00001': b'b'})
             writer.flush()
 
 
@@ -522,7 +523,7 @@ def test_small_photos_can_be_left_out(tmp_path, run):
 # ---- photos that are not square
 
 @pytest.mark.parametrize('flags, fit', [(['--fit', 'pad'], Fit('pad')), (['--fit', 'squeeze'], Fit('squeeze')),
-                                        (['--crop_y', '0'], Fit('crop', 0))])
+                                        (['--crop_y', '0'], Fit('crop', 0.))])
 def test_fits_are_remembered(tmp_path, run, flags, fit):
     photos, out = tmp_path / 'photos', tmp_path / 'out'
     photos.mkdir()
@@ -566,6 +567,7 @@ def test_shards_make_what_one_run_makes(tmp_path, run):
     out = tmp_path / 'merged'
     assert 'shard 2 is missing' in refusal(run('--out_path', out, '--merge', parts[0], parts[1]))
     assert 'given twice' in refusal(run('--out_path', out, '--merge', *parts, parts[1]))
+    assert 'is one of the shards' in refusal(run('--out_path', parts[0], '--merge', *parts))
     assert 'is no shard' in refusal(run('--out_path', out, '--merge', *parts, tmp_path / 'whole'))
     assert not out.exists()
     for written in 39, 0:
