@@ -6,6 +6,7 @@ import sys
 import torch
 import torch.distributed as dist
 
+from training.heartbeat import Heartbeat, end_process
 from utils import UserError, keep_freed_memory, select_device
 
 DEATH_TIMEOUT = datetime.timedelta(minutes=30)  # of a process that hangs; one that dies is noticed at once
@@ -25,6 +26,8 @@ class Processes:
     def __init__(self, device_name='auto'):
         self.rank, self.size = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
         self.device = select_device(device_name)
+        self.rescue = lambda: ''  # called before the process ends for a lost one: saves, and returns words about it
+        self._heartbeat = Heartbeat(self.rank, self._on_lost)
         self._launcher = os.getppid() if 'TORCHELASTIC_RUN_ID' in os.environ else None
         if self.device.type == 'cuda':
             if self.device.index is None:  # which set_device wants to know
@@ -39,9 +42,14 @@ class Processes:
             dist.init_process_group(self._backend(), timeout=DEATH_TIMEOUT)
         if self.rank:  # one process speaks for all; errors still go to stderr
             sys.stdout = open(os.devnull, 'w')
+        if self.size > 1:
+            port = self.share(lambda: self._heartbeat.listen(self.size - 1))
+            if self.rank:
+                self._heartbeat.connect(os.environ['MASTER_ADDR'], port)
         return self
 
     def __exit__(self, kind, *_):
+        self._heartbeat.stop()
         if self.size > 1 and kind in (None, SystemExit):  # after an error the others may be gone
             dist.destroy_process_group()
 
@@ -54,6 +62,9 @@ class Processes:
             print('This build of PyTorch has no NCCL: the processes exchange their gradients through gloo, which is '
                   'slower.')
         return 'gloo'
+
+    def _on_lost(self, sentence):
+        end_process(f'{sentence}, and so this one ends too{self.rescue()}')
 
     @property
     def orphaned(self):

@@ -66,6 +66,7 @@ class Run:
         self._failed = set()    # what has been told to have failed
         self._deadline = time.monotonic() + 60 * opt.training.max_minutes if opt.training.max_minutes else float('inf')
         self._cleanup = contextlib.ExitStack()
+        processes.rescue = self._rescue
         self._check_flags()
         self._described = describe_images(images)
         self._step_images = images_of_step(opt, stage, processes.size)
@@ -125,28 +126,32 @@ class Run:
     def __exit__(self, kind, error, _):
         try:
             if isinstance(error, Exception) and not isinstance(error, Diverged):
-                self._rescue()
+                again = self._rescue()
                 if isinstance(error, MemoryError | RuntimeError) and (lack := lack_of_memory(error)):
-                    raise UserError(self._smaller(lack)) from None
+                    raise UserError(self._smaller(lack, again)) from None
+                if again:
+                    print(again[2:] + '.')
         finally:
             self._cleanup.close()
 
     def _rescue(self):
-        """After a mishap save the steps that are done, if the state is that of whole steps."""
+        """After a mishap save the steps that are done, if the state is that of whole steps.
+
+        Returns words that say where the training can go on.
+        """
         if self.is_first and self._between_steps:
             with contextlib.suppress(Exception):  # the mishap itself is told in any case
                 self.save(final=True)
-                print(f'--continue_training goes on from {self.last_saved}.')
+        return f'; --continue_training goes on from {self.last_saved}' if self.is_first and self.last_saved else ''
 
-    def _smaller(self, lack):
+    def _smaller(self, lack, again):
         """The sentence for a lack of memory."""
         opt = self.opt
         sizes = (f'--size {opt.model.size}' if self.stage == 'full_pipeline' else
                  f'--renderer_spatial_output_dim {opt.model.renderer_spatial_output_dim} with --N_samples '
                  f'{opt.rendering.N_samples}')
-        good = f'; the newest checkpoint is {self.last_saved}' if self.last_saved else ''
         return (f'memory ran out ({lack}) with --chunk {self.chunk}, {sizes} and --precision {opt.machine.precision}; '
-                f'use a smaller --chunk, --precision bf16 or smaller sizes{good}.')
+                f'use a smaller --chunk, --precision bf16 or smaller sizes{again}.')
 
     def _on_signal(self, number, _):
         if os.getpid() != self._process:
