@@ -48,8 +48,8 @@ def check_gradients(module, expected, prefix, rtol):
         gradient = parameters[key.removeprefix(prefix)].grad
         if gradient.dim() == 5:  # the first 8x8 channels
             gradient = gradient[:, :8, :8]
-        # The derivative by beta is a sum over all samples that nearly cancels: its rounding depends on the processor and
-        # on the number of threads, for the original's as for ours.
+        # The derivative by beta is a sum over all samples that nearly cancels: its rounding depends on the processor
+        # and on the number of threads, for the original's as for ours.
         assert_close(gradient, expected[key], 5 * rtol if key.endswith('sigmoid_beta') else rtol, key)
 
 
