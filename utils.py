@@ -32,7 +32,7 @@ class Terminated(KeyboardInterrupt):
         self.number = number
 
 
-def run_command(module, read_flags=None):
+def run_command(module, read_flags):
     """Run a command: read its flags, import its file as a module, call main(flags) there, and end the process.
 
     module: the name of the command's file as a module. read_flags(): reads the command line. It runs before the module
@@ -47,10 +47,6 @@ def run_command(module, read_flags=None):
     interruptible = signal.getsignal(signal.SIGINT) != signal.SIG_IGN  # shells start background jobs that ignore it
     try:
         _handle_signals(_leave, interruptible)
-        if callable(module):  # a command that has not taken the new form yet
-            _handle_signals(_raise, interruptible)
-            module()
-            return
         flags = read_flags()
         main = importlib.import_module(module).main
         _handle_signals(_raise, interruptible)

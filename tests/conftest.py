@@ -1,5 +1,4 @@
 """Fixtures: the golden numbers of the original (golden/README.md), commands, formula weights."""
-import inspect
 import json
 import os
 import signal
@@ -87,9 +86,6 @@ def command(tmp_path, monkeypatch, capsys):
         name = module.__name__.rpartition('.')[2]
         monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
         try:
-            if not inspect.signature(module.main).parameters:  # a command that has not taken the new form yet
-                run_command(module.main)
-                return 0, *capsys.readouterr()
             run_command(module.__name__, getattr(module, 'read_flags', lambda: options.parse(name, module.__doc__)))
         except SystemExit as stop:
             return stop.code, *capsys.readouterr()
