@@ -178,6 +178,16 @@ GROUPS = {
         Flag('sphere_lambda', 0., 'stage 1: weight of the distance to that sphere, which holds the surface in the '
              'picture at first, for short trainings (0: as the paper)', at_least(0, float)),
         Flag('sphere_until', 2000, 'stage 1: step by which that weight has fallen to nothing', at_least(1)),
+        Flag('sphere_fade', False, 'stage 1: let that weight fade, and come back, as beta and the silhouettes need it, '
+             'instead of by --sphere_until', bool),
+        Flag('no_mirror', False, 'do not mirror a random half of the photos, for subjects with a left and a right',
+             bool),
+        Flag('augment', False, 'change what the discriminator sees at random, as strongly as it needs (ADA), for small '
+             'data sets', bool),
+        Flag('augment_target', 0.6, "mean sign of the discriminator's score for real images above which --augment "
+             'grows stronger', at_least(0, float, most=1)),
+        Flag('augment_images', 100000, 'real images in which the strength of --augment could go from 0 to 1',
+             at_least(1)),
         Flag('initial_beta', 0.1, 'stage 1: beta to begin with (with --init_ckpt: if given)', above(0)),
     ),
     'inference': (

@@ -14,7 +14,9 @@ import checkpoint
 import losses
 import options
 from model import VolumeDiscriminator, build_generator
+from training.augmentation import Augmentation, unchanged
 from training.gradients import Terms, chunks, frozen
+from training.hold import Hold, silhouette
 from training.processes import Processes
 from training.random_numbers import draw_fakes
 from training.resuming import check_options, find_start
@@ -27,17 +29,19 @@ BETAS = (0., 0.9)
 SPHERE_BATCH = 3
 
 
-def accumulate_discriminator(discriminator, generator, real, fakes, opt, chunk):
+def accumulate_discriminator(discriminator, generator, real, fakes, opt, chunk, augmentation=unchanged):
     """Add the gradient of the discriminator's loss to its parameters.
 
-    real: thumbnails (B,3,H,H); fakes: B Fakes. Returns the weighted terms of the loss and the mean scores.
+    real: thumbnails (B,3,H,H); fakes: B Fakes; augmentation: of both. Returns the weighted terms of the loss and the
+    mean scores.
     """
     terms = Terms()
     for part in chunks(0, len(real), chunk):
-        images, own = real[part].requires_grad_(), fakes.part(part)
-        scale = len(images) / len(real)
+        own = fakes.part(part)
         with torch.no_grad():
-            thumbnails = generator(own.z, own.cameras, rng=own.rngs).rendering.thumbnail
+            thumbnails = augmentation(generator(own.z, own.cameras, rng=own.rngs).rendering.thumbnail, own.rngs)
+        images = augmentation(real[part], own.rngs).requires_grad_()
+        scale = len(images) / len(real)
         real_logits, _ = discriminator(images)
         fake_logits, viewpoints = discriminator(thumbnails)
         loss = {'d': losses.logistic_loss(real_logits, fake_logits)}
@@ -46,12 +50,13 @@ def accumulate_discriminator(discriminator, generator, real, fakes, opt, chunk):
         if discriminator.predict_view:
             loss['d_view'] = opt.training.view_lambda * losses.viewpoint_loss(viewpoints, own.cameras.viewpoint)
         (scale * sum(loss.values())).backward()
-        terms.add(scale, **loss, real_score=real_logits, fake_score=fake_logits)
+        terms.add(scale, **loss, real_score=real_logits, fake_score=fake_logits, real_sign=real_logits.sign())
     return terms
 
 
-def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lambda=0.):
-    """Add the gradient of the generator's loss to its parameters. Returns the weighted terms of the loss.
+def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lambda=0., augmentation=unchanged):
+    """Add the gradient of the generator's loss to its parameters. Returns the weighted terms of the loss,
+    and how much of a surface the pictures show (training/hold.py).
 
     sphere_lambda: the weight, at this step, of the distance to the sphere that training started from.
     """
@@ -64,7 +69,7 @@ def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lam
             rendering = generator(own.z, own.cameras, rng=own.rngs,
                                   sdf=has_sdf and opt.training.min_surf_lambda > 0,
                                   eikonal=has_sdf and opt.training.eikonal_lambda > 0).rendering
-            logits, viewpoints = discriminator(rendering.thumbnail)
+            logits, viewpoints = discriminator(augmentation(rendering.thumbnail, own.rngs))
             loss = {'g': losses.nonsaturating_loss(logits)}
             if discriminator.predict_view:
                 loss['g_view'] = opt.training.view_lambda * losses.viewpoint_loss(viewpoints, own.cameras.viewpoint)
@@ -80,6 +85,9 @@ def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lam
                     resolution=generator.renderer.resolution // 2)
             (scale * sum(loss.values())).backward()
             terms.add(scale, **loss)
+            if rendering.sdf is not None:
+                surface = silhouette(rendering)
+                terms.add(scale, surface=surface.meets, fog=surface.fog)
     return terms
 
 
@@ -97,7 +105,7 @@ def initialize_sphere(run, opt):
         for part in chunks(0, SPHERE_BATCH, run.chunk):
             images = fakes.part(part)
             scale = len(images.z) / SPHERE_BATCH
-            loss = state.g.renderer.sphere_loss(state.g.map(images.z), images.cameras, images.random,
+            loss = state.g.renderer.sphere_loss(state.g.map(images.z), images.cameras, images.rngs,
                                                 radius=opt.training.sphere_radius)
             (scale * loss).backward()
             terms.add(scale, sphere=loss)
@@ -145,7 +153,9 @@ def main():
                                             opt.model.discriminator_width).to(run.device)
         g_optim = adam(generator.parameters(), opt.training.lr_g, BETAS)
         d_optim = adam(discriminator.parameters(), opt.training.lr_d, BETAS)
-        with run.begin(State(generator, discriminator, g_optim, d_optim), start):
+        augmentation, hold = Augmentation(opt, geometric=False), Hold(opt)
+        state = State(generator, discriminator, g_optim, d_optim, augmentation=augmentation, hold=hold)
+        with run.begin(state, start):
             if not (opt.rendering.no_sdf or start.resumed) and (not start.path or 'initial_beta' in opt.given):
                 for model in (run.state.g, run.state.g_ema):
                     torch.nn.init.constant_(model.renderer.sigmoid_beta, opt.training.initial_beta)
@@ -153,14 +163,15 @@ def main():
                 initialize_sphere(run, opt)
             for real in run.steps():
                 fakes = run.draw('discriminator')
-                terms = accumulate_discriminator(discriminator, generator, real, fakes, opt, run.chunk)
+                terms = accumulate_discriminator(discriminator, generator, real, fakes, opt, run.chunk, augmentation)
                 run.update('d', d_optim, terms)
+                augmentation.learn(run)
 
                 fakes = run.draw('generator')
-                remaining = max(0., 1 - run.step / opt.training.sphere_until)
-                terms = accumulate_generator(generator, discriminator, fakes, opt, run.chunk,
-                                             opt.training.sphere_lambda * remaining)
+                terms = accumulate_generator(generator, discriminator, fakes, opt, run.chunk, hold.weight(run.step),
+                                             augmentation)
                 run.update('g', g_optim, terms)
+                hold.learn(run)
 
 
 if __name__ == '__main__':

@@ -14,6 +14,7 @@ import losses
 import options
 import train_full_pipeline as stage2
 import train_volume_renderer as stage1
+from dataset import make_loader
 from model import Discriminator, VolumeDiscriminator, build_generator, minibatch_stddev
 from training import logs, processes, random_numbers, run
 from training.state import State
@@ -64,7 +65,7 @@ def test_draws_depend_on_seed_purpose_step_and_image_alone():
     part = random_numbers.draw_fakes(opt, 'generator', 7, range(2, 4), 'cpu')
     assert torch.equal(whole.z[2:], part.z) and torch.equal(whole.second[2:], part.second)
     assert torch.equal(whole.cameras.extrinsics[2:], part.cameras.extrinsics)
-    assert torch.equal(draw(torch.rand, (4, 3), whole.random)[2:], draw(torch.rand, (2, 3), part.random))
+    assert torch.equal(draw(torch.rand, (4, 3), whole.random)[2:], draw(torch.rand, (2, 3), part.rngs))
     assert not torch.equal(whole.z, whole.second)
     for other in (random_numbers.draw_fakes(opt, 'discriminator', 7, range(4), 'cpu'),
                   random_numbers.draw_fakes(opt, 'generator', 8, range(4), 'cpu'),
@@ -102,7 +103,7 @@ def test_chunks_do_not_change_the_gradient_of_stage_1(double, chunk):
             terms = accumulate(random_numbers.draw_fakes(opt, 'd', 0, range(4), 'cpu'), size)
             found.append((terms, gradients(module)))
         check_same(*found)
-    assert set(terms) == {'g', 'g_view', 'g_eikonal', 'g_minimal_surface', 'g_sphere'}
+    assert set(terms) == {'g', 'g_view', 'g_eikonal', 'g_minimal_surface', 'g_sphere', 'surface', 'fog'}
 
 
 @pytest.mark.parametrize(('batch', 'chunk'), ((4, 1), (4, 2), (8, 2), (8, 4), (6, 3)))
@@ -227,8 +228,9 @@ def test_lazy_regularization_corrects_rate_and_decay():
 # ---------------------------------------------------------------------------------------------- resuming
 
 @BOTH
-def test_resuming_is_exact(stage, data, renderer, tmp_path):  # noqa: F811
-    text = f'--renderer_ckpt {renderer}'
+@pytest.mark.parametrize('more', ('', '--augment --augment_images 300 --augment_target 0 --sphere_lambda 1 --sphere_fade'))
+def test_resuming_is_exact(stage, more, data, renderer, tmp_path):  # noqa: F811
+    text = f'--renderer_ckpt {renderer} {more}'
     train(stage, tmp_path / 'whole', flags(data, f'{text} --iter 5'))
     train(stage, tmp_path / 'parts', flags(data, f'{text} --iter 2'))
     train(stage, tmp_path / 'parts', flags(data, f'{text} --iter 5 --continue_training --num_workers 2'))
@@ -290,6 +292,24 @@ def test_an_official_checkpoint_to_start_from(stage, data, renderer, tmp_path, c
     name = 'renderer.network.sigma_linear.weight'
     assert (begun['g_ema'][name] - official['g_ema'][name]).abs().max() < 1e-2
     assert not (tmp_path / 'begun' / 'checkpoint' / 'debug' / stage / 'models_0000000.pt').exists()  # no sphere
+
+
+def test_stage_1_begins_with_the_field_of_a_full_model(data, renderer, tmp_path, capsys):  # noqa: F811
+    train('full_pipeline', tmp_path, flags(data, f'--iter 1 --renderer_ckpt {renderer}'))
+    full = tmp_path / 'full_models' / 'debug.pt'
+    train('volume_renderer', tmp_path / 'field', flags(data, f'--iter 1 --lr_g 1e-9 --init_ckpt {full}'))
+    assert 'holds no discriminator of these sizes' in capsys.readouterr().out
+    for name, tensor in newest(tmp_path / 'field', 'volume_renderer')[1]['g'].items():
+        assert_close(tensor, checkpoint.read(full)['g'][name], 1e-6, name)
+
+
+def test_photos_are_mirrored_unless_told(data, tmp_path, monkeypatch):  # noqa: F811
+    seen = []
+    monkeypatch.setattr(run, 'make_loader', lambda dataset, sampler, *rest: seen.append(
+        [sampler[i][1] for i in range(40)]) or make_loader(dataset, sampler, *rest))
+    for name, more in (('a', ''), ('b', '--no_mirror')):
+        train('volume_renderer', tmp_path / name, flags(data, f'--iter 1 --no_sphere_init {more}'))
+    assert 5 < sum(seen[0]) < 35 and not any(seen[1])
 
 
 def test_a_field_goes_on_at_another_resolution(data, tmp_path, capsys):  # noqa: F811

@@ -57,7 +57,10 @@ def find_start(opt, stage, inherited=()):
         start = Start(path, checkpoint.read(path))
     if start.path:
         opt = checkpoint.adopt_options(opt, start.saved, start.path, inherited)
-        opt = checkpoint.fit_options(opt, start.saved['g_ema'], start.path)
+        state = start.saved['g_ema']
+        if stage == 'volume_renderer' and not start.resumed:  # of a full model, stage 1 takes the field alone
+            state = checkpoint.without_decoder(state)
+        opt = checkpoint.fit_options(opt, state, start.path)
     if start.resumed:
         check_options(opt, start.saved, start.path)
     return start, opt

@@ -121,7 +121,7 @@ class Run:
         """
         state, training = self.state, self.opt.training
         sampler = InfiniteSampler(len(self.dataset), seed=self.opt.experiment.seed, rank=self.processes.rank,
-                                  world_size=self.processes.size, start=state.images)
+                                  world_size=self.processes.size, start=state.images, flip=not training.no_mirror)
         images = make_loader(self.dataset, sampler, training.batch, training.num_workers)
         self._cleanup.callback(images.close)
         log = Log(self.folder, self.opt, state.iteration) if self.main else None

@@ -1,0 +1,99 @@
+"""The hold on stage 1's surface: what is measured of it, when its weight fades and comes back, and the warning."""
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny_training import flags
+
+import options
+from camera import cameras_at
+from model import build_generator
+from training import hold
+from training.hold import Hold, silhouette
+
+
+def options_with(text=''):
+    return options.parse('train_volume_renderer', '', flags('none', text))
+
+
+def sphere_rendering(monkeypatch, radius, beta=0.002, samples=64):
+    """A Rendering of a sphere, or of a field that is positive everywhere (radius below 0)."""
+    generator = build_generator(options_with(f'--N_samples {samples} --perturb 0'), full_pipeline=False)
+    torch.nn.init.constant_(generator.renderer.sigmoid_beta, beta)
+    cameras = cameras_at(torch.zeros(1, 2), 16, 6., 0.12)
+
+    def sdf(points):
+        return (points * 0.12).norm(dim=-1, keepdim=True) - radius
+
+    monkeypatch.setattr('volume_renderer.fused_field', lambda field, points, *_: (
+        sdf(points), points.new_zeros(*points.shape[:2], 8), points.new_zeros(*points.shape[:2], 3)))
+    with torch.no_grad():
+        return generator.renderer(generator.map(torch.zeros(1, 8)), cameras, resolution=16, sdf=True)
+
+
+@pytest.mark.parametrize(('radius', 'beta', 'share', 'foggy'), (
+    (0.06, 0.001, 0.256, False),  # pi 0.06 ** 2 of the (2 tan 6 degrees) ** 2 that a picture shows
+    (0.09, 0.001, 0.576, False), (0.06, 0.05, 0.256, True), (-0.01, 0.001, 0., False), (0.5, 0.001, 0., False)))
+def test_what_a_sphere_shows(monkeypatch, radius, beta, share, foggy):
+    found = silhouette(sphere_rendering(monkeypatch, radius, beta))
+    assert abs(found.meets - share) < 0.03
+    assert (found.fog > 0.4) == foggy
+
+
+class FakeRun(SimpleNamespace):
+    def __init__(self):
+        renderer = SimpleNamespace(sigmoid_beta=torch.tensor(0.))
+        super().__init__(step=0, values={}, state=SimpleNamespace(g=SimpleNamespace(renderer=renderer)))
+
+    def step_with(self, own, surface=0.5, fog=0.1, beta=0.002):
+        self.step += 1
+        self.values = {'surface': surface, 'fog': fog}
+        self.state.g.renderer.sigmoid_beta.fill_(beta)
+        own.learn(self)
+        return own.weight(self.step)
+
+
+def test_without_the_rule_the_weight_falls_by_step():
+    own = Hold(options_with('--sphere_lambda 2 --sphere_until 4'))
+    assert [own.weight(step) for step in range(6)] == [2, 1.5, 1, 0.5, 0, 0]
+
+
+def test_the_weight_fades_with_beta_and_comes_back():
+    own, run = Hold(options_with('--sphere_lambda 2 --sphere_fade')), FakeRun()
+    assert own.weight(0) == 2
+    assert run.step_with(own, beta=0.02) == 2
+    fading = [run.step_with(own) for _ in range(2500)]
+    assert fading == sorted(fading, reverse=True) and fading[1000] == pytest.approx(1, abs=0.01) and fading[-1] == 0
+    assert run.step_with(own, beta=0.0029) == 0
+    for trouble in ({'beta': 0.01}, {'fog': 0.9}, {'surface': 0.}):
+        back = [run.step_with(own, **trouble) for _ in range(250)]
+        assert back[-1] == 2, trouble
+        assert [run.step_with(own) for _ in range(2500)][-1] == 0
+    halfway = [run.step_with(own, beta=0.0055) for _ in range(500)][-1]
+    assert halfway == pytest.approx(1)
+
+
+def test_a_hold_goes_on_where_it_was_saved():
+    text = '--sphere_lambda 2 --sphere_fade'
+    whole, first, second = (Hold(options_with(text)) for _ in range(3))
+    troubles = [{'beta': 0.001 * step, 'surface': 0.3 + 0.01 * step, 'fog': 0.2} for step in range(1, 9)]
+    for own, part in ((whole, troubles), (first, troubles[:4])):
+        run = FakeRun()
+        for trouble in part:
+            run.step_with(own, **trouble)
+    second.load_state_dict(first.state_dict())
+    for trouble in troubles[4:]:
+        run.step_with(second, **trouble)
+    assert second.state_dict() == whole.state_dict() and whole.share < 1
+
+
+def test_a_lost_surface_is_told_once_with_what_to_do(capsys):
+    for text, advice in (('', '--sphere_lambda 1 --sphere_fade'), ('--sphere_lambda 1', 'larger --sphere_lambda')):
+        own, run = Hold(options_with(text)), FakeRun()
+        for _ in range(100):
+            run.step_with(own)
+        assert not capsys.readouterr().out
+        for _ in range(hold.PATIENCE + 300):
+            run.step_with(own, surface=0.)
+        said = capsys.readouterr().out
+        assert said.count('surface is being lost') == 1 and advice in said
