@@ -17,6 +17,7 @@ import checkpoint
 import losses
 import options
 from model import PRECISIONS, Discriminator, build_generator, stddev_group
+from training.augmentation import Augmentation, unchanged
 from training.gradients import Terms, backward_in_chunks, chunks, frozen
 from training.processes import Processes
 from training.random_numbers import image_rngs
@@ -37,11 +38,12 @@ class Rendered(NamedTuple):
     features: Tensor    # (B,C,h,w)
     thumbnails: Tensor  # (B,3,h,w)
     noise: list         # (B,1,h,w) for each layer
+    rngs: list          # B random generators, for augmentation
 
     def part(self, index):
         """The same of a slice of the batch."""
         return Rendered([w[index] for w in self.w], self.switch, self.features[index],
-                        self.thumbnails[index], [noise[index] for noise in self.noise])
+                        self.thumbnails[index], [noise[index] for noise in self.noise], self.rngs[index])
 
 
 @torch.no_grad()
@@ -53,7 +55,7 @@ def render(generator, fakes, switch, dense=False):
     w = [generator.map(z) for z in ((fakes.z,) if switch is None else (fakes.z, fakes.second))]
     view = generator.render(w[0], fakes.cameras, dense=dense, rng=fakes.rngs)
     noise = generator.decoder.random_noise(len(fakes.z), fakes.rngs)
-    return Rendered(w, switch, view.features, view.thumbnail, noise)
+    return Rendered(w, switch, view.features, view.thumbnail, noise, fakes.rngs)
 
 
 def decode(generator, rendered):
@@ -85,10 +87,12 @@ def judge(discriminator, images):
     return discriminator(images.unflatten(0, (-1, stddev_group(len(images)))).transpose(0, 1).flatten(0, 1))
 
 
-def accumulate_discriminator(discriminator, generator, real, rendered, opt, chunk, regularize):
+def accumulate_discriminator(discriminator, generator, real, rendered, opt, chunk, regularize,
+                             augmentation=unchanged):
     """Add the gradient of the discriminator's loss, with R1 where `regularize`, to its parameters.
 
-    real: images (B,3,size,size); rendered: B fakes. Returns the weighted terms of the loss and the mean scores.
+    real: images (B,3,size,size); rendered: B fakes; augmentation: of both. Returns the weighted terms of the loss and
+    the mean scores.
     """
     terms = Terms()
 
@@ -98,23 +102,23 @@ def accumulate_discriminator(discriminator, generator, real, rendered, opt, chun
 
     # The two halves of logistic_loss one after the other: the graph of one is gone before the other's is made.
     for part in discriminator_parts(len(real), chunk):
-        images = real[part].requires_grad_(regularize)
+        images = augmentation(real[part], rendered.rngs[part]).requires_grad_(regularize)
         scale = len(images) / len(real)
         logits = judge(discriminator, images)
         loss = {'d': losses.nonsaturating_loss(logits)}
         if regularize:
             loss['r1'] = opt.training.r1 / 2 * opt.training.d_reg_every * losses.r1_penalty(logits, images)
-        accumulate(scale, loss, real_score=logits)
+        accumulate(scale, loss, real_score=logits, real_sign=logits.sign())
 
         with torch.no_grad():
             fakes = torch.cat([decode(generator, rendered.part(piece))[0]
                                for piece in chunks(part.start, part.stop, chunk)])
-        logits = judge(discriminator, fakes)
+        logits = judge(discriminator, augmentation(fakes, rendered.rngs[part]))
         accumulate(scale, {'d': losses.nonsaturating_loss(-logits)}, fake_score=logits)
     return terms
 
 
-def accumulate_generator(generator, discriminator, rendered, chunk, thumbnail_lambda=0.):
+def accumulate_generator(generator, discriminator, rendered, chunk, thumbnail_lambda=0., augmentation=unchanged):
     """Add the gradient of the generator's loss to the decoder's parameters. Returns the weighted terms of the loss."""
     batch, terms = len(rendered.features), Terms()
 
@@ -124,7 +128,8 @@ def accumulate_generator(generator, discriminator, rendered, chunk, thumbnail_la
     with frozen(discriminator):
         for part in discriminator_parts(batch, chunk):
             def loss(fakes, part=part):
-                loss = {'g': losses.nonsaturating_loss(judge(discriminator, fakes))}
+                seen = augmentation(fakes, rendered.rngs[part])
+                loss = {'g': losses.nonsaturating_loss(judge(discriminator, seen))}
                 if thumbnail_lambda > 0:
                     loss['g_thumbnail'] = thumbnail_lambda * losses.thumbnail_loss(fakes, rendered.thumbnails[part])
                 terms.add(len(fakes) / batch, **loss)
@@ -204,7 +209,8 @@ def main():
                                       PRECISIONS[opt.machine.precision]).to(run.device)
         g_optim = adam(generator.decoder.parameters(), *lazy(opt.training.g_reg_every, opt.training.lr))
         d_optim = adam(discriminator.parameters(), *lazy(opt.training.d_reg_every, opt.training.lr))
-        state = State(generator, discriminator, g_optim, d_optim)
+        augmentation = Augmentation(opt, geometric=True)
+        state = State(generator, discriminator, g_optim, d_optim, augmentation=augmentation)
         layers, dense = generator.decoder.num_latents, opt.inference.dense
         path_batch = max(1, opt.training.batch // opt.training.path_batch_shrink)
 
@@ -214,13 +220,14 @@ def main():
                 switch = mixing(opt, 'discriminator', step, layers)
                 rendered = render(generator, run.draw('discriminator'), switch, dense)
                 terms = accumulate_discriminator(discriminator, generator, real, rendered, opt, run.chunk,
-                                                 regularize=step % opt.training.d_reg_every == 0)
+                                                 step % opt.training.d_reg_every == 0, augmentation)
                 run.update('d', d_optim, terms)
+                augmentation.learn(run)
 
                 switch = mixing(opt, 'generator', step, layers)
                 rendered = render(generator, run.draw('generator'), switch, dense)
                 run.update('g', g_optim, accumulate_generator(generator, discriminator, rendered, run.chunk,
-                                                              opt.training.thumbnail_lambda))
+                                                              opt.training.thumbnail_lambda, augmentation))
 
                 if opt.training.g_reg_every and step % opt.training.g_reg_every == 0:
                     fakes = run.draw('path', path_batch)

@@ -76,7 +76,7 @@ def test_the_weight_fades_with_beta_and_comes_back():
 def test_a_hold_goes_on_where_it_was_saved():
     text = '--sphere_lambda 2 --sphere_fade'
     whole, first, second = (Hold(options_with(text)) for _ in range(3))
-    troubles = [{'beta': 0.001 * step, 'surface': 0.3 + 0.01 * step, 'fog': 0.2} for step in range(1, 9)]
+    troubles = [{'beta': 0.002, 'surface': 0.3 + 0.01 * step, 'fog': 0.02 * step} for step in range(1, 9)]
     for own, part in ((whole, troubles), (first, troubles[:4])):
         run = FakeRun()
         for trouble in part:

@@ -17,6 +17,7 @@ import train_volume_renderer as stage1
 from dataset import make_loader
 from model import Discriminator, VolumeDiscriminator, build_generator, minibatch_stddev
 from training import logs, processes, random_numbers, run
+from training.augmentation import Strength
 from training.state import State
 from utils import UserError
 from volume_renderer import TRAINING_POINTS, VolumeRenderer, draw
@@ -228,8 +229,11 @@ def test_lazy_regularization_corrects_rate_and_decay():
 # ---------------------------------------------------------------------------------------------- resuming
 
 @BOTH
-@pytest.mark.parametrize('more', ('', '--augment --augment_images 300 --augment_target 0 --sphere_lambda 1 --sphere_fade'))
-def test_resuming_is_exact(stage, more, data, renderer, tmp_path):  # noqa: F811
+@pytest.mark.parametrize('more', (
+    '', '--augment --augment_images 30 --augment_target 0 --sphere_lambda 1 --sphere_fade'))
+def test_resuming_is_exact(stage, more, data, renderer, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(Strength, 'INTERVAL', 4)
+    monkeypatch.setattr(Strength, 'FIRST', 0.5)
     text = f'--renderer_ckpt {renderer} {more}'
     train(stage, tmp_path / 'whole', flags(data, f'{text} --iter 5'))
     train(stage, tmp_path / 'parts', flags(data, f'{text} --iter 2'))
@@ -240,6 +244,7 @@ def test_resuming_is_exact(stage, more, data, renderer, tmp_path):  # noqa: F811
     assert differences(whole, parts) == []
     assert differences(whole, newest(tmp_path / 'whole', stage)[1] | {'iteration': 4}) == ['.iteration']
     lines = logs.read_stats(tmp_path / 'parts' / 'checkpoint' / 'debug' / stage / 'stats.jsonl')
+    assert not more or len({line['augment'] for line in lines}) == 5
     assert [line['iteration'] for line in lines] == [1, 2, 3, 4, 5]
 
 

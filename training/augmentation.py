@@ -146,11 +146,11 @@ class Strength:
     cannot tell. Every INTERVAL images the strength moves one step towards the average `target`, by an amount that
     would take it from 0 to 1 in `images` real images.
     """
-    INTERVAL = 256
+    INTERVAL, FIRST = 256, 0.
 
     def __init__(self, target, images):
         self.target, self.images = target, images
-        self.value = 0.
+        self.value = self.FIRST
         self._signs, self._count = 0., 0
 
     def add(self, sign, images):
