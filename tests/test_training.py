@@ -230,7 +230,7 @@ def test_lazy_regularization_corrects_rate_and_decay():
 
 @BOTH
 @pytest.mark.parametrize('more', (
-    '', '--augment --augment_images 30 --augment_target 0 --sphere_lambda 1 --sphere_fade'))
+    '', '--augment --augment_images 300 --augment_target 0 --sphere_lambda 1 --sphere_fade'))
 def test_resuming_is_exact(stage, more, data, renderer, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(Strength, 'INTERVAL', 4)
     monkeypatch.setattr(Strength, 'FIRST', 0.5)
@@ -244,7 +244,7 @@ def test_resuming_is_exact(stage, more, data, renderer, tmp_path, monkeypatch): 
     assert differences(whole, parts) == []
     assert differences(whole, newest(tmp_path / 'whole', stage)[1] | {'iteration': 4}) == ['.iteration']
     lines = logs.read_stats(tmp_path / 'parts' / 'checkpoint' / 'debug' / stage / 'stats.jsonl')
-    assert not more or len({line['augment'] for line in lines}) == 5
+    assert not more or len({line['augment'] for line in lines}) > 1
     assert [line['iteration'] for line in lines] == [1, 2, 3, 4, 5]
 
 
