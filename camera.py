@@ -56,6 +56,11 @@ def cameras_at(viewpoint, resolution=64, fov=6., dist_radius=0.12):
     return Cameras(extrinsics, focal, ones * (1 - dist_radius), ones * (1 + dist_radius), viewpoint)
 
 
+def cameras_of(opt, viewpoint):
+    """Cameras at viewpoints (B,2) as an option tree describes them, for the rays of its renderer."""
+    return cameras_at(viewpoint, opt.model.renderer_spatial_output_dim, opt.camera.fov, opt.camera.dist_radius)
+
+
 def sample_viewpoints(n, azim, elev, uniform=False, rng=None, device=None):
     """(n,2) random viewpoints: N(0, azim^2), N(0, elev^2), or with `uniform` U(-azim, azim), U(-elev, elev).
 

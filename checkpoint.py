@@ -13,17 +13,13 @@ from pathlib import Path
 
 import torch
 
-from model import build_generator, channels_at
-from options import checked, replaced
+from model import build_generator, sizes_of
+from options import adopted_flags, checked, fixed_flags, replaced
 from utils import UserError, atomic_path
 
 FINAL_MODELS = Path('full_models')
 RENDERERS = Path('pretrained_renderer')
-DEMO_MODELS = Path(__file__).resolve().parent / 'demo'  # models in the box
-
-# Flags that a model is of no use without, and that its weights do not tell (the first: only those of a decoder).
-UNSEEN_IN_WEIGHTS = ('renderer_spatial_output_dim', 'lr_mapping', 'no_z_normalize', 'no_offset_sampling', 'uniform',
-                     'azim', 'elev', 'fov', 'dist_radius')
+DEMO_MODELS = Path(__file__).resolve().parent / 'demo'  # the bundled demo model
 
 
 # ---------------------------------------------------------------------------------------------- where files live
@@ -64,8 +60,8 @@ def find_model(opt):
     """(path, name of its results folder) of the model that --expname and --ckpt name.
 
     The finished model comes first, then the full pipeline's checkpoint --ckpt, then, where there is no other of those,
-    what stage 1 finished with (a field without decoder), and last a model in the box. Raises UserError that lists where
-    it looked.
+    what stage 1 finished with (a field without decoder), and last the bundled demo model. Raises UserError that lists
+    where it looked.
     """
     iteration = opt.experiment.ckpt
     candidates = [(final_model_path(opt.experiment.expname), 'final_model'),
@@ -157,91 +153,72 @@ def file_hash(path):
     return digest.hexdigest()
 
 
-def model_sizes(state, path, spatial=64):
-    """The flags that the shapes of a generator's state dict determine, as a dict by flag name.
+# ---------------------------------------------------------------------------------------------- options
 
-    state: names to tensors. spatial: renderer_spatial_output_dim where the decoder's noise maps do not tell it. A field
-    without decoder has none, no size and no channel_multiplier. Raises UserError where the shapes are no StyleSDF
-    generator's.
-    """
-    def shape(name, dim):
-        if name not in state or state[name].dim() <= dim:
-            raise UserError(f'{path} is not a StyleSDF generator: {name} is missing.')
-        return state[name].shape[dim]
-
-    def count(prefix):
-        return len({name[len(prefix):].split('.')[0] for name in state if name.startswith(prefix)})
-
-    sizes = {'style_dim': shape('style.0.weight', 0), 'width': shape('renderer.network.sigma_linear.weight', 1),
-             'depth': count('renderer.network.pts_linears.'), 'no_sdf': 'renderer.sigmoid_beta' not in state}
-    if any(name.startswith('decoder.') for name in state):
-        doublings = count('decoder.to_rgbs.')
-        first = shape('decoder.conv1.conv.weight', 1)
-        last = shape(f'decoder.convs.{2 * doublings - 1}.conv.weight', 1) if doublings else first
-        side = shape('decoder.noises.noise_0', 3)
-        # Official files have maps of other sizes: the last map and the channels must agree.
-        if (shape(f'decoder.noises.noise_{2 * doublings}', 3) == side * 2 ** doublings and _possible_side(side)
-                and last >= min(first, channels_at(side * 2 ** doublings, 1))):
-            spatial = sizes['renderer_spatial_output_dim'] = side
-        sizes['size'] = spatial * 2 ** doublings
-        multiplier = max(1, last // channels_at(sizes['size'], 1))
-        if first < channels_at(spatial, multiplier):
-            sizes['channel_max'] = first
-        # Channels of small images and capped ones do not depend on it.
-        if channels_at(sizes['size'], 1) != channels_at(sizes['size'], 2) and last != sizes.get('channel_max'):
-            sizes['channel_multiplier'] = multiplier
-    return sizes
-
-
-def _possible_side(side):
+def sizes(state, path, rays=64):
+    """The flags that the shapes of a generator's state dict tell (model.sizes_of). Raises UserError if it is none."""
     try:
-        return checked('renderer_spatial_output_dim', side) == side
-    except ValueError:
-        return False
+        return sizes_of(state, rays)
+    except ValueError as error:
+        raise UserError(f'{path} is not a StyleSDF generator: {error}.') from None
 
 
-def fit_options(opt, state, path):
-    """The option tree with the model's sizes read off a generator's state dict.
+def saved_options(opt):
+    """The option tree as plain containers, for a checkpoint."""
+    return {name: dict(group) for name, group in opt.items() if isinstance(group, dict)}
 
-    A default that differs from the file is corrected with one line saying so. Raises UserError where the user typed
-    a value that contradicts the file.
+
+def reconcile(opt, saved, path, resumed=False):
+    """The option tree that fits a checkpoint of ours or an official one, which holds no options.
+
+    Flags that its weights tell get the value that they have there. Of the others, those that the command adopts
+    (options.adopted_flags) and the user did not give are taken from the options of the checkpoint. Where anything
+    changes one line says so. resumed: the training goes on from it, so what is learnt must stay the same. Raises
+    UserError for what the user typed and the checkpoint contradicts, and for an option without meaning.
     """
-    flags = {**opt.model, **opt.rendering}
-    sizes = model_sizes(state, path, opt.model.renderer_spatial_output_dim)
-    wrong = {name: value for name, value in sizes.items() if flags[name] != value}
-    typed = [name for name in wrong if name in opt.given]
-    if typed:
-        name = typed[0]
-        contradiction = f'--{name}' if wrong[name] is False else f'--{name} {flags[name]}'
-        raise UserError(f'{contradiction} contradicts {path}, which has {name} {wrong[name]}; leave the flag out, and '
-                        'the value is read from the file.')
-    if wrong:
-        print(f'{path} has {", ".join(f"{name} {value}" for name, value in wrong.items())}: using that.')
-    return replaced(opt, **wrong)
-
-
-def adopt_options(opt, saved, path, names):
-    """The option tree with those of the flags `names` that a checkpoint's own options set otherwise.
-
-    Flags that the user typed stay as they are, and checkpoints without options (official ones) change nothing. One line
-    says what was adopted.
-    """
-    groups = saved.get('options')
-    there = {name: value for group in (groups.values() if isinstance(groups, dict) else ())
-             if isinstance(group, dict) for name, value in group.items()}
-    here = {name: value for group in opt.values() if isinstance(group, dict) for name, value in group.items()}
+    there, here = _flags_of(saved.get('options')), _flags_of(opt)
     adopted = {}
-    for name in names:
+    for name in adopted_flags(opt.command):
         if name in there and name not in opt.given and there[name] != here[name]:
             try:
                 adopted[name] = checked(name, there[name])
             except ValueError as error:
                 raise UserError(f'{path} was trained with {name} {there[name]!r}, which {error}; give '
                                 f'--{name}.') from None
-    if adopted:
-        print(f'{path} was trained with {", ".join(f"{name} {value}" for name, value in adopted.items())}: using that.')
-    return replaced(opt, **adopted)
+    here |= adopted
+    told = sizes(saved['g_ema'], path, here['renderer_spatial_output_dim'])
+    wrong = {name: value for name, value in told.items() if here[name] != value}
+    _refuse_contradictions(opt, wrong, path)
+    for how, values in (('was trained with', {name: adopted[name] for name in adopted if name not in wrong}),
+                        ('has', wrong)):
+        if values:
+            print(f'{path} {how} {", ".join(f"{name} {value}" for name, value in values.items())}: using that.')
+    here |= wrong
+    if resumed:
+        differing = [f'--{name} {there[name]} there, {here[name]} here' for name in fixed_flags(opt.command)
+                     if name in there and there[name] != here[name]]
+        if differing:
+            raise UserError(f'{path} was trained with other options ({"; ".join(differing)}); give the same ones, or '
+                            'begin a new --expname.')
+    return replaced(opt, **adopted | wrong)
 
+
+def _flags_of(tree):
+    """{name: value} of all flags in an option tree, or in what a file holds in its place."""
+    groups = tree.values() if isinstance(tree, dict) else ()
+    return {name: value for group in groups if isinstance(group, dict) for name, value in group.items()}
+
+
+def _refuse_contradictions(opt, wrong, path):
+    """Raise UserError where the user typed one of the flags `wrong`, whose values the weights tell."""
+    for name in wrong.keys() & opt.given:
+        typed = _flags_of(opt)[name]
+        contradiction = f'--{name}' if wrong[name] is False else f'--{name} {typed}'
+        raise UserError(f'{contradiction} contradicts {path}, which has {name} {wrong[name]}; leave the flag out, and '
+                        'the value is read from the file.')
+
+
+# ---------------------------------------------------------------------------------------------- loading
 
 def without_decoder(state):
     """The part of a generator's state dict that stage 1 trains: mapping, field and renderer."""
@@ -281,7 +258,7 @@ def load_generator(opt, device):
     path, name = find_model(opt)
     saved = read(path)
     state = saved['g_ema']
-    opt = fit_options(adopt_options(opt, saved, path, UNSEEN_IN_WEIGHTS), state, path)
+    opt = reconcile(opt, saved, path)
     torch.manual_seed(opt.experiment.seed)  # for noise maps that the file may lack
     generator = build_generator(opt, full_pipeline=any(key.startswith('decoder.') for key in state))
     return load_state(generator, state, path).to(device).eval().requires_grad_(False), opt, path, name

@@ -1,12 +1,14 @@
-"""LMDB to (image, thumbnail): the training images, in an order that is a pure function of the seed and the position.
+"""All reading of images: data sets that training reads, photos that `evaluate.py` compares with, and their order.
 
-`prepare_data.py` makes the LMDB and says what is in it. The randomness of the real images (order and mirroring) is all
-in InfiniteSampler, none in the data set: neither the number of workers nor a resumed run changes what is drawn.
+`Images` says what a data set of images is. `ImageDataset` reads the LMDB that `prepare_data.py` makes, `PhotoDataset` a
+folder or zip of photos. The randomness of the training images (their order and mirroring) is all in InfiniteSampler,
+none in a data set: neither the number of workers nor a resumed run changes what is drawn.
+
+The room `imaging/` has the parts: photos in folders and zips, their pixels, the LMDB, worker processes.
 """
+import hashlib
 import io
-import os
 import shlex
-import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,25 +16,65 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from prepare_data import Photos, begin_reading, image_key, load_in_workers, open_lmdb, read_contents
+from imaging.lmdb_files import begin_reading, image_key, read_contents, shared_lmdb, source_key
+from imaging.photos import Photos
+from imaging.pixels import RESAMPLE, load_image, resize_and_crop
+from imaging.workers import load_in_workers
 from utils import UserError
 
-_environments = weakref.WeakValueDictionary()  # by path: LMDB allows one opening in a process, so it is shared
+FINGERPRINT_IMAGES = 8  # images whose pixels are part of an LMDB's fingerprint
+TAIL = 4096  # bytes at the end of an image file that tell it from another of the same length
 
 
-class ImageDataset(Dataset):
-    """The images of one size in a data set, each with its thumbnail.
+# ---- data sets -----------------------------------------------------------------------------------
 
-    Item `index`, or item `(index, flip)` to have it mirrored, is a pair of float32 tensors in [-1, 1]: the image
-    (3, size, size), and the thumbnail (3, thumbnail_size, thumbnail_size), which is the image shrunk with a Hamming
-    filter; with `thumbnail_only` (stage 1) the thumbnail alone. Raises UserError at once where the data set is missing,
-    damaged, unfinished or without that size, and in an item whose PNG is broken.
+class Images(Dataset):
+    """A data set of images: all that training and evaluation ask of one.
+
+    Another kind of data set is one class that derives from this one and defines
+
+        path                     where the images are, for messages
+        size                     side of the images in pixels
+        __len__()                how many images there are
+        picture(index)           image `index` (from 0) as an 8-bit RGB Pillow image of size x size pixels; always the
+                                 same; raises UserError, one sentence, for an image that cannot be read
+        fingerprint(count=None)  16 hexadecimal digits that tell the first `count` images (all of them, if None) from
+                                 others, computed in seconds: checkpoints and measurements remember it
+
+    It must survive pickling, for workers that are spawned, so it opens its files in each process anew.
+
+    Items follow from these. `images[index]`, or `images[index, True]` to have it mirrored, is a float32 tensor (3,S,S)
+    in [-1, 1]: the image itself (S = size) or, with a `thumbnail_size`, its thumbnail (S = thumbnail_size), which is
+    the image shrunk with a Hamming filter. `pixels(index)` is the same as uint8.
     """
 
-    def __init__(self, path, size, *, thumbnail_size=64, thumbnail_only=False):
-        self.path, self.size = Path(path), size
-        self.thumbnail_size, self.thumbnail_only = thumbnail_size, thumbnail_only
-        self._length = _check(self.path, size)
+    thumbnail_size = None
+
+    def pixels(self, index, flip=False):
+        """uint8 (3,S,S)."""
+        if not 0 <= index < len(self):
+            raise IndexError(f'image {index} of {len(self)}')
+        image = self.picture(index)
+        if flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.thumbnail_size not in (None, self.size):
+            image = image.resize((self.thumbnail_size, self.thumbnail_size), Image.Resampling.HAMMING)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+    def __getitem__(self, item):
+        return (self.pixels(*item if isinstance(item, tuple) else (item,)) / 127.5).sub_(1)
+
+
+class ImageDataset(Images):
+    """The images of one size in an LMDB that `prepare_data.py` made, or their thumbnails.
+
+    Raises UserError at once where the data set is missing, damaged, unfinished or without that size, and in an item
+    whose PNG is broken.
+    """
+
+    def __init__(self, path, size, thumbnail_size=None):
+        self.path, self.size, self.thumbnail_size = Path(path), size, thumbnail_size
+        self._length = _checked_length(self.path, size)
         self._environment = None  # opened at the first item, so by each worker for itself
 
     def __len__(self):
@@ -41,21 +83,10 @@ class ImageDataset(Dataset):
     def __getstate__(self):
         return self.__dict__ | {'_environment': None}  # for workers that are spawned
 
-    def __getitem__(self, item):
-        index, flip = item if isinstance(item, tuple) else (item, False)
-        if not 0 <= index < self._length:
-            raise IndexError(f'image {index} of {self._length}')
-        image = self._decode(index)
-        if flip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        side = self.thumbnail_size, self.thumbnail_size
-        thumbnail = _to_tensor(image if image.size == side else image.resize(side, Image.Resampling.HAMMING))
-        return thumbnail if self.thumbnail_only else (_to_tensor(image), thumbnail)
-
-    def _decode(self, index):
-        """Image `index` as an RGB Pillow image of this size."""
+    def picture(self, index):
         key = image_key(self.size, index)
-        png = self._read(key)
+        with begin_reading(self._opened()) as transaction:
+            png = transaction.get(key)
         if png is None:
             raise UserError(f'{self.path}: image {key.decode()} is gone; give the prepare_data.py command again.')
         try:
@@ -69,28 +100,88 @@ class ImageDataset(Dataset):
                             'set again.')
         return image
 
-    def _read(self, key):
-        """The value of a key, or None."""
+    def fingerprint(self, count=None):
+        """Made from the sources of these images, and from the pixels of a few that are spread over them.
+
+        An LMDB of another program names no sources: there the lengths of the images stand in for them.
+        """
+        count = self._length if count is None else count
+        digest = hashlib.sha256(f'{self.size} {self.thumbnail_size or self.size} {count} '.encode())
+        with begin_reading(self._opened(), buffers=True) as transaction:
+            for index in range(count):
+                source = transaction.get(source_key(index))
+                if source is None:
+                    source = f'{len(transaction.get(image_key(self.size, index), b""))} '.encode()
+                digest.update(source)
+        for index in sorted({i * count // FINGERPRINT_IMAGES for i in range(FINGERPRINT_IMAGES)} if count else ()):
+            digest.update(self.picture(index).tobytes())
+        return digest.hexdigest()[:16]
+
+    def _opened(self):
         self._environment = self._environment or shared_lmdb(self.path)
-        with begin_reading(self._environment) as transaction:
-            return transaction.get(key)
+        return self._environment
 
 
-def shared_lmdb(path):
-    """The LMDB at `path`, the same for all in this process; it closes when nobody holds it any more."""
-    path = os.path.realpath(path)
-    environment = _environments.get(path) or open_lmdb(path)
-    _environments[path] = environment
-    return environment
+class PhotoDataset(Images):
+    """The photos in a folder or zip file, resized as `prepare_data.py` resizes them.
+
+    Raises UserError at once for a path that will not do, and in an item for a photo that cannot be read.
+    """
+
+    def __init__(self, path, size):
+        self.path, self.size, self.photos = Path(path), size, Photos(path)
+        self.names = list(self.photos.files)
+
+    def __len__(self):
+        return len(self.names)
+
+    def picture(self, index):
+        name = self.names[index]
+        try:
+            image = load_image(self.photos.read(name))
+        except Exception as error:  # Pillow's decoders raise errors of every kind for broken files
+            raise UserError(f'{self.path}: {name} cannot be read as an image ({" ".join(str(error).split())}); mend or '
+                            'remove it.') from None
+        return resize_and_crop(image, self.size, RESAMPLE['lanczos'])
+
+    def fingerprint(self, count=None):
+        """Made from the names, lengths and last bytes of these files."""
+        names = self.names[:count]
+        digest = hashlib.sha256(f'{self.size} {len(names)} '.encode())
+        for name in names:
+            data = self.photos.read(name)
+            digest.update(f'{name} {len(data)} '.encode(errors='surrogateescape') + data[-TAIL:])
+        return digest.hexdigest()[:16]
 
 
-def _to_tensor(image):
-    """An RGB Pillow image to float32 (3, H, W) in [-1, 1]."""
-    return (torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous() / 127.5).sub_(1)
+def open_images(path, size):
+    """The Images at `path`, which may be an LMDB or a folder or zip of photos, as items of `size` pixels.
+
+    An LMDB without this size gives its next larger one, shrunk as in training. Raises UserError.
+    """
+    path = Path(path)
+    if not (path / 'data.mdb').is_file():
+        return PhotoDataset(path, size)
+    sizes = read_contents(shared_lmdb(path)).complete_sizes()
+    stored = size if size in sizes else min((larger for larger in sizes if larger > size), default=size)
+    return ImageDataset(path, stored, thumbnail_size=size)
 
 
-def _check(path, size):
-    """The number of images at `size`. Raises UserError where the data set cannot be trained on."""
+class Pixels(Dataset):
+    """The uint8 pixels (3,S,S) of Images instead of floats: a quarter of the memory on the way from the workers."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images.pixels(index)
+
+
+def _checked_length(path, size):
+    """The number of images of an LMDB at `size`. Raises UserError where it cannot be trained on."""
     def command(source, out):
         return shlex.join(['python', 'prepare_data.py', '--out_path', str(out), '--size', str(size), str(source)])
 
@@ -107,9 +198,9 @@ def _check(path, size):
         raise UserError(f'{path} is unfinished: its prepare_data.py was interrupted; give that command again.')
     complete = contents.complete_sizes()
     if size not in complete:
-        part = sum(index < contents.length for index in contents.sizes.get(size, ()))
+        stored = sum(index < contents.length for index in contents.sizes.get(size, ()))
         there = ', '.join(map(str, complete)) or 'none'
-        raise UserError(f'{path} has {part or "none"} of its {contents.length} images at size {size}; use a size '
+        raise UserError(f'{path} has {stored or "none"} of its {contents.length} images at size {size}; use a size '
                         f'that is there ({there}) or add this one with "{command("PHOTOS", path)}".')
     return contents.length
 
@@ -120,6 +211,8 @@ def _holds_photos(path):
     except UserError:
         return False
 
+
+# ---- the order of training images ----------------------------------------------------------------
 
 class InfiniteSampler:
     """An endless stream of (index, flip), shuffled anew in each epoch: a pure function of (seed, position).
@@ -139,8 +232,8 @@ class InfiniteSampler:
     def __getitem__(self, position):
         epoch, offset = divmod(position, self.length)
         if epoch != self._epoch:
-            random = np.random.default_rng([self.seed, epoch])
-            self._order, self._flips = random.permutation(self.length), random.random(self.length) < 0.5
+            rng = np.random.default_rng([self.seed, epoch])
+            self._order, self._flips = rng.permutation(self.length), rng.random(self.length) < 0.5
             self._epoch = epoch
         return int(self._order[offset]), bool(self.flip and self._flips[offset])
 
@@ -152,11 +245,11 @@ class InfiniteSampler:
             position += self.world_size * batch
 
 
-def make_loader(dataset, sampler, batch, num_workers):
-    """Yield batches of an ImageDataset without end: images (B,3,S,S) and thumbnails (B,3,s,s), or thumbnails alone.
+def make_loader(images, sampler, batch, num_workers):
+    """Yield batches (B,3,S,S) of Images without end.
 
     The batches are the same for every `num_workers`, 0 (load in this process) included, and PyTorch's global random
     state is left alone. Raises UserError, also for a worker's error.
     """
-    return load_in_workers(dataset, num_workers, batch_sampler=sampler.batches(batch),
+    return load_in_workers(images, num_workers, batch_sampler=sampler.batches(batch),
                            pin_memory=torch.cuda.is_available())

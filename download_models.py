@@ -144,13 +144,13 @@ def open_file(session, url, offset):
     raise TransferError(f'{url} answered with a web page instead of the file')
 
 
-def receive(reply, part, size, name):
+def receive(reply, partial, size, name):
     """Write the body of `open_file`'s response to `part`, which must not grow beyond `size` bytes."""
     start, total = extent(reply)
     if total not in (None, size):
         raise TransferError(f'{reply.url} has {total} bytes and not {size}, so it is another file')
     try:
-        with open(part, 'ab' if start else 'wb') as file, \
+        with open(partial, 'ab' if start else 'wb') as file, \
                 tqdm(desc=name, initial=start, total=size, unit='B', unit_scale=True) as bar:
             for chunk in reply.iter_content(CHUNK):
                 if file.tell() == 0 and chunk.lstrip().startswith(b'<'):
@@ -160,7 +160,7 @@ def receive(reply, part, size, name):
                 file.write(chunk)
                 bar.update(len(chunk))
     except TransferError:
-        part.unlink()
+        partial.unlink()
         raise
 
 
@@ -168,7 +168,7 @@ def size_of(path):
     return path.stat().st_size if path.exists() else 0
 
 
-def fetch(url, part, size, name):
+def fetch(url, partial, size, name):
     """Bring the file `part` to `size` bytes, going on from what it holds.
 
     A transfer that breaks off is tried again after each of RETRY_PAUSES; a server that cannot even be reached is not,
@@ -176,15 +176,15 @@ def fetch(url, part, size, name):
     """
     reached = False
     for pause in (*RETRY_PAUSES, None):
-        if size_of(part) == size:
+        if size_of(partial) == size:
             return
         try:
             with requests.Session() as session:
                 # As it is, for the bytes must add up; and in English, for the quota page is known by its words.
                 session.headers.update({'Accept-Encoding': 'identity', 'Accept-Language': 'en'})
-                with open_file(session, url, size_of(part)) as reply:
+                with open_file(session, url, size_of(partial)) as reply:
                     reached = True
-                    receive(reply, part, size, name)
+                    receive(reply, partial, size, name)
             trouble = 'the server closed the connection'
         except requests.RequestException as error:
             trouble = describe(error)
@@ -194,9 +194,9 @@ def fetch(url, part, size, name):
             raise TransferError(f'{url} leads to a malformed address ({error})') from error
         if pause is not None:
             time.sleep(pause)
-    if size_of(part) != size:
-        raise TransferError(f'the transfer from {url} broke off ({trouble}) at {size_of(part)} of {size} bytes; what '
-                            f'came is kept in {part} for the next run')
+    if size_of(partial) != size:
+        raise TransferError(f'the transfer from {url} broke off ({trouble}) at {size_of(partial)} of {size} bytes; '
+                            f'what came is kept in {partial} for the next run')
 
 
 def describe(error):
@@ -253,7 +253,7 @@ def download(name, out_dir='.', mirror=None):
     """Bring the official file `name` (a key of MODELS) to its place below `out_dir`, unless it is there already.
 
     mirror: URL of a folder that has the file under its own name; default: Google Drive.
-    Raises UserError where the file cannot be had, or where another file (one's own training?) has its place.
+    Raises UserError where the file cannot be had, or where another file (of a training here?) has its place.
     """
     path = Path(out_dir) / MODELS[name].path
     if already_there(name, path):
@@ -274,17 +274,17 @@ def bring(name, path, mirror):
         url = f'{DRIVE_URL}?export=download&id={model.drive_id}'
         remedy = ('try again later, name a folder that has a copy with --mirror URL, or download '
                   f'{DRIVE_PAGE.format(model.drive_id)} in a browser and save it as {path}')
-    part = path.with_name(f'{path.name}.part')
-    if size_of(part) >= model.size and fault_of(part, model):
-        part.unlink()
+    partial = path.with_name(f'{path.name}.part')
+    if size_of(partial) >= model.size and fault_of(partial, model):
+        partial.unlink()
     try:
-        fetch(url, part, model.size, name)
-        if fault := fault_of(part, model):
-            part.unlink()
+        fetch(url, partial, model.size, name)
+        if fault := fault_of(partial, model):
+            partial.unlink()
             raise TransferError(f'the file from {url} {fault}, and was removed')
     except TransferError as error:
         raise UserError(f'{name}: {error}; {remedy}.') from error
-    os.replace(part, path)
+    os.replace(partial, path)
     print(f'{name}: saved as {path}, size and MD5 are right')
 
 

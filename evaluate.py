@@ -21,11 +21,12 @@ from tqdm import tqdm
 
 import checkpoint
 import options
+from dataset import Pixels, open_images
+from imaging.pixels import RESAMPLE, resize_and_crop
+from imaging.workers import load_in_workers
 from metrics import distances
 from metrics.features import load_features
 from metrics.identity import measure_identity
-from prepare_data import RESAMPLE, load_in_workers, resize_and_crop
-from real_images import RealImages
 from training.gradients import chunks
 from training.processes import Processes
 from training.quality import numbered_images
@@ -112,7 +113,7 @@ def image_kinds(wanted, features, count):
 
 def real_results(todo, images, features, opt, device):
     """Yield the results of real images."""
-    batches = load_in_workers(images, min(opt.training.num_workers, len(todo)),
+    batches = load_in_workers(Pixels(images), min(opt.training.num_workers, len(todo)),
                               batch_sampler=[list(part) for part, _ in todo])
     for (part, kinds), batch in zip(todo, batches, strict=True):
         yield image_results(batch.to(device), part, kinds, features)
@@ -259,7 +260,7 @@ def add_results(path, settings, results):
 # ---------------------------------------------------------------------------------------------- the command
 
 def check(opt, real):
-    """Raise UserError for too few images, or for --save_images without any. real: RealImages, or None if not needed."""
+    """Raise UserError for too few images, or for --save_images without any. real: Images, or None if not needed."""
     if real is None:
         if opt.evaluation.save_images:
             raise UserError('--save_images: none of the --metrics needs images; add swd, for instance.')
@@ -298,7 +299,7 @@ def main():
         read_results(folder / 'metrics.json')  # an unusable one is noticed before the work
         settings = settings_of(opt, model_path, size, device)
         work = folder / f'unfinished-{short_hash(settings)}'
-        images = RealImages(opt.dataset.dataset_path, size) if image_wanted else None
+        images = open_images(opt.dataset.dataset_path, size) if image_wanted else None
         check(opt, images)
         features = load_features(opt.evaluation.features, size, device) if wanted & FEATURE_METRICS else None
         means = None
@@ -307,7 +308,7 @@ def main():
             means = generator.mean_latents(opt.inference.truncation_mean, random)
 
         if image_wanted:
-            data_hash = images.hash()
+            data_hash = images.fingerprint()
             real = Blocks(results_dir / 'real_images' / data_hash, image_kinds(image_wanted, features, len(images)),
                           REAL_BLOCK)
             real.fill('real images', lambda todo: real_results(todo, images, features, opt, device), processes)

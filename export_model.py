@@ -27,7 +27,7 @@ def pictures(generator, opt):
     cameras = cameras_at(torch.zeros(IMAGES, 2), opt.model.renderer_spatial_output_dim, opt.camera.fov,
                          opt.camera.dist_radius)
     generated = generator(z, cameras, noise='fixed')
-    return generated.rendering.thumbnail if generated.image is None else generated.image
+    return generated.picture
 
 
 def main():

@@ -88,7 +88,7 @@ def generate_images(generator, z, cameras, opt, means, random):
             at_once = max(1, budget // opt.model.size ** 2)
         for start in range(0, len(views), at_once):
             part = slice(start, start + at_once)
-            generated = generator(z, views[part], truncation=opt.inference.truncation_ratio, means=means,
+            generated = generator(z, views[part], psi=opt.inference.truncation_ratio, means=means,
                                   noise=noise and [layer[part] for layer in noise],
                                   dense=opt.inference.dense)
             yield generated.image, generated.rendering.thumbnail

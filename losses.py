@@ -21,6 +21,17 @@ def nonsaturating_loss(fake_logits):
     return F.softplus(-fake_logits).mean()
 
 
+def hinge_loss(real_logits):
+    """The discriminator's hinge loss max(0, 1 - D(real)) (Sauer et al. 2021, equation 2); of fakes with their logits
+    negated. Logits of any shape."""
+    return F.relu(1 - real_logits).mean()
+
+
+def mean_score_loss(fake_logits):
+    """The generator's side of the hinge loss: -D(fake). Logits of any shape."""
+    return -fake_logits.mean()
+
+
 def r1_penalty(real_logits, real_images):
     """R1 (Mescheder et al. 2018, equation 9, without gamma / 2): squared gradient of D at real images (B,…).
 
@@ -54,15 +65,15 @@ def thumbnail_loss(images, thumbnails):
     return F.mse_loss(F.adaptive_avg_pool2d(images, thumbnails.shape[2:]), thumbnails)
 
 
-def path_lengths(images, latents, noise, create_graph=True):
+def path_lengths(images, w_prime, noise, create_graph=True):
     """Lengths (B,) of the generator's Jacobian along random directions (StyleGAN2, equation 4).
 
-    images (B,3,H,W) made from latents (B,L,D) that require gradients; noise (B,3,H,W) from N(0, I). A length is the
-    norm of the gradient of sum(images noise) / sqrt(H W) by the latents, squares averaged over the L layers.
+    images (B,3,H,W) made from w' (B,L,D) that require gradients; noise (B,3,H,W) from N(0, I). A length is the
+    norm of the gradient of sum(images noise) / sqrt(H W) by w', squares averaged over the L layers.
     Differentiable with create_graph.
     """
     projection = (images * noise).sum() / math.sqrt(images.shape[2] * images.shape[3])
-    gradient, = torch.autograd.grad(projection, latents, create_graph=create_graph)
+    gradient, = torch.autograd.grad(projection, w_prime, create_graph=create_graph)
     return gradient.square().sum(2).mean(1).sqrt()
 
 

@@ -5,7 +5,7 @@
 
 Sources: StyleGAN2 (Karras et al. 2020, sections 2 and 4) for the decoder and the stage-2 discriminator, pi-GAN (Chan et
 al. 2021) and CoordConv (Liu et al. 2018) for the stage-1 discriminator. Parameter names are those of the original's
-checkpoints. Shapes in the comments: B images, C channels, H x W pixels, L latents an image.
+checkpoints. Shapes in the comments: B images, C channels, H x W pixels, L layers of the decoder.
 """
 import math
 from typing import NamedTuple
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from camera import Cameras
 from op import fused_leaky_relu, sparse, upfirdn2d
 from op.graphs import Graphed
-from options import MEAN_LATENT_DRAWS
 from volume_renderer import Rendering, VolumeRenderer, draw
 
 BLUR_TAPS = (1., 3., 3., 1.)
 DECODER_STYLE_LAYERS = 5
 BAND_VALUES = 1 << 22  # about so many features the CPU computes at a time
 HALO = 2               # rows that a resolution sees beyond its own, in pixels of the one below
-MEAN_PART = 1 << 14    # latents of a mean at a time
+MEAN_LATENT_DRAWS = 10_000  # as many as the original takes
+MEAN_PART = 1 << 14         # of them at a time
 PRECISIONS = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 
 
@@ -251,8 +251,8 @@ class Decoder(nn.Module):
             self.noises.register_buffer(f'noise_{i}', torch.randn(1, 1, side, side))
 
     @property
-    def num_latents(self):
-        """L, the latents that one image takes."""
+    def num_layers(self):
+        """L, the number of layers that have a w' of their own."""
         return len(self.convs) + 2
 
     @property
@@ -269,32 +269,32 @@ class Decoder(nn.Module):
         device = self.noises.noise_0.device
         return [draw(torch.randn, (batch, 1, size, size), rng, device=device) for size in self.noise_sizes]
 
-    def latents(self, w, truncation=1., mean=None, switch=None):
-        """Per-layer latents (B,L,2*style_dim) from the renderer's latents w (B,style_dim).
+    def map(self, w, psi=1., mean=None, switch=None):
+        """w' for each layer (B,L,2*style_dim) from the renderer's latents w (B,style_dim).
 
-        w may be a pair of such tensors for style mixing: layers from index `switch` on take the second. truncation
-        pulls the decoder's latents towards `mean` (1,2*style_dim).
+        w may be a pair of such tensors for style mixing: layers from index `switch` on take the second. psi
+        pulls w' towards `mean` (1,2*style_dim).
         """
         pair = w if isinstance(w, (tuple, list)) else (w,)
-        styles = [truncate(self.style(part), truncation, mean) for part in pair]
+        styles = [truncate(self.style(part), psi, mean) for part in pair]
         if len(styles) == 1:
-            return styles[0][:, None].expand(-1, self.num_latents, -1)
+            return styles[0][:, None].expand(-1, self.num_layers, -1)
         first, second = styles
         return torch.cat([first[:, None].expand(-1, switch, -1),
-                          second[:, None].expand(-1, self.num_latents - switch, -1)], dim=1)
+                          second[:, None].expand(-1, self.num_layers - switch, -1)], dim=1)
 
-    def forward(self, features, latents, noise):
-        """Image (B,3,size,size), about [-1, 1], from features (B,C,res,res), latents (B or 1,L,2*style_dim) and noise
+    def forward(self, features, w_prime, noise):
+        """Image (B,3,size,size), about [-1, 1], from features (B,C,res,res), w' (B or 1,L,2*style_dim) and noise
         (a list of (B or 1,1,h,w))."""
-        return self.synthesize(features, self.modulate(latents), noise)
+        return self.synthesize(features, self.modulate(w_prime), noise)
 
-    def modulate(self, latents):
-        """The weights of all layers for latents (B or 1,L,2*style_dim), as `synthesize` takes them: a list with, for
+    def modulate(self, w_prime):
+        """The weights of all layers for w' (B or 1,L,2*style_dim), as `synthesize` takes them: a list with, for
         each resolution, those of its convolutions and of its RGB layer. Made once, they serve all frames of a video."""
         blocks = [[self.conv1, self.to_rgb1]] + [[*self.convs[2 * k:2 * k + 2], to_rgb]
                                                  for k, to_rgb in enumerate(self.to_rgbs)]
         # An RGB layer shares its latent with the next resolution's first convolution.
-        return [[layer.conv.modulated_weight(latents[:, max(0, 2 * k - 1) + i]) for i, layer in enumerate(block)]
+        return [[layer.conv.modulated_weight(w_prime[:, max(0, 2 * k - 1) + i]) for i, layer in enumerate(block)]
                 for k, block in enumerate(blocks)]
 
     def synthesize(self, features, weights, noise):
@@ -362,16 +362,21 @@ def truncate(latent, psi, mean):
 
 
 class MeanLatents(NamedTuple):
-    """What truncation pulls towards."""
-    renderer: Tensor  # (1,style_dim) mean of w
-    decoder: Tensor   # (1,2*style_dim) mean of w', or None for a generator without decoder
+    """The means that truncation pulls w and w' towards."""
+    w: Tensor               # (1,style_dim)
+    w_prime: Tensor | None  # (1,2*style_dim), None for a generator without decoder
 
 
 class Generated(NamedTuple):
     """What the generator makes from one batch of latents."""
     image: Tensor | None    # (B,3,size,size), None for a field without decoder
     rendering: Rendering    # thumbnail, features, surface points, …
-    latents: Tensor | None  # (B,L,2*style_dim) the decoder's, for path lengths
+    w_prime: Tensor | None  # (B,L,2*style_dim) for path lengths
+
+    @property
+    def picture(self):
+        """What there is to look at: the image, or the thumbnail (B,3,H,W) of a field without decoder."""
+        return self.rendering.thumbnail if self.image is None else self.image
 
 
 class Generator(nn.Module):
@@ -401,31 +406,31 @@ class Generator(nn.Module):
             part = min(MEAN_PART, draws - first)
             w = self.style(torch.randn(part, self.style_dim, generator=rng, device=device))
             both = [w, self.decoder.style(w)] if self.full_pipeline else [w]
-            share = [latents.mean(0, keepdim=True) * (part / draws) for latents in both]
+            share = [latent.mean(0, keepdim=True) * (part / draws) for latent in both]
             means = [mean + more for mean, more in zip(means, share, strict=True)] if means else share
         return MeanLatents(means[0], means[1] if self.full_pipeline else None)
 
-    def map(self, z, truncation=1., means=None):
+    def map(self, z, psi=1., means=None):
         """The renderer's latents w (B,style_dim), truncated, from z (B,style_dim)."""
-        return truncate(self.style(z), truncation, means.renderer if means else None)
+        return truncate(self.style(z), psi, means.w if means else None)
 
-    def forward(self, z, cameras, *, truncation=1., means=None, switch=None, noise='random', rng=None,
+    def forward(self, z, cameras, *, psi=1., means=None, switch=None, noise='random', rng=None,
                 **rendering):
         """Generate B images; returns a Generated.
 
         z: (B,style_dim), or (1,style_dim) for B views of one identity, or a pair of them for style mixing (the renderer
         and the first layers use the first, layers from `switch` on the second). cameras: B of them. means: MeanLatents,
-        needed where truncation is not 1. noise: 'random', 'fixed' (the checkpoint's) or a list of (B,1,h,w). rendering:
+        needed where psi is not 1. noise: 'random', 'fixed' (the checkpoint's) or a list of (B,1,h,w). rendering:
         passed on to `render`.
         """
         pair = z if isinstance(z, (tuple, list)) else (z,)
-        w = [self.map(part, truncation, means) for part in pair]
+        w = [self.map(part, psi, means) for part in pair]
         rendering = self.render(w[0].expand(len(cameras), -1), cameras, rng=rng, **rendering)
         if not self.full_pipeline:
             return Generated(None, rendering, None)
-        latents = self.decoder.latents(w, truncation, means.decoder if means else None, switch)
-        image = self.decoder(rendering.features, latents, self.noise(noise, len(cameras), rng))
-        return Generated(image, rendering, latents)
+        w_prime = self.decoder.map(w, psi, means.w_prime if means else None, switch)
+        image = self.decoder(rendering.features, w_prime, self.noise(noise, len(cameras), rng))
+        return Generated(image, rendering, w_prime)
 
     def render(self, w, cameras, *, dense=True, rng=None, **wanted):
         """The renderer's Rendering of latents w (B,style_dim), with features where there is a decoder.
@@ -617,3 +622,38 @@ def build_generator(opt, full_pipeline=True):
                           opt.model.renderer_spatial_output_dim, opt.rendering.width, opt.model.lr_mapping,
                           PRECISIONS[opt.machine.precision], opt.model.channel_max)
     return Generator(opt.model.style_dim, renderer, decoder)
+
+
+def sizes_of(state, rays=64):
+    """The inverse of build_generator's sizes: the flags that the shapes of a generator's state dict tell, by name.
+
+    state: names to tensors. rays: renderer_spatial_output_dim, for files whose noise maps do not tell it. Without a
+    decoder there is no size and no channel_multiplier. Raises ValueError where the shapes are no generator's.
+    """
+    def shape(name, dim):
+        if name not in state or state[name].dim() <= dim:
+            raise ValueError(f'{name} is missing')
+        return state[name].shape[dim]
+
+    def count(prefix):
+        return len({name[len(prefix):].split('.')[0] for name in state if name.startswith(prefix)})
+
+    sizes = {'style_dim': shape('style.0.weight', 0), 'width': shape('renderer.network.sigma_linear.weight', 1),
+             'depth': count('renderer.network.pts_linears.'), 'no_sdf': 'renderer.sigmoid_beta' not in state}
+    if any(name.startswith('decoder.') for name in state):
+        doublings = count('decoder.to_rgbs.')
+        first = shape('decoder.conv1.conv.weight', 1)
+        last = shape(f'decoder.convs.{2 * doublings - 1}.conv.weight', 1) if doublings else first
+        side = shape('decoder.noises.noise_0', 3)
+        # Official files have maps of other sizes: the last map and the channels must agree.
+        if (shape(f'decoder.noises.noise_{2 * doublings}', 3) == side * 2 ** doublings
+                and side >= 4 and side & (side - 1) == 0 and last >= min(first, channels_at(side * 2 ** doublings, 1))):
+            rays = sizes['renderer_spatial_output_dim'] = side
+        sizes['size'] = rays * 2 ** doublings
+        multiplier = max(1, last // channels_at(sizes['size'], 1))
+        if first < channels_at(rays, multiplier):
+            sizes['channel_max'] = first
+        # Channels of small images and capped ones do not depend on it.
+        if channels_at(sizes['size'], 1) != channels_at(sizes['size'], 2) and last != sizes.get('channel_max'):
+            sizes['channel_multiplier'] = multiplier
+    return sizes

@@ -1,29 +1,34 @@
-"""Every flag once: its default, help and check; one option tree for all commands.
+"""Every flag once: its default, help, check and scope; one option tree for all commands.
 
-`parse(command)` gives a tree of groups (`opt.model.size`, `opt.camera.fov`, …). A command's --help shows the groups it
-uses; it accepts the others' flags too, so that one --config file serves all commands. Nobody edits the tree:
-`replaced` makes a changed copy, and what follows from a choice of command is set here.
+`parse(command)` gives a tree of groups (`opt.model.size`, `opt.camera.fov`, …). A flag's scope says which commands use
+it and what a checkpoint has to say about it; whatever asks such a question asks the scope, so a new flag is one line of
+GROUPS. A command's --help shows the flags that it uses. It accepts the others' flags too, so that one --config file
+serves all commands. Nobody edits the tree: `replaced` makes a changed copy.
+
+This file imports nothing slow, so that --help is quick.
 """
 import argparse
+import difflib
 import re
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 from typing import Any
 
 import configargparse
 from munch import Munch
 
-from utils import UserError
+from utils import UserError, run_command
 
 MAX_SEED = 2 ** 63 - 1
-LARGEST = 10 ** 9  # of any number: more is a slip of the finger
-MEAN_LATENT_DRAWS = 10_000
-MOST_MEAN_DRAWS = 10 ** 7  # more take minutes and change nothing
+LARGEST = 10 ** 9  # no number may be larger: that would be a slip of the finger
+MEAN_LATENT_DRAWS = 10_000  # model.py has the same default
+MAX_MEAN_DRAWS = 10 ** 7  # more take minutes and change nothing
 
 
 # ---------------------------------------------------------------------------------------------- checks
 
 def at_least(low, kind=int, most=LARGEST):
-    """A flag type: a number from `low` to `most`."""
+    """A flag type: a number of this kind (int or float) from `low` to `most`."""
     def check(text):
         try:
             value = kind(text)
@@ -117,196 +122,296 @@ def device_name(text):
     return text
 
 
+# ---------------------------------------------------------------------------------------------- commands and scopes
+
+STAGE_1, STAGE_2 = TRAINING = 'train_volume_renderer', 'train_full_pipeline'
+GENERATE, VIDEO, EVALUATE, EXPORT, APP = INFERENCE = (
+    'generate_shapes_and_images', 'render_video', 'evaluate', 'export_model', 'app')
+COMMANDS = TRAINING + INFERENCE
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Where a flag counts, and what a checkpoint has to say about it.
+
+    commands: those that use the flag.
+    fixed: a training that goes on from a checkpoint must have the value that it began with.
+    settled: 'weights' where the value can be read off a checkpoint's weights. 'options' where it cannot, but a model is
+        of no use without it: then whoever loads a checkpoint takes the value from the options that it holds.
+    inherited: stage 2 takes the value from the options of stage 1's result.
+    """
+    commands: tuple
+    fixed: bool = False
+    settled: str = ''
+    inherited: bool = False
+
+
+# How a training runs. Such a flag may change when the training goes on.
+RUN, RUN_1, RUN_2 = (Scope(commands) for commands in (TRAINING, (STAGE_1,), (STAGE_2,)))
+# What a training learns.
+LEARNING, LEARNING_1, LEARNING_2 = (Scope(commands, fixed=True) for commands in (TRAINING, (STAGE_1,), (STAGE_2,)))
+# The networks' sizes.
+FIELD_SIZE = Scope(COMMANDS, fixed=True, settled='weights', inherited=True)
+IMAGE_SIZE = Scope(COMMANDS, fixed=True, settled='weights')
+DECODER_SIZE = Scope((STAGE_2, *INFERENCE), fixed=True, settled='weights')
+DECODER = Scope((STAGE_2, *INFERENCE), fixed=True, settled='options')
+# The cameras and the samples along their rays that a field was trained with.
+SCENE = Scope(COMMANDS, fixed=True, settled='options', inherited=True)
+SAMPLES = Scope(COMMANDS, fixed=True, inherited=True)
+# What only generation and its relatives use.
+PICTURES = Scope((GENERATE, VIDEO, EVALUATE, APP))
+GENERATION, GENERATION_AND_VIDEO, VIDEOS, EVALUATION = (
+    Scope(commands) for commands in ((GENERATE,), (GENERATE, VIDEO), (VIDEO,), (EVALUATE,)))
+EVERYWHERE, OBSOLETE = Scope(COMMANDS), Scope(())
+
+
 # ---------------------------------------------------------------------------------------------- the flags
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag. type: text to value, raising ValueError with a reason; bool for a switch that is off by default."""
+    """One flag.
+
+    type: text to value, raising ValueError with a reason; bool for a switch that is off by default. choices: the values
+    that it may have. defaults: {command: its default}, where that differs. forced: {command: the value that it always
+    runs with}.
+    """
     name: str
     default: Any
+    scope: Scope
     help: str
     type: Any = not_empty
     choices: tuple = None
+    defaults: dict = field(default_factory=dict)
+    forced: dict = field(default_factory=dict)
+
+    def default_for(self, command):
+        return self.forced.get(command, self.defaults.get(command, self.default))
+
+    def shown_by(self, command):
+        """Whether a command's --help shows the flag: it uses it, and no checkpoint knows the value better."""
+        return (command in self.scope.commands and command not in self.forced
+                and not (command in INFERENCE and self.scope.settled == 'weights'))
+
+
+def always(commands, value):
+    """What `Flag.forced` is where some commands always run with one value."""
+    return dict.fromkeys(commands, value)
 
 
 GROUPS = {
     'dataset': (
-        Flag('dataset_path', './datasets/FFHQ', 'LMDB made by prepare_data.py (evaluate.py also takes photos)'),
+        Flag('dataset_path', './datasets/FFHQ', Scope((*TRAINING, EVALUATE)),
+             'the LMDB that prepare_data.py made (evaluate.py also takes a folder or zip of photos)'),
     ),
     'experiment': (
-        Flag('expname', 'debug', 'name of the experiment: the folder of its checkpoints and results'),
-        Flag('ckpt', 300000, 'iteration of the checkpoint to use where there is no final model', at_least(0)),
-        Flag('continue_training', False, 'resume from the newest checkpoint', bool),
-        Flag('seed', 1234, 'seed of all random numbers', seed),
+        Flag('expname', 'debug', EVERYWHERE,
+             'name of the experiment: the folder of its checkpoints and results', defaults={APP: 'cats_demo'}),
+        Flag('ckpt', 300000, Scope(INFERENCE),
+             'iteration of the checkpoint to use where there is no finished model', at_least(0)),
+        Flag('continue_training', False, RUN, 'go on from the newest checkpoint of this experiment', bool),
+        Flag('seed', 1234, Scope(COMMANDS, fixed=True), 'seed of all random numbers', seed),
     ),
     'training': (
-        Flag('checkpoints_dir', './checkpoint', 'where checkpoints are kept'),
-        Flag('iter', 300000, 'training steps', at_least(1)),
-        Flag('batch', 4, 'images per step and process, at least 2', at_least(1)),
-        Flag('chunk', 4, 'images at a time: a batch is split to save memory, the gradient stays the same', at_least(1)),
-        Flag('num_workers', 2, 'processes that load images (0: the training process itself)', at_least(0)),
-        Flag('save_every', 10000, 'steps between checkpoints', at_least(1)),
-        Flag('keep_checkpoints', 0, 'keep only so many checkpoints, the newest (0: all)', at_least(0)),
-        Flag('sample_every', 1000, 'steps between sample grids', at_least(1)),
-        Flag('eval_every', 0, 'steps between quick measurements of quality for the log (0: never)', at_least(0)),
-        Flag('log_every', 10, 'steps that a line of stats.jsonl averages over', at_least(1)),
-        Flag('max_minutes', 0., 'save and stop after so many minutes (0: never)', at_least(0, float)),
-        Flag('init_ckpt', None, 'begin with the weights of this checkpoint, ours or official'),
-        Flag('renderer_ckpt', None, "stage 2: stage 1's result (default: pretrained_renderer/EXPNAME_vol_renderer.pt)"),
-        Flag('val_n_sample', 8, 'identities in the sample grids', at_least(1)),
-        Flag('d_reg_every', 16, 'stage 2: steps between R1 regularizations', at_least(1)),
-        Flag('g_reg_every', 4, 'stage 2: steps between path length regularizations (0: never)', at_least(0)),
-        Flag('local_rank', 0, 'set by distributed launchers', int),
-        Flag('mixing', 0.9, 'stage 2: probability of style mixing', at_least(0, float, most=1)),
-        Flag('lr', 0.002, 'stage 2: learning rate', above(0)),
-        Flag('lr_g', 2e-5, "stage 1: the generator's learning rate", above(0)),
-        Flag('lr_d', 2e-4, "stage 1: the discriminator's learning rate", above(0)),
-        Flag('r1', 10., 'weight of the R1 penalty', at_least(0, float)),
-        Flag('view_lambda', 15., 'stage 1: weight of the viewpoint loss', at_least(0, float)),
-        Flag('eikonal_lambda', 0.1, 'stage 1: weight of the eikonal loss', at_least(0, float)),
-        Flag('min_surf_lambda', 0.05, 'stage 1: weight of the minimal surface loss', at_least(0, float)),
-        Flag('min_surf_beta', 100., 'stage 1: how closely the minimal surface loss hugs the surface', above(0)),
-        Flag('path_regularize', 2., 'stage 2: weight of the path length penalty', at_least(0, float)),
-        Flag('path_batch_shrink', 2, 'stage 2: the path length batch is this much smaller', at_least(1)),
-        Flag('thumbnail_lambda', 0., "stage 2: weight of the image's distance, reduced, from the renderer's thumbnail, "
-             'which brings short trainings to the subject (0: as the paper)', at_least(0, float)),
-        Flag('wandb', False, 'log to Weights & Biases too', bool),
-        Flag('no_sphere_init', False, 'stage 1: do not begin with a sphere', bool),
-        Flag('sphere_iters', 10000, 'stage 1: steps that make the sphere to begin with', at_least(1)),
-        Flag('sphere_radius', 0., 'stage 1: radius of that sphere (0: half of dist_radius, as the paper)',
-             at_least(0, float)),
-        Flag('sphere_lambda', 0., 'stage 1: weight of the distance to that sphere, which holds the surface in the '
-             'picture at first, for short trainings (0: as the paper)', at_least(0, float)),
-        Flag('sphere_until', 2000, 'stage 1: step by which that weight has fallen to nothing', at_least(1)),
-        Flag('sphere_fade', False, 'stage 1: let that weight fade, and come back, as beta and the silhouettes need it, '
-             'instead of by --sphere_until', bool),
-        Flag('no_mirror', False, 'do not mirror a random half of the photos, for subjects with a left and a right',
-             bool),
-        Flag('augment', False, 'change what the discriminator sees at random, as strongly as it needs (ADA), for small '
-             'data sets', bool),
-        Flag('augment_target', 0.6, "mean sign of the discriminator's score for real images above which --augment "
-             'grows stronger', at_least(0, float, most=1)),
-        Flag('augment_images', 100000, 'real images in which the strength of --augment could go from 0 to 1',
+        Flag('checkpoints_dir', './checkpoint', EVERYWHERE, 'folder where checkpoints are kept'),
+        Flag('iter', 300000, RUN, 'number of training steps', at_least(1), defaults={STAGE_1: 200000}),
+        Flag('batch', 4, LEARNING, 'images per step and process, at least 2', at_least(1)),
+        Flag('chunk', 4, RUN,
+             'images that are computed at a time; a smaller chunk needs less memory, and the gradient stays '
+             'the same', at_least(1)),
+        Flag('num_workers', 2, Scope((*TRAINING, EVALUATE)),
+             'number of processes that load images (0: the command loads them itself)', at_least(0)),
+        Flag('save_every', 10000, RUN, 'number of steps between checkpoints', at_least(1)),
+        Flag('keep_checkpoints', 0, RUN, 'how many of the newest checkpoints to keep (0: all)', at_least(0)),
+        Flag('sample_every', 1000, RUN, 'number of steps between sample grids', at_least(1)),
+        Flag('eval_every', 0, RUN,
+             'number of steps between quick measurements of quality for the log (0: never)', at_least(0)),
+        Flag('log_every', 10, RUN, 'number of steps that one line of stats.jsonl averages', at_least(1)),
+        Flag('max_minutes', 0., RUN, 'save and stop after this many minutes (0: never)', at_least(0, float)),
+        Flag('init_ckpt', None, RUN,
+             'begin a new training with the weights of this checkpoint, which may be an official one'),
+        Flag('renderer_ckpt', None, RUN_2,
+             "stage 1's result to start from (default: pretrained_renderer/EXPNAME_vol_renderer.pt)"),
+        Flag('val_n_sample', 8, RUN, 'number of identities in the sample grids', at_least(1)),
+        Flag('d_reg_every', 16, LEARNING_2, 'number of steps between R1 regularizations', at_least(1)),
+        Flag('g_reg_every', 4, LEARNING_2,
+             'number of steps between path length regularizations (0: never)', at_least(0)),
+        Flag('local_rank', 0, Scope((*TRAINING, EVALUATE)), 'set by distributed launchers', int),
+        Flag('mixing', 0.9, LEARNING_2, 'probability of style mixing', at_least(0, float, most=1)),
+        Flag('lr', 0.002, LEARNING_2, 'learning rate', above(0)),
+        Flag('lr_g', 2e-5, LEARNING_1, 'learning rate of the generator', above(0)),
+        Flag('lr_d', 2e-4, LEARNING_1, 'learning rate of the discriminator', above(0)),
+        Flag('r1', 10., LEARNING, 'weight of the R1 penalty', at_least(0, float)),
+        Flag('view_lambda', 15., LEARNING_1, 'weight of the viewpoint loss', at_least(0, float)),
+        Flag('eikonal_lambda', 0.1, LEARNING_1, 'weight of the eikonal loss', at_least(0, float)),
+        Flag('min_surf_lambda', 0.05, LEARNING_1, 'weight of the minimal surface loss', at_least(0, float)),
+        Flag('min_surf_beta', 100., LEARNING_1,
+             'how quickly the minimal surface loss falls off with the distance from the surface', above(0)),
+        Flag('path_regularize', 2., LEARNING_2, 'weight of the path length penalty', at_least(0, float)),
+        Flag('path_batch_shrink', 2, LEARNING_2, 'the batch for path lengths is this many times smaller', at_least(1)),
+        Flag('thumbnail_lambda', 0., LEARNING_2,
+             'weight of the L2 loss between the downsampled image and the thumbnail, which helps short runs '
+             '(0: as in the paper)', at_least(0, float)),
+        Flag('wandb', False, RUN, 'also log to Weights & Biases', bool),
+        Flag('no_sphere_init', False, RUN_1, 'do not fit the field to a sphere before training', bool),
+        Flag('sphere_iters', 10000, RUN_1,
+             'number of steps that fit the field to a sphere before training', at_least(1)),
+        Flag('sphere_radius', 0., LEARNING_1,
+             'radius of that sphere (0: half of dist_radius, as in the paper)', at_least(0, float)),
+        Flag('sphere_lambda', 0., LEARNING_1,
+             'weight of the sphere regularization, which keeps the surface near the sphere of the beginning '
+             'and helps short runs (0: as in the paper)', at_least(0, float)),
+        Flag('sphere_until', 2000, LEARNING_1,
+             'the weight of the sphere regularization falls linearly to 0 at this step', at_least(1)),
+        Flag('sphere_fade', False, LEARNING_1,
+             'let the weight of the sphere regularization follow beta and the silhouettes, and fade as the surface '
+             'becomes sharp, instead of --sphere_until', bool),
+        Flag('r1_every', 1, LEARNING_1, 'number of steps between R1 regularizations, which are as much stronger',
              at_least(1)),
-        Flag('initial_beta', 0.1, 'stage 1: beta to begin with (with --init_ckpt: if given)', above(0)),
+        Flag('no_mirror', False, LEARNING,
+             'do not mirror a random half of the photos, for subjects that have a left and a right', bool),
+        Flag('augment', False, LEARNING,
+             'change what the discriminator sees at random, as strongly as it needs (ADA), for small data sets', bool),
+        Flag('augment_target', 0.6, LEARNING,
+             "mean sign of the discriminator's scores of real images above which --augment becomes stronger",
+             at_least(0, float, most=1)),
+        Flag('augment_images', 100000, LEARNING,
+             'number of real images in which the strength of --augment can go from 0 to 1', at_least(1)),
+        Flag('discriminator', 'stylegan2', LEARNING_2,
+             'projected: judge images by the features of a pretrained network (--features), which learns sooner',
+             choices=('stylegan2', 'projected')),
+        Flag('thumbnail_until', 0, LEARNING_2,
+             'the weight of the thumbnail loss falls linearly to 0 at this step (0: it stays)', at_least(0)),
+        Flag('initial_beta', 0.1, LEARNING_1,
+             'value of beta that training begins with (with --init_ckpt only if this flag is given)', above(0)),
     ),
     'inference': (
-        Flag('results_dir', './evaluations', 'where results go'),
-        Flag('truncation_ratio', 0.5, 'truncation psi: 1 is the full variety, 0 the mean', at_least(0, float)),
-        Flag('truncation_mean', MEAN_LATENT_DRAWS, 'latents that the mean for truncation is taken over',
-             at_least(1, most=MOST_MEAN_DRAWS)),
-        Flag('identities', 16, 'how many identities to generate', at_least(1)),
-        Flag('num_views_per_id', 1, 'random views of each identity', at_least(1)),
-        Flag('no_surface_renderings', False, 'images only, no meshes', bool),
-        Flag('no_surface_videos', False, 'no depth videos', bool),
-        Flag('fixed_camera_angles', False, 'the 13 fixed views instead of random ones', bool),
-        Flag('azim_video', False, 'the camera moves from side to side instead of on an ellipse', bool),
-        Flag('seeds', None, 'one identity for each of these seeds, such as 0-7,42, instead of --identities', seed_list),
-        Flag('mesh_format', 'obj', 'file format of the meshes', choices=('obj', 'ply', 'glb')),
-        Flag('dense', False, 'evaluate the field at all samples of images and surfaces, also where a part of them '
-             'gives the same', bool),
-        Flag('cuda_graphs', False, 'launch the kernels of a picture as one (not tried on any GPU yet; elsewhere it has '
-             'no effect)', bool),
-        Flag('vertex_colors', False, 'color the vertices of the meshes', bool),
-        Flag('page', False, "write index.html, a page with all of this model's results to open in a browser", bool),
+        Flag('results_dir', './evaluations', Scope((GENERATE, VIDEO, EVALUATE)), 'folder where results go'),
+        Flag('truncation_ratio', 0.5, PICTURES,
+             'truncation psi: 1 gives the full variety, 0 the average',
+             at_least(0, float), defaults={EVALUATE: 1., APP: 0.7}),
+        Flag('truncation_mean', MEAN_LATENT_DRAWS, PICTURES,
+             'number of latents that the mean for truncation is taken over', at_least(1, most=MAX_MEAN_DRAWS)),
+        Flag('identities', 16, GENERATION_AND_VIDEO, 'number of identities to generate', at_least(1)),
+        Flag('num_views_per_id', 1, GENERATION, 'number of random views of each identity', at_least(1)),
+        Flag('no_surface_renderings', False, GENERATION, 'make images only, no meshes', bool),
+        Flag('no_surface_videos', False, VIDEOS, 'make no videos of the surface', bool),
+        Flag('fixed_camera_angles', False, GENERATION, 'render the 13 fixed views instead of random ones', bool),
+        Flag('azim_video', False, VIDEOS, 'move the camera from side to side instead of on an ellipse', bool),
+        Flag('seeds', None, GENERATION_AND_VIDEO,
+             'make one identity for each of these seeds, such as 0-7,42, instead of --identities', seed_list),
+        Flag('mesh_format', 'obj', GENERATION_AND_VIDEO, 'file format of the meshes', choices=('obj', 'ply', 'glb')),
+        Flag('dense', False, Scope((STAGE_2, GENERATE, VIDEO, EVALUATE, APP)),
+             'evaluate the field at every sample instead of skipping those without influence (same result, '
+             'slower)', bool),
+        Flag('cuda_graphs', False, GENERATION_AND_VIDEO,
+             'use CUDA graphs (experimental, and not tried on a GPU yet)', bool),
+        Flag('vertex_colors', False, GENERATION, 'color the vertices of the meshes', bool),
+        Flag('page', False, GENERATION_AND_VIDEO,
+             'write index.html, a page that shows all results of this model in a browser', bool),
     ),
     'video': (
-        Flag('frames', 250, 'frames of a video', at_least(1)),
-        Flag('fps', 30, 'frames a second', at_least(1, most=1000)),
-        Flag('format', 'mp4', 'file format of the videos; frames: a folder of PNGs',
-             choices=('mp4', 'gif', 'webp', 'frames')),
-        Flag('side_by_side', False, 'one more video, with image and surface beside each other', bool),
-        Flag('depth_style', 'phong', 'how the surface is drawn', choices=('phong', 'normals', 'depth')),
-        Flag('interpolate', None, 'one video that walks through the identities of these seeds and back to the first, '
-             'such as 3,7,9', seed_list),
+        Flag('frames', 250, VIDEOS, 'number of frames of a video', at_least(1)),
+        Flag('fps', 30, VIDEOS, 'frames per second', at_least(1, most=1000)),
+        Flag('format', 'mp4', VIDEOS,
+             'file format of the videos; frames is a folder of PNG files', choices=('mp4', 'gif', 'webp', 'frames')),
+        Flag('side_by_side', False, VIDEOS, 'make one more video, with image and surface side by side', bool),
+        Flag('depth_style', 'phong', VIDEOS, 'how the surface is drawn', choices=('phong', 'normals', 'depth')),
+        Flag('interpolate', None, VIDEOS,
+             'make one video that walks through the identities of these seeds, such as 3,7,9, and back to the '
+             'first', seed_list),
     ),
     'evaluation': (
-        Flag('metrics', METRICS, 'what to measure', metric_list),
-        Flag('num_images', 50000, 'images to generate for fid, kid, pr and swd', at_least(1)),
-        Flag('num_surfaces', 1000, 'identities for depth, view and field', at_least(1)),
-        Flag('eval_size', 256, 'images are compared at this size, or at their own if that is smaller',
-             power_of_two(16)),
-        Flag('eval_batch', 8, 'images to generate at a time', at_least(1)),
-        Flag('features', None, "TorchScript network for fid, kid and pr instead of torch-fidelity's Inception"),
-        Flag('save_images', None, 'also write the generated images into this folder'),
+        Flag('metrics', METRICS, EVALUATION, 'what to measure', metric_list),
+        Flag('num_images', 50000, EVALUATION, 'number of images to generate for fid, kid, pr and swd', at_least(1)),
+        Flag('num_surfaces', 1000, EVALUATION, 'number of identities for depth, view and field', at_least(1)),
+        Flag('eval_size', 256, EVALUATION,
+             'side of the images that are compared; smaller images are compared at their own size', power_of_two(16)),
+        Flag('eval_batch', 8, EVALUATION, 'images that are generated at a time', at_least(1)),
+        Flag('features', None, Scope((EVALUATE, STAGE_2)),
+             "TorchScript network to use for fid, kid and pr instead of torch-fidelity's Inception, or for "
+             "--discriminator projected instead of torchvision's EfficientNet-B0"),
+        Flag('save_images', None, EVALUATION, 'folder to write the generated images to as well'),
     ),
     'export': (
-        Flag('out', None, 'file to write'),
+        Flag('out', None, Scope((EXPORT,)), 'file to write'),
     ),
     'app': (
-        Flag('port', 7860, 'port of the page that app.py serves', at_least(1, most=65535)),
-        Flag('share', False, "also serve it at a public address, through Gradio's servers, for three days", bool),
+        Flag('port', 7860, Scope((APP,)), 'port of the page that app.py serves', at_least(1, most=65535)),
+        Flag('share', False, Scope((APP,)),
+             "also serve the page at a public address, through Gradio's servers, for three days", bool),
     ),
     'model': (
-        Flag('size', 256, 'side of the generated images', power_of_two(8)),
-        Flag('style_dim', 256, 'size of the latents w', at_least(1)),
-        Flag('channel_multiplier', 2, "multiplies the decoder's channels", at_least(1)),
-        Flag('channel_max', 0, 'no more channels than this in decoder and stage-2 discriminator, for small machines '
-             '(0: as many as the paper)', at_least(0)),
-        Flag('discriminator_width', 1., "stage 1: scales the discriminator's channels, for small machines", above(0)),
-        Flag('n_mlp', 8, 'accepted for the sake of old command lines; the mapping has three layers', at_least(1)),
-        Flag('lr_mapping', 0.01, "learning rate multiplier of the decoder's mapping", above(0)),
-        Flag('renderer_spatial_output_dim', 64, 'rays along a side of the thumbnail', power_of_two(4)),
-        Flag('project_noise', False, 'video: noise that sticks to the surface', bool),
+        Flag('size', 256, IMAGE_SIZE, 'side of the generated images', power_of_two(8)),
+        Flag('style_dim', 256, FIELD_SIZE, 'size of the latents w', at_least(1)),
+        Flag('channel_multiplier', 2, DECODER_SIZE, "multiplies the decoder's channels", at_least(1)),
+        Flag('channel_max', 0, DECODER_SIZE,
+             'upper bound on the channels of decoder and discriminator, for small machines (0: as many as in '
+             'the paper)', at_least(0)),
+        Flag('discriminator_width', 1., LEARNING_1,
+             "multiplies the discriminator's channels; less than 1 is for small machines", above(0)),
+        Flag('n_mlp', 8, OBSOLETE,
+             'accepted because old command lines have it; the mapping has three layers', at_least(1)),
+        Flag('lr_mapping', 0.01, DECODER, "learning rate multiplier of the decoder's mapping", above(0)),
+        Flag('renderer_spatial_output_dim', 64, SCENE, 'number of rays along a side of the thumbnail', power_of_two(4)),
+        Flag('project_noise', False, VIDEOS, 'attach the noise to the surface instead of to the image plane', bool),
     ),
     'camera': (
-        Flag('uniform', False, 'viewpoints uniform in +-range instead of Gaussian', bool),
-        Flag('azim', 0.3, 'standard deviation or range of the azimuth, radians', at_least(0, float, most=10)),
-        Flag('elev', 0.15, 'standard deviation or range of the elevation, radians', at_least(0, float, most=10)),
-        Flag('fov', 6., 'half the field of view, degrees', half_angle),
-        Flag('dist_radius', 0.12, 'near and far planes lie this far before and behind the origin', radius),
+        Flag('uniform', False, SCENE, 'draw viewpoints uniformly from the range instead of from a Gaussian', bool),
+        Flag('azim', 0.3, SCENE,
+             'standard deviation (or range) of the azimuth in radians', at_least(0, float, most=10)),
+        Flag('elev', 0.15, SCENE,
+             'standard deviation (or range) of the elevation in radians', at_least(0, float, most=10)),
+        Flag('fov', 6., SCENE, 'half the field of view in degrees', half_angle),
+        Flag('dist_radius', 0.12, SCENE, 'the near and far planes lie this far before and behind the origin', radius),
     ),
     'rendering': (
-        Flag('depth', 8, 'hidden layers of the field', at_least(1)),
-        Flag('width', 256, 'channels of the field', at_least(1)),
-        Flag('no_sdf', False, 'a raw density instead of a signed distance', bool),
-        Flag('no_z_normalize', False, 'do not scale points to [-1, 1] before the field', bool),
-        Flag('static_viewdirs', False, 'view directions of the camera frame, whatever the viewpoint', bool),
-        Flag('N_samples', 24, 'samples along a ray', at_least(2, most=4096)),
-        Flag('no_offset_sampling', False, 'stratified sampling instead of one offset a ray', bool),
-        Flag('perturb', 1., 'training: jitter the samples along the rays (0: do not)', at_least(0, float)),
-        Flag('raw_noise_std', 0., 'noise added to the raw density (with --no_sdf)', at_least(0, float)),
-        Flag('force_background', False, 'the last sample takes all the weight that is left', bool),
-        Flag('return_xyz', False, 'accepted for the sake of old command lines; surface points are always there', bool),
-        Flag('return_sdf', False, 'accepted for the sake of old command lines; the SDF is there when needed', bool),
+        Flag('depth', 8, FIELD_SIZE, 'number of hidden layers of the field', at_least(1)),
+        Flag('width', 256, FIELD_SIZE, 'number of channels of the field', at_least(1)),
+        Flag('no_sdf', False, FIELD_SIZE, 'use a raw density instead of a signed distance function', bool),
+        Flag('no_z_normalize', False, SCENE, 'do not scale points to [-1, 1] before the field', bool),
+        Flag('static_viewdirs', False, SAMPLES,
+             "use the view directions of the camera's frame, whatever the viewpoint",
+             bool, forced=always(INFERENCE, True)),
+        Flag('N_samples', 24, SAMPLES, 'number of samples along a ray', at_least(2, most=4096), forced={VIDEO: 64}),
+        Flag('no_offset_sampling', False, SCENE, 'use stratified sampling instead of one offset for each ray', bool),
+        Flag('perturb', 1., SAMPLES,
+             'jitter the samples along the rays (0: do not)', at_least(0, float), forced=always(INFERENCE, 0.)),
+        Flag('raw_noise_std', 0., SAMPLES,
+             'standard deviation of the noise added to the raw density (with --no_sdf)',
+             at_least(0, float), forced=always(INFERENCE, 0.)),
+        Flag('force_background', False, SAMPLES,
+             'give the last sample all the weight that is left', bool, forced=always(INFERENCE, True)),
+        Flag('return_xyz', False, OBSOLETE,
+             'accepted because old command lines have it; surface points are always there', bool),
+        Flag('return_sdf', False, OBSOLETE,
+             'accepted because old command lines have it; the SDF is there when it is needed', bool),
     ),
     'machine': (
-        Flag('device', 'auto', 'auto (CUDA if there is one), cpu, cuda, cuda:N or mps', device_name),
-        Flag('precision', 'fp32', "number format of the decoder's convolutions, and in stage 2 of the discriminator's",
+        Flag('device', 'auto', EVERYWHERE, 'auto (CUDA if there is one), cpu, cuda, cuda:N or mps', device_name),
+        Flag('precision', 'fp32', Scope((*TRAINING, GENERATE, VIDEO, EVALUATE, APP)),
+             "number format of the decoder's convolutions, and in stage 2 of the discriminator's",
              choices=('fp32', 'fp16', 'bf16')),
     ),
 }
+FLAGS = {flag.name: flag for flags in GROUPS.values() for flag in flags}
+GROUP_OF = {flag.name: group for group, flags in GROUPS.items() for flag in flags}
 
-# The groups (or single flags) that a command uses, and so shows in --help.
-COMMANDS = {
-    'train_volume_renderer': ('dataset', 'experiment', 'training', 'model', 'camera', 'rendering', 'machine'),
-    'train_full_pipeline': ('dataset', 'experiment', 'training', 'dense', 'model', 'camera', 'rendering', 'machine'),
-    'generate_shapes_and_images': ('experiment', 'checkpoints_dir', 'inference', 'model', 'camera', 'rendering',
-                                   'machine'),
-    'render_video': ('experiment', 'checkpoints_dir', 'inference', 'video', 'model', 'camera', 'rendering', 'machine'),
-    'evaluate': ('dataset', 'experiment', 'checkpoints_dir', 'num_workers', 'results_dir', 'truncation_ratio',
-                 'truncation_mean', 'dense', 'evaluation', 'model', 'camera', 'rendering', 'machine'),
-    'export_model': ('experiment', 'checkpoints_dir', 'export', 'model', 'camera', 'rendering'),
-    'app': ('expname', 'ckpt', 'seed', 'checkpoints_dir', 'truncation_ratio', 'truncation_mean', 'dense', 'app',
-            'model', 'camera', 'rendering', 'machine'),
-}
 
-# Values that a command always runs with (spec section 5).
-_INFERENCE = {'perturb': 0., 'force_background': True, 'static_viewdirs': True, 'raw_noise_std': 0.}
-FORCED = {
-    'generate_shapes_and_images': _INFERENCE,
-    'render_video': _INFERENCE | {'N_samples': 64},
-    'evaluate': _INFERENCE,
-    'export_model': _INFERENCE,
-    'app': _INFERENCE,
-}
+# ---------------------------------------------------------------------------------------------- questions to the flags
 
-# Defaults of a command that differ from the others'.
-DEFAULTS = {
-    'train_volume_renderer': {'iter': 200000},
-    'evaluate': {'truncation_ratio': 1.},
-    'app': {'expname': 'cats_demo', 'truncation_ratio': 0.7},
-}
+def adopted_flags(command):
+    """Names of the flags that a command takes from a checkpoint's options where the user did not give them.
+
+    Stage 1 takes none: a new training has its own, and one that goes on must be given the same.
+    """
+    if command in TRAINING:
+        return [flag.name for flag in FLAGS.values() if command == STAGE_2 and flag.scope.inherited]
+    return [flag.name for flag in FLAGS.values() if flag.scope.settled == 'options']
+
+
+def fixed_flags(command):
+    """Names of the flags that must stay the same when a training goes on."""
+    return [flag.name for flag in FLAGS.values() if flag.scope.fixed and command in flag.scope.commands]
 
 
 # ---------------------------------------------------------------------------------------------- parsing
@@ -318,38 +423,55 @@ class Parser(configargparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message):
-        raise UserError(f'{message}; see --help.')
+        unknown = re.findall(r'--[\w-]+', message.partition('unrecognized arguments:')[2])
+        close = [flag for name in unknown for flag in difflib.get_close_matches(name, self._option_string_actions, 1)]
+        meant = f' (did you mean {" and ".join(dict.fromkeys(close))}?)' if close else ''
+        raise UserError(f'{message}{meant}; see --help.')
+
+
+def run(command, description):
+    """Run the command of this name: read its flags, import its file (which imports PyTorch), and call its main(opt)."""
+    run_command(command, lambda: parse(command, description))
 
 
 def parse(command, description, argv=None):
     """The option tree of a command (a Munch of Munches, by group), from argv (default: the process's own).
 
-    Besides the groups it holds `given`, the names of the flags that the user set. Raises UserError for anything that
-    is not a known flag with a sensible value. One line says which flags the command does not follow (FORCED); it is no
-    error, since one --config file serves all commands.
+    Besides the groups it holds `command` and `given`, the names of the flags that the user set. Raises UserError for
+    anything that is not a known flag with a sensible value. One line says which flags the command does not follow; it
+    is no error, since one --config file serves all commands.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        given = vars(_parser(command, description, '--help_all' in argv).parse_args(argv))
+    except (configargparse.ConfigFileParserException, UnicodeDecodeError) as error:
+        raise UserError(f'--config: {" ".join(str(error).split())}') from None
+    given.pop('config')
+    forced = {name: FLAGS[name].forced[command] for name in given if command in FLAGS[name].forced}
+    if unused := [name for name, value in forced.items() if given[name] != value]:
+        print(f'{command} always runs with',
+              ', '.join(f'{name} {forced[name]} (not {given[name]})' for name in unused))
+    tree = Munch(command=command, given=frozenset(given))
+    for group, flags in GROUPS.items():
+        tree[group] = Munch((flag.name, flag.default_for(command)) for flag in flags)
+    return replaced(tree, **given | forced)
+
+
+def _parser(command, description, show_all):
+    """The parser of a command, whose --help shows the flags that it uses, or all of them."""
     parser = Parser(description=description, usage='%(prog)s [--help] [flags]', default_config_files=[],
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+                    add_config_file_help=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--help_all', action='help', help='show the flags of the other commands too, and exit')
     parser.add_argument('--config', is_config_file=True, metavar='FILE',
                         help='read flags from this file, lines of the form: name = value')
     for group, flags in GROUPS.items():
         target = parser.add_argument_group(group)
         for flag in flags:
-            _add_flag(target, flag, shown=group in COMMANDS[command] or flag.name in COMMANDS[command],
-                      default=DEFAULTS.get(command, {}).get(flag.name, flag.default))
-    try:
-        values = vars(parser.parse_args(argv))
-    except (configargparse.ConfigFileParserException, UnicodeDecodeError) as error:
-        raise UserError(f'--config: {" ".join(str(error).split())}') from None
-    values.pop('config')
-    forced = FORCED.get(command, {})
-    if unused := [name for name, value in values.items() if value != forced.get(name, value)]:
-        print(f'{command} always runs with',
-              ', '.join(f'{name} {forced[name]} (not {values[name]})' for name in unused))
-    return _tree(command, values)
+            _add_flag(target, flag, flag.default_for(command), show_all or flag.shown_by(command))
+    return parser
 
 
-def _add_flag(target, flag, shown, default):
+def _add_flag(target, flag, default, shown):
     names = [f'--{flag.name}']
     if flag.name == 'local_rank':
         names.append('--local-rank')  # as today's launchers write it
@@ -366,7 +488,7 @@ def _add_flag(target, flag, shown, default):
 
 def checked(name, value):
     """A flag's value from a file, checked like one that is typed. Raises ValueError with the reason."""
-    flag = next(flag for flags in GROUPS.values() for flag in flags if flag.name == name)
+    flag = FLAGS[name]
     if flag.type is bool:
         if not isinstance(value, bool):
             raise ValueError('must be true or false')
@@ -385,19 +507,9 @@ def explained(convert):
     return convert_or_explain
 
 
-def _tree(command, given):
-    """Defaults, then what the user set, then what the command forces."""
-    fixed = DEFAULTS.get(command, {}) | dict(given) | FORCED.get(command, {})
-    tree = Munch(given=frozenset(given))
-    for group, flags in GROUPS.items():
-        tree[group] = Munch((flag.name, fixed.get(flag.name, flag.default)) for flag in flags)
-    return tree
-
-
 def replaced(tree, **values):
     """A copy of the tree with some flags changed, by name."""
     copy = Munch((name, Munch(group) if isinstance(group, Munch) else group) for name, group in tree.items())
     for name, value in values.items():
-        group = next(group for group, flags in GROUPS.items() if any(flag.name == name for flag in flags))
-        copy[group][name] = value
+        copy[GROUP_OF[name]][name] = value
     return copy

@@ -18,227 +18,35 @@ finished: a first run that was cut short leaves none, and a later one leaves the
 import interrupts  # noqa: F401
 
 import argparse
-import collections
 import contextlib
 import io
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
 import time
-import traceback
-import warnings
-import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import lmdb
-import numpy as np
-import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from torch.utils.data import DataLoader, Dataset
+from PIL import UnidentifiedImageError
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from imaging.lmdb_files import Contents, image_key, open_lmdb, read_contents, source_key
+from imaging.photos import Photos, hidden
+from imaging.pixels import RESAMPLE, load_image, resize_and_crop
+from imaging.workers import load_in_workers
 from options import Parser, explained, not_empty
 from utils import UserError, run_command, writable_folder
 
-RESAMPLE = {'lanczos': Image.Resampling.LANCZOS, 'bilinear': Image.Resampling.BILINEAR}
 MAX_SIZE = 4096
-MAX_ASPECT = 16  # a narrower strip is no photo, and would need much memory when its short side is enlarged
-MAX_FILE_BYTES = 2**30  # more is a decompression bomb or no photo
 PNG_LEVEL = 3  # two to three times as fast as Pillow's 6, for files that differ by a few percent
 COMMIT_SECONDS, COMMIT_BYTES = 1.0, 2**26  # a transaction's extent: what a kill can cost, and the memory that it holds
 GROWTH_BYTES = 2**30  # the map doubles until it grows by this much at a time
 SPARE_BYTES = 2**24  # LMDB's lock file lies in mapped memory: on a full disk it would end the process with SIGBUS
-MAKE_AGAIN = 'remove the folder and make the data set again with prepare_data.py'
-
-
-# ---- photos --------------------------------------------------------------------------------------
-
-class Photos:
-    """The images below a folder (class folders too) or inside a zip file.
-
-    `files`: {name: bytes}, sorted by name, which is the path inside `path` with '/' on every system. `ignored`: how
-    many other files there are, by suffix. Raises UserError where there is no image.
-    """
-
-    def __init__(self, path):
-        self.path = Path(path)
-        self._archive = self._opened_by = None
-        if self.path.is_dir():
-            found = dict(_walk(self.path))
-        elif self.path.suffix.lower() == '.zip' or (self.path.is_file() and zipfile.is_zipfile(self.path)):
-            found = _list_zip(self.path)
-        elif self.path.exists():
-            raise UserError(f'{path} is neither a folder nor a zip file; give a folder of images or a zip of them.')
-        else:
-            raise UserError(f'{path} does not exist; give a folder of images or a zip of them.')
-        readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-        self.files = {name: size for name, size in sorted(found.items()) if _suffix(name) in readable}
-        self.ignored = collections.Counter(_suffix(name) or 'no suffix' for name in found if name not in self.files)
-        if not self.files:
-            others = f', only other files ({", ".join(sorted(self.ignored))})' if self.ignored else ''
-            raise UserError(f'{path} holds no images{others}; give a folder of images or a zip of them.')
-
-    def read(self, name):
-        """The bytes of one file."""
-        if self.files[name] > MAX_FILE_BYTES:
-            raise ValueError(f'the file is larger than {MAX_FILE_BYTES >> 20} MiB')
-        if self.path.is_dir():
-            return (self.path / name).read_bytes()
-        if self._opened_by != os.getpid():  # not a parent's: processes that share a file's position mix up their reads
-            self._archive, self._opened_by = zipfile.ZipFile(self.path), os.getpid()
-        return self._archive.read(name)
-
-    def __getstate__(self):
-        return self.__dict__ | {'_archive': None, '_opened_by': None}  # for workers that are spawned
-
-
-def _suffix(name):
-    return PurePosixPath(name).suffix.lower()
-
-
-def _hidden(name):
-    """Whether a file or folder name is a system's own (.DS_Store, and the shadows that macOS puts into zips)."""
-    return name.startswith('.') or name == '__MACOSX'
-
-
-def _walk(root):
-    """(name, bytes) of every regular file below a folder. Follows links to folders, each folder once."""
-    def on_error(error):
-        raise UserError(f'cannot read {error.filename}: {error.strerror}.')
-
-    seen = set()
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=on_error):
-        if (real := os.path.realpath(folder)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not _hidden(name))
-        for path in (Path(folder, name) for name in names if not _hidden(name)):
-            if path.is_file():
-                yield path.relative_to(root).as_posix(), path.stat().st_size
-
-
-def _list_zip(path):
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {entry.filename: entry.file_size for entry in archive.infolist()
-                    if not entry.is_dir() and not any(map(_hidden, PurePosixPath(entry.filename).parts))}
-    except FileNotFoundError:
-        raise UserError(f'{path} does not exist; give a folder of images or a zip of them.') from None
-    except zipfile.BadZipFile as error:
-        raise UserError(f'{path} is a damaged zip file ({error}); fetch it again.') from None
-
-
-def load_image(data):
-    """The 8-bit RGB image in the bytes of a file, as a viewer shows it.
-
-    EXIF rotation is applied, transparency laid over white, 16-bit gray scaled to 8 bits; the first frame of several.
-    Raises whatever Pillow raises for a broken file, ValueError for a strip and for pixels whose range is unknown.
-    """
-    with warnings.catch_warnings():  # Pillow warns of odd metadata and of large images: neither is an error
-        warnings.simplefilter('ignore')
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-        if max(image.size) > MAX_ASPECT * min(image.size):
-            raise ValueError(f'it is a strip of {image.width}x{image.height} pixels')
-        if image.mode.startswith('I'):
-            image = _to_8_bits(image)
-        elif image.mode == 'F':
-            raise ValueError('it has floating-point pixels, whose range is unknown')
-        if image.has_transparency_data:
-            image = image.convert('RGBA')
-            image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-        return image.convert('RGB')
-
-
-def _to_8_bits(image):
-    """Gray of modes I;16* (and I, in which some versions of Pillow read 16-bit files): v / 257, rounded."""
-    gray = np.asarray(image).astype(np.int32)
-    if gray.min() < 0 or gray.max() > 65535:
-        raise ValueError('it has 32-bit pixels, whose range is unknown')
-    return Image.fromarray(((gray + 128) // 257).astype(np.uint8))
-
-
-def resize_and_crop(image, size, resample):
-    """Resize the short side to `size` pixels and cut a square from the center: torchvision's resize, then center_crop.
-
-    The pixels are theirs exactly. (Resizing the square alone, with Pillow's `box`, would not give the same ones.)
-    """
-    width, height = (size * length // min(image.size) for length in image.size)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.resize((width, height), resample).crop((left, top, left + size, top + size))
 
 
 # ---- the LMDB ------------------------------------------------------------------------------------
-
-def image_key(size, index):
-    """The key of image `index` at `size` pixels."""
-    return f'{size}-{index:05d}'.encode()
-
-
-def source_key(index):
-    """The key of the photo that image `index` was made from."""
-    return f'source-{index:05d}'.encode()
-
-
-def open_lmdb(path):
-    """The LMDB at a folder, opened for reading only: no lock file, safe in any number of processes, forked ones too.
-
-    Raises UserError where it is damaged. A file cut short is noticed here, for reading past its end would be a SIGBUS.
-    """
-    data = Path(path, 'data.mdb')
-    try:
-        environment = lmdb.open(str(path), readonly=True, lock=False, readahead=False, meminit=False, create=False)
-    except lmdb.Error as error:
-        raise UserError(f'{data} cannot be opened ({error}); mend that, or {MAKE_AGAIN}.') from None
-    wanted = (environment.info()['last_pgno'] + 1) * environment.stat()['psize']
-    if (there := data.stat().st_size) < wanted:
-        environment.close()
-        raise UserError(f'{data} is cut short ({there} of {wanted} bytes); copy it again, or {MAKE_AGAIN}.')
-    return environment
-
-
-def begin_reading(environment):
-    """A transaction that sees what is in the LMDB now, also when another process has enlarged it meanwhile."""
-    try:
-        return environment.begin()
-    except lmdb.MapResizedError:
-        environment.set_mapsize(0)
-        return environment.begin()
-
-
-class Contents(NamedTuple):
-    """What an LMDB holds; see this file's head for the keys."""
-    length: int | None = None  # None: the run that makes the data set was cut short
-    sizes: dict = {}  # {size: set of indices}
-    sources: list = []  # 'bytes name' by index; empty for a data set that another program made
-    resample: str | None = None
-
-    def complete_sizes(self):
-        """The sizes that have every image, ascending."""
-        return sorted(size for size, indices in self.sizes.items() if indices.issuperset(range(self.length or 0)))
-
-
-def read_contents(environment):
-    """The Contents of an open LMDB. Raises UserError where it is damaged."""
-    sizes, sources = collections.defaultdict(set), {}
-    try:
-        with begin_reading(environment) as transaction:
-            for key in transaction.cursor().iternext(values=False):
-                head, _, index = key.decode().partition('-')
-                if head == 'source':
-                    sources[int(index)] = transaction.get(key).decode(errors='surrogateescape')
-                elif head not in ('length', 'resample'):
-                    sizes[int(head)].add(int(index))
-            length, resample = transaction.get(b'length'), transaction.get(b'resample')
-        return Contents(length and int(length), dict(sizes), [sources[index] for index in range(len(sources))],
-                        resample and resample.decode())
-    except (lmdb.Error, ValueError, KeyError):
-        raise UserError(f'{environment.path()} is damaged or an LMDB of something else; {MAKE_AGAIN}.') from None
-
 
 class Writer:
     """Gathers keys and stores them a transaction at a time. The LMDB is made at the first one; its map grows as needed.
@@ -267,7 +75,7 @@ class Writer:
         batch, size = self._batch, self._bytes
         self._start([])
         try:
-            while batch and not self._commit(batch):
+            while batch and not self.commit(batch):
                 old = self._environment.info()['map_size']
                 grown = old + max(2 * size, min(old, GROWTH_BYTES))
                 self._environment.set_mapsize((grown >> 20) + 1 << 20)  # whole MiB: a multiple of any page size
@@ -277,7 +85,7 @@ class Writer:
             raise UserError(f'cannot write to {self.path} ({why}); what was finished is kept: free some space or mend '
                             'the folder, then give the same command again to go on.') from None
 
-    def _commit(self, batch):
+    def commit(self, batch):
         """Whether the transaction fitted into the map."""
         self._environment = self._environment or self._open()
         try:
@@ -340,48 +148,12 @@ def _as_is(item):
     return item
 
 
-def _follow_parent(_worker):
-    """End this worker when its parent is killed, even while it waits to hand over a result, and not before: a signal to
-    the whole group (Ctrl-C, a batch system's SIGTERM) is the parent's to answer, which may want to finish its step."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # SIGTERM reaches a whole group when its parent is to stop in good order, which needs its workers for a moment; or
-    # it comes from a parent that ends at once, and then waits for them.
-    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(5, os._exit, [0]).start())
-    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
-
-
-def load_in_workers(dataset, num_workers, **options):
-    """Yield what PyTorch's DataLoader with these options yields, in order; 0 workers: loaded in this process.
-
-    Leaves the global random state alone. Raises UserError, one sentence, for a worker's UserError and a worker's death.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', message='This DataLoader will create')  # as many as the user asked for
-            loader = DataLoader(dataset, num_workers=num_workers, worker_init_fn=_follow_parent,
-                                generator=torch.Generator(), **options)  # else it draws from the global one
-            items = iter(loader)
-        yield from items
-        return
-    except UserError as error:  # from a worker it comes wrapped in its traceback, the sentence last
-        sentence = str(error).rstrip().rpartition('UserError: ')[2]
-        traceback.clear_frames(error.__traceback__)  # they hold the iterator, which holds the other workers
-    except RuntimeError as error:
-        if 'DataLoader worker' not in str(error):
-            raise
-        first = str(error).splitlines()[0].rstrip('.')
-        sentence = f'a worker process died ({first}); if memory ran out, use fewer workers.'
-        traceback.clear_frames(error.__traceback__)
-    items = None  # so that the workers end now
-    raise UserError(sentence)
-
-
 def existing_contents(out_path):
     """The Contents of the data set to go on with, empty where there is none yet. Raises UserError for other folders."""
     out_path = Path(out_path)
     if out_path.exists() and not out_path.is_dir():
         raise UserError(f'--out_path {out_path} is a file; choose a folder.')
-    names = {path.name for path in out_path.iterdir() if not _hidden(path.name)} if out_path.exists() else set()
+    names = {path.name for path in out_path.iterdir() if not hidden(path.name)} if out_path.exists() else set()
     if not names - {'lock.mdb'}:
         return Contents()
     if names - {'lock.mdb'} != {'data.mdb'}:

@@ -112,16 +112,16 @@ def render_frames(generator, w, cameras, noise, opt, means, surfaces=True):
     surfaces: False for the image alone.
     """
     renderer, still = generator.renderer, len(w) == 1
-    if generator.full_pipeline:  # once a video: the mapping to the decoder's latents
-        latents = generator.decoder.latents(w, opt.inference.truncation_ratio, means.decoder)
-        weights = generator.decoder.modulate(latents) if still else None
+    if generator.full_pipeline:  # once a video: the mapping to w'
+        w_prime = generator.decoder.map(w, opt.inference.truncation_ratio, means.w_prime)
+        weights = generator.decoder.modulate(w_prime) if still else None
     for i in range(len(cameras)):
         camera, which = cameras[i:i + 1], slice(0, 1) if still else slice(i, i + 1)
         rendering = generator.render(w[which], camera, dense=opt.inference.dense)
         image = rendering.thumbnail
         if generator.full_pipeline:
             image = generator.decoder.synthesize(
-                rendering.features, weights if still else generator.decoder.modulate(latents[which]), noise(camera))
+                rendering.features, weights if still else generator.decoder.modulate(w_prime[which]), noise(camera))
         drawn = {'video': image[0]}
         if surfaces:
             surface = render_surface(renderer, w[which], camera, dense=opt.inference.dense)

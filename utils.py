@@ -1,21 +1,16 @@
-"""Helpers that every command shares: how it ends, which device it uses, how it writes a file."""
-import interrupts
+"""Helpers that every command shares: how it starts and ends, which device it uses, how it writes a file.
 
+Importing this file is quick: PyTorch and Pillow are imported by the functions that need them.
+"""
 import contextlib
 import ctypes
 import errno
+import importlib
 import os
 import signal
 import sys
 import tempfile
 from pathlib import Path
-
-import torch
-from PIL import Image
-
-# Large pages for PyTorch's CPU memory: fresh large tensors cost more in page faults than in arithmetic
-# (docs/performance.md). It is read at PyTorch's first large allocation.
-os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
 
@@ -32,21 +27,30 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM arrived: handled like Ctrl-C, so that the work so far is saved on the same path."""
 
 
-def run_command(main):
-    """Run a command's `main()` and end the process as every command here does.
+def run_command(module, read_flags=None):
+    """Run a command: read its flags, import its file as a module, call main(flags) there, and end the process.
 
-    Exit code 2 and one sentence on stderr for bad input (UserError, or an OSError that the user can mend), 130 after
-    Ctrl-C, 143 after SIGTERM. Anything else is a bug and keeps its traceback.
+    module: the name of the command's file as a module. read_flags(): reads the command line. It runs before the module
+    is imported, so that --help and mistyped flags need not wait for PyTorch. Every command ends in the same way: with
+    exit code 2 and one sentence on stderr for bad input (UserError, or an OSError that the user can mend), 130 after
+    Ctrl-C and 143 after SIGTERM. Anything else is a bug and keeps its traceback.
     """
-    def on_sigterm(*_):
-        raise Terminated
-
+    # Large pages for PyTorch's CPU memory: fresh large tensors cost more in page faults than in arithmetic
+    # (docs/performance.md). PyTorch reads this at its first large allocation.
+    os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
     name = Path(sys.argv[0]).name
+    interruptible = signal.getsignal(signal.SIGINT) != signal.SIG_IGN  # shells start background jobs that ignore it
     try:
-        signal.signal(signal.SIGTERM, on_sigterm)
-        if signal.getsignal(signal.SIGINT) == interrupts.leave:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        main()
+        _handle_signals(_leave, interruptible)
+        if callable(module):  # a command that has not taken the new form yet
+            _handle_signals(_raise, interruptible)
+            module()
+            return
+        flags = read_flags()
+        main = importlib.import_module(module).main
+        _handle_signals(_raise, interruptible)
+        main(flags)
+        sys.exit(0)  # what follows in the command's file has run already, as the module
     except UserError as error:
         sys.exit(_fail(name, str(error)))
     except BrokenPipeError:  # whoever read the output has seen enough
@@ -59,7 +63,33 @@ def run_command(main):
         sys.exit(_fail(name, f'cannot read or write {what}: {error.strerror}; free some space, or check the '
                              'place and its permissions.'))
     except KeyboardInterrupt as stop:
-        sys.exit(interrupts.say_stopped(signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
+        sys.exit(_say_stopped(signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
+
+
+def _handle_signals(handler, interruptible):
+    signal.signal(signal.SIGTERM, handler)
+    if interruptible:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _raise(number, _):
+    """A signal handler: an exception in the main thread, so that the work so far can be saved."""
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def _leave(number, _):
+    """A signal handler for the seconds of importing: it ends the process at once.
+
+    There is nothing to save yet, and an exception would end in a traceback from somewhere inside a package, or be
+    swallowed there.
+    """
+    os._exit(_say_stopped(number))
+
+
+def _say_stopped(number):
+    """Print the line that a command stopped by signal `number` ends with; returns its exit code, 128 + number."""
+    print(f'\n{Path(sys.argv[0]).name}: stopped; whatever was finished is on disk.', file=sys.stderr, flush=True)
+    return 128 + number
 
 
 def _fail(name, sentence):
@@ -72,6 +102,8 @@ def select_device(name='auto'):
 
     Raises UserError where this machine has no such device.
     """
+    import torch
+
     if name == 'auto':
         return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     device = torch.device(name)
@@ -133,6 +165,8 @@ def to_uint8(image):
 
 def save_image_row(path, images):
     """Write uint8 images (H,W,3) of one size side by side as one PNG, atomically."""
+    from PIL import Image
+
     height, width, _ = images[0].shape
     row = Image.new('RGB', (width * len(images), height))
     for i, image in enumerate(images):

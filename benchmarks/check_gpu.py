@@ -154,7 +154,7 @@ def time_decoder(size=1024):
     decoder = model.Decoder(size).requires_grad_(False).cuda()
     for layer in (decoder.conv1, *decoder.convs):
         layer.noise.weight.fill_(0.1)
-    weights = decoder.modulate(decoder.latents(torch.randn(1, 256, device='cuda')))
+    weights = decoder.modulate(decoder.map(torch.randn(1, 256, device='cuda')))
     features, noise = torch.randn(1, 256, 64, 64, device='cuda'), decoder.random_noise(1)
     exact = None
     print(f'{"decoder":8} {"layout":6} {"call ms":>9} {"graph ms":>9} {"tuned":>9} {"and graph":>9} {"MiB":>6} '
@@ -192,7 +192,7 @@ def time_picture(size=1024):
         w = generator.map(z)
         features = generator.render(w, camera).features
         parts = {'rays': lambda given=(generator, w, camera): given[0].render(*given[1:]),
-                 'decoder': lambda of=decoder, x=features, w=w: of(x, of.latents(w), of.random_noise(1)),
+                 'decoder': lambda of=decoder, x=features, w=w: of(x, of.map(w), of.random_noise(1)),
                  'everything': partial(generator, z, camera)}
         calls = [median_ms(work) for work in parts.values()]
         generator.use_cuda_graphs()

@@ -48,11 +48,11 @@ def noise_sources(generator, w, opt, random):
             'projected': lambda camera: on_surface.maps(camera, resolution, fixed)}
 
 
-def views(generator, w, latents, camera, sources):
+def views(generator, w, w_prime, camera, sources):
     """A View of one camera for each kind of noise."""
     rendering = generator.renderer(w, camera)
     surface = render_surface(generator.renderer, w, camera)
-    return {name: View(generator.decoder(rendering.features, latents, noise(camera)), surface.xyz, surface.background,
+    return {name: View(generator.decoder(rendering.features, w_prime, noise(camera)), surface.xyz, surface.background,
                        camera, generator.renderer.resolution) for name, noise in sources.items()}
 
 
@@ -111,7 +111,7 @@ def main():
     means = generator.mean_latents(opt.inference.truncation_mean, random)
     z = torch.randn(1, opt.model.style_dim, generator=random, device=device)
     w = generator.map(z, opt.inference.truncation_ratio, means)
-    latents = generator.decoder.latents(w, opt.inference.truncation_ratio, means.decoder)
+    w_prime = generator.decoder.map(w, opt.inference.truncation_ratio, means.w_prime)
     sources = noise_sources(generator, w, opt, random)
     viewpoints = video_viewpoints(opt.video.frames, opt.camera.azim, opt.camera.elev, opt.camera.uniform,
                                   opt.inference.azim_video, device)
@@ -120,12 +120,12 @@ def main():
     totals = {name: torch.zeros(len(SPEEDS), 2, dtype=torch.float64) for name in sources}
     firsts = torch.linspace(0, opt.video.frames - 1 - own.gap, own.pairs).round().int().unique().tolist()
     for first in tqdm(firsts, unit='pair'):
-        earlier, later = (views(generator, w, latents, cameras[i:i + 1], sources) for i in (first, first + own.gap))
+        earlier, later = (views(generator, w, w_prime, cameras[i:i + 1], sources) for i in (first, first + own.gap))
         for name, total in totals.items():
             total += by_speed(earlier[name], later[name])
     if own.picture:
         frontal_first = [opt.video.frames // 4, *firsts]  # the ellipse passes the front after a quarter
-        save_picture(own.picture, [views(generator, w, latents, cameras[i:i + 1], sources)
+        save_picture(own.picture, [views(generator, w, w_prime, cameras[i:i + 1], sources)
                                    for i in tqdm(frontal_first, unit='view')])
 
     print(f'size {generator.decoder.size}, {opt.video.frames} frames, {own.gap} apart, {len(firsts)} pairs; '

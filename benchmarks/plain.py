@@ -20,7 +20,7 @@ from op.upfirdn import _plain as upfirdn_definition
 from surfaces.meshes import SURFACE_RESOLUTION
 from surfaces.shading import draw_surface
 from training import run
-from training.state import State
+from training.state import EMA_DECAY, State
 from utils import to_uint8
 from volume_renderer import LAST_SPACING, Rendering, VolumeRenderer, camera_directions, sample_depths
 
@@ -46,14 +46,14 @@ def film_siren(layer, x, w):
 
 
 def render(self, w, cameras, *, resolution=None, samples=None, color=True, features=True, sdf=False, eikonal=False,
-           generator=None):
+           rng=None):
     """VolumeRenderer.forward: all points of all rays at once, with colors and features whether wanted or not."""
     resolution, samples = resolution or self.resolution, samples or self.samples
     local = camera_directions(resolution, cameras.focal)
     directions = local @ cameras.extrinsics[:, :, :3].transpose(1, 2)
     viewdirs = F.normalize(local if self.static_viewdirs else directions, dim=-1)
     t = sample_depths(cameras.near, cameras.far, samples, offset_sampling=self.offset_sampling, perturb=self.perturb,
-                      rays=resolution ** 2, generator=generator).expand(-1, resolution ** 2, -1)
+                      rays=resolution ** 2, rng=rng).expand(-1, resolution ** 2, -1)
     points = cameras.extrinsics[:, None, None, :, 3] + directions[:, :, None] * t[..., None]  # (B,R,N,3)
     points.requires_grad_(eikonal)
 
@@ -70,7 +70,7 @@ def render(self, w, cameras, *, resolution=None, samples=None, color=True, featu
                         torch.cat([hidden, viewdirs[:, :, None].expand(-1, -1, samples, -1)], dim=-1), w)
     rgb = torch.sigmoid(F.linear(hidden, network.rgb_linear.weight, network.rgb_linear.bias))
 
-    weights = ray_weights(self, raw[..., 0], directions, t, generator)
+    weights = ray_weights(self, raw[..., 0], directions, t, rng)
 
     def image(values):  # (B,R,N,C) -> (B,C,H,W)
         return (weights[..., None] * values).sum(dim=2).transpose(1, 2).unflatten(2, (resolution, resolution))
@@ -83,12 +83,12 @@ def render(self, w, cameras, *, resolution=None, samples=None, color=True, featu
                      volume(raw) if sdf else None, volume(gradient) if eikonal else None)
 
 
-def ray_weights(renderer, raw, directions, t, generator):
+def ray_weights(renderer, raw, directions, t, rng):
     """Weights (B,R,N) of the samples by the density of raw (B,R,N) and the paper's quadrature (equations 4 and 5)."""
     if renderer.has_sdf:
         density = torch.sigmoid(-raw / renderer.sigmoid_beta) / renderer.sigmoid_beta
     else:
-        density = renderer.density(raw, generator)
+        density = renderer.density(raw, rng)
     spacing = torch.cat([t.diff(dim=-1), torch.full_like(t[..., :1], LAST_SPACING)], dim=-1)
     alpha = 1 - torch.exp(-density * spacing * directions.norm(dim=-1, keepdim=True))
     transmittance = torch.cumprod(torch.cat([torch.ones_like(alpha[..., :1]), 1 - alpha + 1e-10], dim=-1), dim=-1)
@@ -165,7 +165,7 @@ def video_frames(generator, z, cameras, opt, means):
     """render_video.render_frames of one identity z (1,style_dim): each frame begins with z. Call it inside plain()."""
     for i in range(len(cameras)):
         camera = cameras[i:i + 1]
-        image = generator(z, camera, truncation=opt.inference.truncation_ratio, means=means, noise='fixed').image
+        image = generator(z, camera, psi=opt.inference.truncation_ratio, means=means, noise='fixed').image
         view = surface(generator.renderer, generator.map(z, opt.inference.truncation_ratio, means), camera)
         drawn = draw_surface(view.xyz[0], view.background[0], camera, opt.video.depth_style)
         yield {'video': to_uint8(image)[0], 'depth_video': to_uint8(drawn)}
@@ -183,4 +183,4 @@ def update_ema(state):
     with torch.no_grad():
         for mean, new in zip(state.g_ema.parameters(), state.g.parameters(), strict=True):
             if new.requires_grad:
-                mean.mul_(state.EMA_DECAY).add_(new, alpha=1 - state.EMA_DECAY)
+                mean.mul_(EMA_DECAY).add_(new, alpha=1 - EMA_DECAY)

@@ -34,21 +34,19 @@ from tqdm import tqdm
 
 import checkpoint
 import options
-import train_full_pipeline
-import train_volume_renderer
 from camera import Cameras, cameras_at, video_viewpoints
 from model import PRECISIONS, Discriminator, Generator, MeanLatents, VolumeDiscriminator, build_generator
 from options import at_least
 from render_video import Subject, frontal_mesh, record, render_frames
 from surfaces.meshes import SURFACE_RESOLUTION
 from surfaces.rendering import render_surface
-from training.logs import _peak_memory
+from training import stage1, stage2
+from training.logs import peak_memory
 from training.processes import Processes
-from training.random_numbers import draw_fakes
+from training.random_numbers import draw_directions, draw_fakes, draw_mixing
 from training.run import adam
 from training.state import State
 from utils import UserError, atomic_path, run_command, select_device
-from volume_renderer import draw
 
 HERE = Path(__file__).resolve().parent
 VIEWPOINT = (0.2, 0.1)   # of pictures and surfaces: azimuth, elevation
@@ -97,8 +95,7 @@ def read_model(settings, command):
     opt = option_tree(settings, command)
     path = model_path(settings, opt)
     saved = checkpoint.read(path)
-    opt = checkpoint.adopt_options(opt, saved, path, checkpoint.UNSEEN_IN_WEIGHTS)
-    opt = checkpoint.fit_options(opt, saved['g_ema'], path)
+    opt = checkpoint.reconcile(opt, saved, path)
     if command == 'train_full_pipeline':
         opt = options.replaced(opt, size=min(opt.model.size, TRAINED_SIZE))
     return saved['g_ema'], opt
@@ -176,7 +173,7 @@ def surface_row(settings, variant):
 def image_row(settings, variant):
     """One image from one latent, everything."""
     s = scene(settings, 'generate_shapes_and_images', variant)
-    return torch.no_grad()(lambda: s.generator(s.z, s.camera, truncation=s.opt.inference.truncation_ratio,
+    return torch.no_grad()(lambda: s.generator(s.z, s.camera, psi=s.opt.inference.truncation_ratio,
                                                means=s.means, dense=variant in ('plain', 'dense')))
 
 
@@ -192,8 +189,8 @@ def decoder_row(settings, variant):
     decoder = s.generator.decoder
     with torch.no_grad():
         features = s.generator.renderer(s.w, s.camera).features
-    return torch.no_grad()(lambda: decoder(features, decoder.latents(s.w, s.opt.inference.truncation_ratio,
-                                                                     s.means.decoder), decoder.random_noise(1)))
+    return torch.no_grad()(lambda: decoder(features, decoder.map(s.w, s.opt.inference.truncation_ratio,
+                                                                     s.means.w_prime), decoder.random_noise(1)))
 
 
 class Marks(list):
@@ -239,7 +236,7 @@ def stage1_row(settings, variant):
     device, batch, chunk = Processes(opt.machine.device).device, opt.training.batch, opt.training.chunk
     discriminator = VolumeDiscriminator(opt.model.renderer_spatial_output_dim, opt.training.view_lambda > 0,
                                         opt.model.discriminator_width).to(device)
-    betas = train_volume_renderer.BETAS
+    betas = stage1.BETAS
     state = State(generator, discriminator, adam(generator.parameters(), opt.training.lr_g, betas),
                            adam(discriminator.parameters(), opt.training.lr_d, betas))
     real = torch.rand(batch, 3, *[opt.model.renderer_spatial_output_dim] * 2, device=device) * 2 - 1
@@ -248,10 +245,10 @@ def stage1_row(settings, variant):
         return draw_fakes(opt, purpose, state.iteration, range(batch), device)
 
     def run():
-        train_volume_renderer.accumulate_discriminator(discriminator, generator, real, fakes('discriminator'), opt,
+        stage1.accumulate_discriminator(discriminator, generator, real, fakes('discriminator'), opt,
                                                        chunk)
         finish_step(state.d_optim)
-        train_volume_renderer.accumulate_generator(generator, discriminator, fakes('generator'), opt, chunk)
+        stage1.accumulate_generator(generator, discriminator, fakes('generator'), opt, chunk)
         finish_step(state.g_optim)
         state.update_ema()
         state.iteration += 1
@@ -267,7 +264,7 @@ def stage2_row(settings, variant, regularize=False):
     generator.decoder.requires_grad_(True)
     discriminator = Discriminator(opt.model.size, opt.model.channel_multiplier, opt.model.channel_max,
                                   PRECISIONS[opt.machine.precision]).to(device)
-    lazy = train_full_pipeline.lazy
+    lazy = stage2.lazy
     state = State(
         generator, discriminator,
         adam(generator.decoder.parameters(), *lazy(opt.training.g_reg_every, opt.training.lr)),
@@ -279,20 +276,20 @@ def stage2_row(settings, variant, regularize=False):
         fakes = draw_fakes(opt, purpose, state.iteration, range(count), device)
         if not settings.ckpt:  # as after a stage 1, each latent has a surface
             fakes = fakes._replace(z=z.expand(count, -1))
-        switch = train_full_pipeline.mixing(opt, purpose, state.iteration, generator.decoder.num_latents)
-        return train_full_pipeline.render(generator, fakes, switch, dense=variant == 'plain'), fakes
+        switch = draw_mixing(opt, purpose, state.iteration, generator.decoder.num_layers)
+        return stage2.render(generator, fakes, switch, dense=variant == 'plain'), fakes
 
     def run():
-        train_full_pipeline.accumulate_discriminator(discriminator, generator, real, rendered('discriminator')[0], opt,
+        stage2.accumulate_discriminator(discriminator, generator, real, rendered('discriminator')[0], opt,
                                                      chunk, regularize)
         finish_step(state.d_optim)
-        train_full_pipeline.accumulate_generator(generator, discriminator, rendered('generator')[0], chunk)
+        stage2.accumulate_generator(generator, discriminator, rendered('generator')[0], chunk)
         finish_step(state.g_optim)
         if regularize:
             count = max(1, batch // opt.training.path_batch_shrink)
             views, fakes = rendered('path', count)
-            directions = draw(torch.randn, real[:count].shape, fakes.rngs, device=device)
-            _, state.path_mean = train_full_pipeline.accumulate_path_length(
+            directions = draw_directions(fakes, opt.model.size, device)
+            _, state.path_mean = stage2.accumulate_path_length(
                 generator, views, directions, state.path_mean, opt, chunk, processes)
             finish_step(state.g_optim)
         state.update_ema()
@@ -392,7 +389,7 @@ def _timed(run, device):
 
 
 def _peak_bytes(device):
-    gibibytes = _peak_memory(device)
+    gibibytes = peak_memory(device)
     return None if gibibytes is None else round(gibibytes * 2 ** 30)
 
 

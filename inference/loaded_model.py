@@ -1,8 +1,8 @@
 """One loaded model, and what app.py and notebooks ask of it: a picture, the surface, a mesh, a video.
 
     model = load_model('cats_demo')
-    w = model.latents([3], truncation=0.7)
-    image = model.picture(w, model.cameras([[20., 0.]]), truncation=0.7)
+    w = model.latents([3], psi=0.7)
+    image = model.picture(w, model.cameras([[20., 0.]]), psi=0.7)
 
 Nothing in it changes after loading, and every random number comes from a generator of the call's own, so threads may
 share one model.
@@ -32,7 +32,7 @@ FPS = 20
 class LoadedModel:
     """A generator for inference, the flags that it was loaded with, and its mean latents for truncation.
 
-    `truncation` of a picture or video is the psi in [0, 1] that its latents were drawn with: the decoder truncates too.
+    `psi` of a picture or video is the number in [0, 1] that its latents were drawn with: the decoder truncates too.
     """
     generator: Generator
     opt: Munch
@@ -41,11 +41,11 @@ class LoadedModel:
 
     @property
     def device(self):
-        return self.means.renderer.device
+        return self.means.w.device
 
-    def latents(self, seeds, truncation):
+    def latents(self, seeds, psi):
         """(len(seeds),style_dim) truncated latents w of the identities that --seeds draws."""
-        opt = options.replaced(self.opt, seeds=tuple(seeds), truncation_ratio=truncation)
+        opt = options.replaced(self.opt, seeds=tuple(seeds), truncation_ratio=psi)
         random = torch.Generator(self.device)
         return torch.cat([subject.w for subject in subjects(self.generator, opt, random, self.means)])
 
@@ -58,16 +58,16 @@ class LoadedModel:
         camera = self.opt.camera
         return cameras_at(viewpoints, self.generator.renderer.resolution, camera.fov, camera.dist_radius)
 
-    def _frames(self, w, cameras, truncation, with_surface=False):
+    def _frames(self, w, cameras, psi, with_surface=False):
         """The frames (render_video.render_frames) of w (1,style_dim), or of one latent a camera; the same noise in all.
         """
-        opt = options.replaced(self.opt, truncation_ratio=truncation, side_by_side=with_surface)
+        opt = options.replaced(self.opt, truncation_ratio=psi, side_by_side=with_surface)
         noise = self.generator.decoder.fixed_noise() if self.generator.full_pipeline else None
         return render_frames(self.generator, w, cameras, lambda _: noise, opt, self.means, surfaces=with_surface)
 
-    def picture(self, w, camera, truncation):
+    def picture(self, w, camera, psi):
         """The image (size,size,3), uint8, of w (1,style_dim) from one camera; without a decoder the thumbnail."""
-        return next(self._frames(w, camera, truncation))['video']
+        return next(self._frames(w, camera, psi))['video']
 
     def surface(self, w, camera):
         """The shaded surface (512,512,3), uint8, of w (1,style_dim) from one camera."""
@@ -84,7 +84,7 @@ class LoadedModel:
         renderer = self.generator.renderer
         return color_vertices(mesh, renderer, w, camera, *volume_points(mesh.vertices, renderer, camera))
 
-    def video(self, path, w, truncation, frames=40, with_surface=False, progress=iter):
+    def video(self, path, w, psi, frames=40, with_surface=False, progress=iter):
         """Write a video (H.264) to `path`, once round the ellipse of render_video.py; returns the path.
 
         w: (1,style_dim), or several latents, which the video then walks through and back to the first. with_surface:
@@ -94,7 +94,7 @@ class LoadedModel:
         viewpoints = video_viewpoints(frames, camera.azim, camera.elev, camera.uniform, device=w.device)
         if len(w) > 1:
             w = closed_walk(w, frames)
-        pictures = self._frames(w, self._cameras(viewpoints), truncation, with_surface)
+        pictures = self._frames(w, self._cameras(viewpoints), psi, with_surface)
         with video_writer(path, fps=FPS, crf=IMAGE_CRF) as add:
             for _ in progress(range(frames)):
                 add(next(pictures)['side_by_side_video' if with_surface else 'video'])

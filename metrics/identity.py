@@ -118,7 +118,7 @@ def viewed(generator, w, camera, image=None, *, sdf=False, dense=False):
 
 
 @torch.no_grad()
-def measure_identity(generator, z, opt, kinds, means=None, truncation=1., dense=False):
+def measure_identity(generator, z, opt, kinds, means=None, psi=1., dense=False):
     """Measures of the identity of a latent z (1,style_dim): {kind: {name: number}}, nan where undefined.
 
     kinds, which of these to take:
@@ -129,7 +129,7 @@ def measure_identity(generator, z, opt, kinds, means=None, truncation=1., dense=
     marching-cubes mesh is_single_surface (1 or 0). nan for a field without SDF.
     dense: evaluate the field at every sample of a surface (surface.render_surface).
     """
-    renderer, w = generator.renderer, generator.map(z, truncation, means)
+    renderer, w = generator.renderer, generator.map(z, psi, means)
     result = {}
 
     def cameras(spread):
@@ -145,8 +145,8 @@ def measure_identity(generator, z, opt, kinds, means=None, truncation=1., dense=
         near = cameras(NEAR_SIDE)
         images = []
         for i in range(len(near)):
-            made = generator(z, near[i:i + 1], truncation=truncation, means=means, noise='fixed')
-            images.append(made.rendering.thumbnail if made.image is None else made.image)
+            made = generator(z, near[i:i + 1], psi=psi, means=means, noise='fixed')
+            images.append(made.picture)
         front = front._replace(image=images[0])
         sides = [viewed(generator, w, near[i:i + 1], images[i], dense=dense)[0] for i in (1, 2)]
         result['view'] = {'view': 127.5 * _mean([view_difference(side, front) for side in sides])}

@@ -1,4 +1,5 @@
 """Fixtures: the golden numbers of the original (skipped where ../shared is absent), commands, formula weights."""
+import inspect
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import options
 from utils import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,19 +43,46 @@ def manifest():
 def command(tmp_path, monkeypatch, capsys):
     """command(module, *arguments) -> (exit code, stdout, stderr) of a command, in this process and an empty folder."""
     monkeypatch.chdir(tmp_path)
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def run(module, *arguments):
-        monkeypatch.setattr(sys, 'argv', [f'{module.__name__}.py', *map(str, arguments)])
+        name = module.__name__.rpartition('.')[2]
+        monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
         try:
-            run_command(module.main)
-            code = 0
+            if not inspect.signature(module.main).parameters:  # a command that has not taken the new form yet
+                run_command(module.main)
+                return 0, *capsys.readouterr()
+            run_command(module.__name__, getattr(module, 'read_flags', lambda: options.parse(name, module.__doc__)))
         except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
+            return stop.code, *capsys.readouterr()
 
     yield run
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def double():
+    """Double precision: what should be equal is equal to ten digits."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope='session')
+def data(tmp_path_factory):
+    """An LMDB of a few random images, for tiny trainings."""
+    from tiny_training import make_data
+    return make_data(tmp_path_factory.mktemp('data'))
+
+
+@pytest.fixture(scope='session')
+def renderer(data, tmp_path_factory):
+    """The path of stage 1's result, made by a tiny training."""
+    from tiny_training import flags, train
+    folder = tmp_path_factory.mktemp('stage1')
+    train('volume_renderer', folder, flags(data, '--iter 1'))
+    return folder / 'pretrained_renderer' / 'debug_vol_renderer.pt'
 
 
 def formula(name, shape, std=1.):

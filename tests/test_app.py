@@ -60,7 +60,7 @@ def test_a_picture_is_the_generators(model):
     picture = model.picture(w, model.cameras([[20., -10.]]), 0.7)
     camera = cameras_at(torch.tensor([[math.radians(20), math.radians(-10)]]), 8)
     with torch.no_grad():
-        expected = model.generator(z_of(3), camera, truncation=0.7, means=model.means, noise='fixed').image
+        expected = model.generator(z_of(3), camera, psi=0.7, means=model.means, noise='fixed').image
     assert picture.shape == (16, 16, 3) and (picture == to_uint8(expected)[0]).all()
     assert not (picture == model.picture(w, model.cameras([[0., 0.]]), 0.7)).all()
 
@@ -78,7 +78,7 @@ def test_latents_between_two_seeds(model):
     assert torch.equal(app.latents_at(model, 3, 8, 0, 0.7), first)
     assert torch.allclose(app.latents_at(model, 3, 8, 1, 0.7), last)
     assert torch.allclose(app.latents_at(model, 3, 8, 0.25, 0.7), 0.75 * first + 0.25 * last)
-    assert torch.allclose(model.latents([3], 0.), model.means.renderer)
+    assert torch.allclose(model.latents([3], 0.), model.means.w)
     with torch.no_grad():
         assert torch.allclose(model.latents([3], 1.), model.generator.style(z_of(3)))
 

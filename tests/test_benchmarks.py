@@ -14,13 +14,11 @@ from conftest import assert_close
 
 import model
 import options
-import train_full_pipeline
-import train_volume_renderer
 from camera import cameras_at
 from model import Discriminator, VolumeDiscriminator, build_generator
 from render_video import render_frames
 from surfaces import rendering
-from training import random_numbers, run
+from training import random_numbers, run, stage1, stage2
 from training.state import State
 from utils import UserError
 
@@ -74,7 +72,7 @@ def test_plain_makes_the_same_pictures(flags):
 
     def compute():
         return generator(tuple(z), cameras, switch=2, noise=noise, sdf=True,
-                         generator=torch.Generator().manual_seed(1))
+                         rng=torch.Generator().manual_seed(1))
 
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
@@ -129,8 +127,8 @@ def test_plain_trains_stage_1_alike():
     def compute():
         g, d = copy.deepcopy(generator), copy.deepcopy(discriminator)
         fakes = [random_numbers.draw_fakes(opt, purpose, 0, range(4), 'cpu') for purpose in 'dg']
-        train_volume_renderer.accumulate_discriminator(d, g, real, fakes[0], opt, 4)
-        train_volume_renderer.accumulate_generator(g, d, fakes[1], opt, 2)
+        stage1.accumulate_discriminator(d, g, real, fakes[0], opt, 4)
+        stage1.accumulate_generator(g, d, fakes[1], opt, 2)
         return gradients(g, d)
 
     ours, theirs = both(compute)
@@ -149,11 +147,11 @@ def test_plain_trains_stage_2_alike():
         g, d = copy.deepcopy(generator), copy.deepcopy(discriminator)
 
         def rendered(purpose, count):
-            return train_full_pipeline.render(g, random_numbers.draw_fakes(opt, purpose, 0, range(count), 'cpu'), 3)
+            return stage2.render(g, random_numbers.draw_fakes(opt, purpose, 0, range(count), 'cpu'), 3)
 
-        train_full_pipeline.accumulate_discriminator(d, g, real, rendered('d', 4), opt, 4, regularize=True)
-        train_full_pipeline.accumulate_generator(g, d, rendered('g', 4), 4)
-        train_full_pipeline.accumulate_path_length(g, rendered('p', 2), directions, torch.tensor(0.5), opt, 2,
+        stage2.accumulate_discriminator(d, g, real, rendered('d', 4), opt, 4, regularize=True)
+        stage2.accumulate_generator(g, d, rendered('g', 4), 4)
+        stage2.accumulate_path_length(g, rendered('p', 2), directions, torch.tensor(0.5), opt, 2,
                                                    SimpleNamespace(size=1, gather=lambda lengths: lengths))
         return gradients(g, d)
 

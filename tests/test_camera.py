@@ -26,7 +26,7 @@ def test_random_viewpoints_repeat_the_originals_draws(golden, name, uniform):
 
 def test_azimuth_sweep(golden):
     expected = golden('cameras')
-    viewpoints = azimuth_sweep(2, 0.3, 0.15, generator=torch.Generator().manual_seed(3))
+    viewpoints = azimuth_sweep(2, 0.3, 0.15, rng=torch.Generator().manual_seed(3))
     assert_close(viewpoints, expected['sweep_viewpoint'], 1e-6)
     assert_close(cameras_at(viewpoints).extrinsics, expected['sweep_extrinsics'], 1e-6)
 

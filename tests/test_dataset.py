@@ -4,9 +4,6 @@ import itertools
 import os
 import pickle
 import shutil
-import signal
-import time
-import traceback
 import zipfile
 from collections import Counter
 from multiprocessing import get_context
@@ -20,8 +17,9 @@ from PIL import Image, ImageOps
 from torchvision.transforms import functional as F
 
 import prepare_data
-from dataset import ImageDataset, InfiniteSampler, make_loader
-from prepare_data import Photos, prepare
+from dataset import ImageDataset, Images, InfiniteSampler, make_loader
+from imaging.photos import Photos
+from prepare_data import prepare
 from utils import UserError
 
 COUNT = 7
@@ -65,29 +63,88 @@ def take(loader, count):
 
 @pytest.mark.parametrize('flip', [False, True])
 def test_items(made, flip):
+    """The image alone, or its thumbnail alone; torchvision computes what both should be."""
+    def expected(image):
+        return F.normalize(F.to_tensor(image), [0.5] * 3, [0.5] * 3)
+
     photos, path = made
     for index, file in enumerate(sorted(photos.iterdir())):
         original = ImageOps.mirror(Image.open(file)) if flip else Image.open(file)
-        expected = [F.normalize(F.to_tensor(image), [0.5] * 3, [0.5] * 3)
-                    for image in (original, original.resize((64, 64), Image.Resampling.HAMMING))]
-        image, thumbnail = ImageDataset(path, 96)[index, flip]
+        image, thumbnail = (ImageDataset(path, 96, size)[index, flip] for size in (None, 64))
         assert image.shape == (3, 96, 96) and thumbnail.shape == (3, 64, 64) and image.dtype == torch.float32
         assert image.is_contiguous() and thumbnail.is_contiguous()
-        torch.testing.assert_close([image, thumbnail], expected, rtol=0, atol=3e-7)
+        torch.testing.assert_close(image, expected(original), rtol=0, atol=3e-7)
+        for size in 64, 32:
+            torch.testing.assert_close(ImageDataset(path, 96, thumbnail_size=size)[index, flip],
+                                       expected(original.resize((size, size), Image.Resampling.HAMMING)),
+                                       rtol=0, atol=3e-7)
         assert image.min() >= -1 and image.max() <= 1
-        assert torch.equal(ImageDataset(path, 96, thumbnail_only=True)[index, flip], thumbnail)
-        small = F.normalize(F.to_tensor(original.resize((32, 32), Image.Resampling.HAMMING)), [0.5] * 3, [0.5] * 3)
-        torch.testing.assert_close(ImageDataset(path, 96, thumbnail_size=32)[index, flip][1], small, rtol=0, atol=3e-7)
-    assert torch.equal(ImageDataset(path, 96)[3][0], ImageDataset(path, 96)[3, False][0])
+    assert torch.equal(ImageDataset(path, 96)[3], ImageDataset(path, 96)[3, False])
+    assert ImageDataset(path, 96).pixels(3).dtype == torch.uint8
     with pytest.raises(IndexError):
         ImageDataset(path, 96)[COUNT]
 
 
 def test_size_of_the_thumbnail_needs_no_shrinking(made):
-    image, thumbnail = ImageDataset(made[1], 64)[2]
+    image, thumbnail = ImageDataset(made[1], 64)[2], ImageDataset(made[1], 64, 64)[2]
     original = Image.open(made[0] / '0002.png').resize((64, 64), Image.Resampling.LANCZOS)
     assert torch.equal(image, thumbnail)
     torch.testing.assert_close(image, F.normalize(F.to_tensor(original), [0.5] * 3, [0.5] * 3), rtol=0, atol=3e-7)
+
+
+def test_thumbnails_are_computed_only_where_they_are_asked_for(made, monkeypatch):
+    monkeypatch.setattr(Image.Image, 'resize', None)
+    assert ImageDataset(made[1], 96)[0].shape == (3, 96, 96)
+    with pytest.raises(TypeError):
+        ImageDataset(made[1], 96, 64)[0]
+
+
+class Stripes(Images):
+    """A kind of data set that this project does not have: pictures that are computed."""
+    path, size = 'stripes', 8
+
+    def __len__(self):
+        return 5
+
+    def picture(self, index):
+        return Image.new('RGB', (8, 8), (50 * index, 0, 255))
+
+    def fingerprint(self, count=None):
+        return f'{len(self) if count is None else count:016x}'
+
+
+def test_another_kind_of_data_set_is_one_class():
+    batches = take(make_loader(Stripes(), InfiniteSampler(5, seed=1), 5, 1), 2)
+    for batch in batches:
+        assert batch.shape == (5, 3, 8, 8)
+        levels = (batch.mean((2, 3)) + 1) * 127.5
+        assert levels[:, 0].round().sort().values.tolist() == [0, 50, 100, 150, 200]
+        assert levels[:, 2].tolist() == [255] * 5
+
+
+def test_fingerprints(made, tmp_path):
+    """The same data made again have the same fingerprint; other photos, sizes or numbers of them another."""
+    photos, path = made
+    whole = ImageDataset(path, 96).fingerprint()
+    prepare(Photos(photos), tmp_path / 'again', [96])
+    assert ImageDataset(tmp_path / 'again', 96).fingerprint() == whole and len(whole) == 16
+    others = [ImageDataset(path, 64).fingerprint(), ImageDataset(path, 96, 64).fingerprint(),
+              ImageDataset(path, 96).fingerprint(COUNT - 1)]
+    more = make_photos(tmp_path / 'photos', COUNT)
+    Image.open(more / '0003.png').transpose(Image.Transpose.ROTATE_90).save(more / '0003.png')
+    prepare(Photos(more), tmp_path / 'more', [96])
+    others.append(ImageDataset(tmp_path / 'more', 96).fingerprint())
+    assert len({whole, *others}) == 5
+    make_photos(photos, COUNT + 3)
+    prepare(Photos(photos), tmp_path / 'again', [96])
+    grown = ImageDataset(tmp_path / 'again', 96)
+    assert len(grown) == COUNT + 3 and grown.fingerprint() != whole and grown.fingerprint(COUNT) == whole
+    for i in range(COUNT, COUNT + 3):
+        (photos / f'{i:04d}.png').unlink()
+    foreign = [store(tmp_path / name, {b'8-00000': png(Image.new('RGB', (8, 8), color)), b'length': b'1'})
+               for name, color in (('a', 'red'), ('b', 'red'), ('c', 'blue'))]
+    a, b, c = (ImageDataset(path, 8).fingerprint() for path in foreign)
+    assert a == b != c
 
 
 def test_data_set_of_the_original(tmp_path):
@@ -95,16 +152,16 @@ def test_data_set_of_the_original(tmp_path):
     image = png(Image.new('RGB', (8, 8), 'red'))
     entries = {b'8-%05d' % i: b'' for i in range(100000)} | {b'8-100000': image, b'length': b'100001'}
     path = store(tmp_path / 'x', entries)
-    dataset = ImageDataset(path, 8, thumbnail_size=8)
+    dataset = ImageDataset(path, 8)
     assert len(dataset) == 100001
-    assert dataset[100000][0].mean((1, 2)).tolist() == [1, -1, -1]
+    assert dataset[100000].mean((1, 2)).tolist() == [1, -1, -1]
 
 
 def test_two_of_the_same_path_and_pickling(made):
     first, second = ImageDataset(made[1], 64), ImageDataset(made[1], 96)
-    assert first[1][0].shape[-1] == 64 and second[1][0].shape[-1] == 96
-    assert torch.equal(ImageDataset(made[1], 64)[1][0], first[1][0])  # checked while it is open
-    assert torch.equal(pickle.loads(pickle.dumps(first))[1][0], first[1][0])
+    assert first[1].shape[-1] == 64 and second[1].shape[-1] == 96
+    assert torch.equal(ImageDataset(made[1], 64)[1], first[1])  # checked while it is open
+    assert torch.equal(pickle.loads(pickle.dumps(first))[1], first[1])
 
 
 # ---- order
@@ -156,15 +213,13 @@ def test_loader_is_the_same_with_any_number_of_workers_and_resumes(made, workers
     batches = take(make_loader(dataset, InfiniteSampler(COUNT, seed=5), 3, workers), 4)
     batches += take(make_loader(dataset, InfiniteSampler(COUNT, seed=5, start=12), 3, workers), 5)
     assert torch.equal(torch.get_rng_state(), state)
-    for step, (images, thumbnails) in enumerate(batches):
-        assert images.shape == (3, 3, 96, 96) and thumbnails.shape == (3, 3, 64, 64)
-        for i, item in enumerate(items[3 * step:3 * step + 3]):
-            expected = dataset[item]
-            assert torch.equal(images[i], expected[0]) and torch.equal(thumbnails[i], expected[1])
+    for step, images in enumerate(batches):
+        assert images.shape == (3, 3, 96, 96)
+        assert all(torch.equal(images[i], dataset[item]) for i, item in enumerate(items[3 * step:3 * step + 3]))
 
 
 def test_loader_of_thumbnails_and_more_images_a_batch_than_there_are(made):
-    dataset = ImageDataset(made[1], 96, thumbnail_only=True)
+    dataset = ImageDataset(made[1], 96, 64)
     batch = next(make_loader(dataset, InfiniteSampler(COUNT, seed=0), 2 * COUNT, 2))
     assert batch.shape == (2 * COUNT, 3, 64, 64)
     assert Counter(index for index, _ in reference(COUNT, 0, 2 * COUNT)) == dict.fromkeys(range(COUNT), 2)
@@ -186,13 +241,13 @@ def test_reading_while_prepare_data_adds(tmp_path):
     process = get_context('fork').Process(target=add)
     process.start()
     dataset = ImageDataset(path, 64)
-    before = dataset[1][0]
+    before = dataset[1]
     opened.set()
     while process.is_alive():
-        assert torch.equal(dataset[1][0], before)
+        assert torch.equal(dataset[1], before)
     process.join()
     assert process.exitcode == 0 and (path / 'data.mdb').stat().st_size > 11 << 20  # lmdb maps 10 MiB at least
-    assert torch.equal(dataset[1][0], before) and len(dataset) == 2
+    assert torch.equal(dataset[1], before) and len(dataset) == 2
     assert len(ImageDataset(path, 512)) == 28
 
 
@@ -273,26 +328,6 @@ def test_broken_images_are_named(tmp_path, workers):
         assert '\n' not in str(caught.value) and 'Traceback' not in str(caught.value)
 
 
-@pytest.mark.parametrize('workers', [0, 2])
-def test_other_errors_keep_their_traceback(made, workers, monkeypatch):
-    def __getitem__(*_):
-        return 1 // 0
-
-    monkeypatch.setattr(ImageDataset, '__getitem__', __getitem__)
-    with pytest.raises(ZeroDivisionError) as caught:
-        next(make_loader(ImageDataset(made[1], 96), InfiniteSampler(COUNT, seed=0), 2, workers))
-    assert any(entry.name == '__getitem__' for entry in caught.traceback) or 'in __getitem__' in str(caught.value)
-    traceback.clear_frames(caught.tb)  # they hold the loader
-
-
-def test_a_dead_worker_is_told(made, monkeypatch):
-    parent = os.getpid()
-    monkeypatch.setattr(ImageDataset, '__getitem__',
-                        lambda *_: os.getpid() != parent and (os.kill(os.getpid(), signal.SIGKILL), time.sleep(60)))
-    with pytest.raises(UserError, match='a worker process died'):
-        next(make_loader(ImageDataset(made[1], 96), InfiniteSampler(COUNT, seed=0), 2, 1))
-
-
 def test_cats(tmp_path):
     """Real photos: a thumbnail is close to what shrinking the photo gives."""
     cats = Path(__file__).resolve().parents[2] / 'shared' / 'data' / 'afhq_cat_256.zip'
@@ -303,9 +338,8 @@ def test_cats(tmp_path):
             archive.extract(name, tmp_path / 'cats')
     photos = Photos(tmp_path / 'cats')
     prepare(photos, tmp_path / 'lmdb', [64, 256])
-    full, small = ImageDataset(tmp_path / 'lmdb', 256), ImageDataset(tmp_path / 'lmdb', 64)
+    full, thumbnails, small = (ImageDataset(tmp_path / 'lmdb', *sizes) for sizes in ((256,), (256, 64), (64,)))
     for i, name in enumerate(photos.files):
-        image, thumbnail = full[i]
         photo = F.to_tensor(Image.open(tmp_path / 'cats' / name).convert('RGB')) * 2 - 1
-        torch.testing.assert_close(image, photo, rtol=0, atol=3e-7)  # stored without loss
-        assert (thumbnail - small[i][0]).abs().mean() < 0.05  # Hamming against Lanczos
+        torch.testing.assert_close(full[i], photo, rtol=0, atol=3e-7)  # stored without loss
+        assert (thumbnails[i] - small[i]).abs().mean() < 0.05  # Hamming against Lanczos

@@ -20,10 +20,12 @@ from tiny_training import data, differences, flags, newest, train  # noqa: F401 
 import checkpoint
 import evaluate
 import prepare_data
+from dataset import Pixels, open_images
+from imaging.photos import Photos
+from imaging.pixels import resize_and_crop
 from metrics import features
 from model import build_generator
 from options import parse
-from real_images import RealImages
 from training import logs
 from utils import UserError
 
@@ -90,7 +92,7 @@ def results(path=RESULTS, which=-1):
 
 
 def lmdb_of(*sizes):
-    prepare_data.prepare(prepare_data.Photos('photos'), 'lmdb', sizes)
+    prepare_data.prepare(Photos('photos'), 'lmdb', sizes)
 
 
 # ---------------------------------------------------------------------------------------------- what it measures
@@ -130,31 +132,31 @@ def test_images_larger_than_the_evaluation_and_other_batches(run, networks, tmp_
     assert run('--metrics', 'swd', '--save_images', 'small', '--eval_size', 16)[0] == 0
     for number in (0, 19):
         large, small = (Image.open(tmp_path / name / f'{number:07d}.png') for name in ('large', 'small'))
-        expected = prepare_data.resize_and_crop(large, 16, Image.Resampling.LANCZOS)
+        expected = resize_and_crop(large, 16, Image.Resampling.LANCZOS)
         assert np.abs(np.asarray(small).astype(int) - np.asarray(expected)).max() <= 1
 
 
 def test_photos_and_the_data_set_made_from_them_are_the_same(run, networks):
     lmdb_of(32, 64)
-    photos, lmdb = RealImages('photos', 32), RealImages('lmdb', 32)
+    photos, lmdb = open_images('photos', 32), open_images('lmdb', 32)
     assert len(photos) == len(lmdb) == 11
     assert all(torch.equal(photos[i], lmdb[i]) for i in range(11))
-    assert photos[0].dtype == torch.uint8 and photos[0].shape == (3, 32, 32)
-    shrunk = RealImages('lmdb', 16)  # from its next larger size
-    assert shrunk[0].shape == (3, 16, 16) and RealImages('lmdb', 64)[0].shape == (3, 64, 64)
-    hashes = {one.hash() for one in (photos, lmdb, shrunk, RealImages('lmdb', 64))}
-    assert len(hashes) == 4 and RealImages('lmdb', 32).hash() == lmdb.hash()
-    before = photos.hash()
+    assert photos.pixels(0).dtype == torch.uint8 and photos[0].shape == (3, 32, 32)
+    shrunk = open_images('lmdb', 16)  # from its next larger size
+    assert shrunk[0].shape == (3, 16, 16) and open_images('lmdb', 64)[0].shape == (3, 64, 64)
+    hashes = {one.fingerprint() for one in (photos, lmdb, shrunk, open_images('lmdb', 64))}
+    assert len(hashes) == 4 and open_images('lmdb', 32).fingerprint() == lmdb.fingerprint()
+    before = photos.fingerprint()
     picture = np.asarray(Image.open('photos/3.png')).copy()
     picture[0, 0, 0] ^= 1
     Image.fromarray(picture).save('photos/3.png')
-    assert RealImages('photos', 32).hash() != before
+    assert open_images('photos', 32).fingerprint() != before
 
 
 def test_real_images_are_measured_once(run, networks, monkeypatch):
     seen = []
-    read = RealImages.__getitem__
-    monkeypatch.setattr(RealImages, '__getitem__', lambda self, index: seen.append(index) or read(self, index))
+    read = Pixels.__getitem__
+    monkeypatch.setattr(Pixels, '__getitem__', lambda self, index: seen.append(index) or read(self, index))
     for metrics in ('swd', 'fid,swd', 'fid,kid,swd'):
         assert run('--metrics', metrics, '--features', networks / 'Pooled.pt')[0] == 0
     assert seen == [*range(11), *range(11)]  # for patches, then for features

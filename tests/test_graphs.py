@@ -277,7 +277,7 @@ def test_images_and_frames_are_the_same(gpu):
                                means, surfaces=False)
         walk = render_frames(generator, generator.map(torch.cat([z, -z, z + 1])), cameras, lambda camera: noises[0],
                              opt, means, surfaces=False)
-        images = [generator(z, cameras[i:i + 1], truncation=0.7, means=means, noise=noises[2], dense=True)
+        images = [generator(z, cameras[i:i + 1], psi=0.7, means=means, noise=noises[2], dense=True)
                   for i in range(3)]
         return [frame['video'] for frame in (*frames, *walk)], [*tree_leaves([tuple(image) for image in images])]
 
@@ -339,7 +339,7 @@ def test_decoder_on_a_gpu(fresh, dtype, tolerance):
     graphed = Graphed(decoder.synthesize, decoder)
     for batch in (1, 3):
         for _ in range(3):
-            weights = decoder.modulate(decoder.latents(torch.randn(1, 64, device='cuda')))
+            weights = decoder.modulate(decoder.map(torch.randn(1, 64, device='cuda')))
             for _ in range(2):
                 features, noise = torch.randn(batch, 256, 64, 64, device='cuda'), decoder.random_noise(batch)
                 image, expected = graphed(features, weights, noise), decoder.synthesize(features, weights, noise)

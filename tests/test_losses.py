@@ -4,11 +4,9 @@ from conftest import assert_close, formula, load_formula_weights
 
 import losses
 import options
-import train_full_pipeline as stage2
-import train_volume_renderer as stage1
 from camera import cameras_at
 from model import Discriminator, VolumeDiscriminator, build_generator
-from training import random_numbers, run
+from training import random_numbers, run, stage1, stage2
 
 SMALL = ['--size', '256', '--channel_multiplier', '1', '--style_dim', '64', '--renderer_spatial_output_dim', '64',
          '--width', '64', '--depth', '4', '--N_samples', '24', '--perturb', '0', '--device', 'cpu', '--mixing', '0']
@@ -94,8 +92,8 @@ def test_path_length(golden, manifest):
     generator.requires_grad_(False).decoder.requires_grad_(True)
     rendered = stage2.render(generator, fakes_of(expected), None, dense=True)
     rendered = rendered._replace(noise=generator.decoder.fixed_noise())
-    images, latents = stage2.decode(generator, rendered)
-    lengths = losses.path_lengths(images, latents, formula('path_noise', (2, 3, 256, 256)))
+    images, w_prime = stage2.decode(generator, rendered)
+    lengths = losses.path_lengths(images, w_prime, formula('path_noise', (2, 3, 256, 256)))
     penalty, mean = losses.path_length_penalty(lengths, torch.tensor(0.5))
     # Rounding: in float64 these lengths differ from the original's float32 ones by 7e-4, ours in float32 by 2e-5.
     assert_close(lengths, expected['path_lengths'], 1e-4)

@@ -66,10 +66,10 @@ def test_generator(golden, manifest):
     means = MeanLatents(expected['mean_renderer'], expected['mean_decoder'])
     with torch.no_grad():
         plain = generator(expected['z'], cameras, noise='fixed')
-        truncated = generator(expected['z'], cameras, noise='fixed', truncation=0.5, means=means)
+        truncated = generator(expected['z'], cameras, noise='fixed', psi=0.5, means=means)
         mixed = generator((expected['z'], expected['z2']), cameras, noise='fixed', switch=3)
     assert_close(plain.rendering.thumbnail, expected['plain_thumb'])
-    assert_close(plain.latents, expected['decoder_latent'])
+    assert_close(plain.w_prime, expected['decoder_latent'])
     # the golden images are float16: half a unit in the last place is 2^-11 of a value
     assert_close(plain.image, expected['plain_rgb'], 6e-4)
     assert_close(truncated.image, expected['truncated_rgb'], 6e-4)
@@ -81,8 +81,8 @@ def test_generator(golden, manifest):
 def test_mean_latents(golden, manifest):
     expected = golden('generator')
     means = small_pipeline(manifest).mean_latents(1000, torch.Generator().manual_seed(11))
-    assert_close(means.renderer, expected['mean_latent_seed11_n1000_renderer'])
-    assert_close(means.decoder, expected['mean_latent_seed11_n1000_decoder'])
+    assert_close(means.w, expected['mean_latent_seed11_n1000_renderer'])
+    assert_close(means.w_prime, expected['mean_latent_seed11_n1000_decoder'])
 
 
 def test_mean_latents_in_parts(manifest, monkeypatch):
@@ -92,8 +92,8 @@ def test_mean_latents_in_parts(manifest, monkeypatch):
     means = generator.mean_latents(150, torch.Generator().manual_seed(5))
     z = torch.randn(150, generator.style_dim, generator=torch.Generator().manual_seed(5))
     w = generator.style(z).double()
-    assert_close(means.renderer, w.mean(0, keepdim=True), 1e-5)
-    assert_close(means.decoder, generator.decoder.style(w.float()).double().mean(0, keepdim=True), 1e-5)
+    assert_close(means.w, w.mean(0, keepdim=True), 1e-5)
+    assert_close(means.w_prime, generator.decoder.style(w.float()).double().mean(0, keepdim=True), 1e-5)
 
 
 def test_latents_in_and_out(golden, manifest):
@@ -104,7 +104,7 @@ def test_latents_in_and_out(golden, manifest):
         whole = generator(expected['z'], cameras, noise='fixed')
         w = generator.map(expected['z'])
         rendering = generator.renderer(w, cameras)
-        image = generator.decoder(rendering.features, generator.decoder.latents(w), generator.decoder.fixed_noise())
+        image = generator.decoder(rendering.features, generator.decoder.map(w), generator.decoder.fixed_noise())
     assert torch.equal(image, whole.image)
 
 
@@ -125,7 +125,7 @@ def test_noise_is_random_fixed_or_given(manifest):
 
     def image(noise, seed=0):
         with torch.no_grad():
-            return generator(z, cameras, noise=noise, generator=torch.Generator().manual_seed(seed)).image
+            return generator(z, cameras, noise=noise, rng=torch.Generator().manual_seed(seed)).image
 
     assert torch.equal(image('random', 1), image('random', 1)) and not torch.equal(image('random', 1), image('random'))
     maps = generator.decoder.random_noise(1, torch.Generator().manual_seed(1))

@@ -1,8 +1,10 @@
 """The option tree: the specification's flags and defaults, config files, and errors instead of guesses."""
 import re
+import subprocess
+import sys
 
 import pytest
-from conftest import SHARED
+from conftest import ROOT, SHARED
 
 import options
 from options import COMMANDS, GROUPS, parse, replaced
@@ -41,20 +43,48 @@ def test_each_flag_has_one_group_and_a_help():
     assert all(flag.help for flags in GROUPS.values() for flag in flags)
 
 
+def help_of(command, argument, capsys):
+    """The flags that a command's help shows."""
+    with pytest.raises(SystemExit) as end:
+        parse(command, 'does things', [argument])
+    assert end.value.code == 0
+    return set(re.findall(r'--(\w+)\b', capsys.readouterr().out))
+
+
+SHOWN = {  # command: (flags that its help shows, flags that it does not show)
+    'train_volume_renderer': ('batch lr_g view_lambda sphere_iters discriminator_width size width azim perturb',
+                              'mixing lr d_reg_every thumbnail_lambda renderer_ckpt channel_max ckpt seeds n_mlp'),
+    'train_full_pipeline': ('batch lr mixing path_regularize thumbnail_lambda renderer_ckpt dense channel_max',
+                            'lr_g lr_d view_lambda sphere_lambda initial_beta discriminator_width frames'),
+    'generate_shapes_and_images': ('expname ckpt seeds num_views_per_id vertex_colors azim N_samples precision',
+                                   'dataset_path batch width size perturb force_background frames project_noise'),
+    'render_video': ('seeds frames project_noise azim_video mesh_format', 'N_samples num_views_per_id metrics out'),
+    'evaluate': ('metrics dataset_path num_workers truncation_ratio', 'seeds identities save_every'),
+    'export_model': ('out expname', 'truncation_ratio precision'),
+    'app': ('port share truncation_mean', 'page results_dir'),
+}
+
+
 @pytest.mark.parametrize('command', COMMANDS)
-def test_each_command_shows_its_groups_and_accepts_all_flags(command, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        parse(command, 'does things', ['--help'])
-    assert exit_.value.code == 0
-    shown = capsys.readouterr().out
-    for group, flags in GROUPS.items():
-        for flag in flags:
-            used = group in COMMANDS[command] or flag.name in COMMANDS[command]
-            assert bool(re.search(rf'--{flag.name}\b', shown)) == used, flag.name
+def test_each_command_shows_the_flags_that_it_uses_and_accepts_all(command, capsys):
+    shown, hidden = (set(names.split()) for names in SHOWN[command])
+    said = help_of(command, '--help', capsys)
+    assert shown <= said and not hidden & said
+    assert help_of(command, '--help_all', capsys) >= {flag.name for flags in GROUPS.values() for flag in flags}
     opt = parse(command, '', ['--dataset_path', 'elsewhere', '--r1', '50', '--identities', '3', '--size', '512'])
     assert (opt.dataset.dataset_path, opt.training.r1, opt.inference.identities, opt.model.size) \
         == ('elsewhere', 50, 3, 512)
-    assert opt.given == {'dataset_path', 'r1', 'identities', 'size'}
+    assert opt.given == {'dataset_path', 'r1', 'identities', 'size'} and opt.command == command
+
+
+def test_scopes_make_sense():
+    for flag in (flag for flags in GROUPS.values() for flag in flags):
+        scope = flag.scope
+        assert set(scope.commands) <= set(COMMANDS) and scope.settled in ('', 'weights', 'options'), flag.name
+        assert {*flag.defaults, *flag.forced} <= set(scope.commands), flag.name
+        assert not scope.inherited or {options.STAGE_1, options.STAGE_2} <= set(scope.commands), flag.name
+        assert not scope.fixed or set(scope.commands) & set(options.TRAINING), flag.name
+        assert scope.commands or flag.help.startswith('accepted because'), flag.name
 
 
 def test_inference_forces_what_it_must():
@@ -119,6 +149,21 @@ def test_bad_flags_are_one_sentence(arguments, named):
     assert named in str(error.value) and '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize('typed, meant', [
+    ('--sise', '--size'), ('--truncation_rate', '--truncation_ratio'), ('--xyzzy', None)])
+def test_a_flag_that_was_probably_meant_is_named(typed, meant):
+    with pytest.raises(UserError) as error:
+        parse(COMMAND, '', [typed, '3'])
+    assert ('did you mean' in str(error.value)) == bool(meant) and str(meant or typed) in str(error.value)
+
+
+def test_options_and_utils_are_quick_to_import():
+    """So --help is: neither may import PyTorch, NumPy, Pillow or another package that takes long."""
+    code = 'import sys, options, utils; print(*{"torch", "numpy", "PIL", "trimesh", "matplotlib"} & sys.modules.keys())'
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 def test_unknown_name_in_a_config_file(tmp_path):
     config = tmp_path / 'bad.txt'
     config.write_text('sise = 512\n')
@@ -136,6 +181,6 @@ def test_replaced_leaves_the_tree_alone():
     changed = replaced(opt, size=512, width=64)
     assert (changed.model.size, changed.rendering.width) == (512, 64)
     assert (opt.model.size, opt.rendering.width) == (256, 256)
-    with pytest.raises(StopIteration):
+    with pytest.raises(KeyError):
         replaced(opt, no_such_flag=1)
     assert options.parse(COMMAND, '', []) == opt

@@ -2,7 +2,6 @@
 import contextlib
 import io
 import os
-import pickle
 import random
 import re
 import signal
@@ -23,7 +22,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 import prepare_data
-from prepare_data import Photos, image_key, prepare
+from imaging.lmdb_files import image_key, open_lmdb, read_contents
+from imaging.photos import Photos
+from prepare_data import prepare
 from utils import UserError, run_command
 
 resource = pytest.importorskip('resource')
@@ -47,7 +48,7 @@ def small(seed, size):
 
 def dump(path):
     """{key: value} of a whole LMDB."""
-    with contextlib.closing(prepare_data.open_lmdb(path)) as environment, environment.begin() as transaction:
+    with contextlib.closing(open_lmdb(path)) as environment, environment.begin() as transaction:
         return dict(transaction.cursor())
 
 
@@ -82,14 +83,14 @@ def child(log, *arguments, before=lambda: None, commit_seconds=0):
 
 
 def contents_of(path):
-    with contextlib.closing(prepare_data.open_lmdb(path)) as environment:
-        return prepare_data.read_contents(environment)
+    with contextlib.closing(open_lmdb(path)) as environment:
+        return read_contents(environment)
 
 
 def commit_slowly():
     """For child's `before`: leave time to interrupt the run."""
-    commit = prepare_data.Writer._commit
-    prepare_data.Writer._commit = lambda writer, batch: time.sleep(0.02) or commit(writer, batch)
+    commit = prepare_data.Writer.commit
+    prepare_data.Writer.commit = lambda writer, batch: time.sleep(0.02) or commit(writer, batch)
 
 
 def stored(out):
@@ -103,82 +104,6 @@ def stored(out):
 def wait_until_stored(process, out, count):
     while process.is_alive() and stored(out) < count:
         time.sleep(0.005)
-
-
-# ---- pixels
-
-@pytest.mark.parametrize('resample', ['lanczos', 'bilinear'])
-@pytest.mark.parametrize('shape', [(100, 37), (37, 100), (64, 64), (65, 201), (30, 51), (300, 20), (129, 128), (1, 1)])
-def test_resize_and_crop_is_torchvisions(shape, resample):
-    image = noise(*shape, seed=sum(shape))
-    mode = {'lanczos': InterpolationMode.LANCZOS, 'bilinear': InterpolationMode.BILINEAR}[resample]
-    expected = F.center_crop(F.resize(image, 64, mode), [64, 64])
-    ours = prepare_data.resize_and_crop(image, 64, prepare_data.RESAMPLE[resample])
-    np.testing.assert_array_equal(np.asarray(ours), np.asarray(expected))
-
-
-def saved(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def loaded(image, kind='PNG', **options):
-    result = prepare_data.load_image(saved(image, kind, **options))
-    assert result.mode == 'RGB'
-    return np.asarray(result)
-
-
-def test_16_bit_gray_is_scaled():
-    gray = np.arange(65536, dtype=np.uint16).reshape(256, 256)
-    expected = np.repeat(np.rint(gray / 257)[..., None], 3, axis=-1)
-    for kind in 'PNG', 'TIFF':
-        np.testing.assert_array_equal(loaded(Image.fromarray(gray), kind), expected)
-    np.testing.assert_array_equal(np.asarray(prepare_data._to_8_bits(Image.fromarray(gray.astype(np.int32)))),
-                                  expected[..., 0])
-
-
-def test_transparency_lies_on_white():
-    rng = np.random.default_rng(1)
-    rgba = rng.integers(0, 256, (16, 16, 4), np.uint8)
-    alpha = rgba[..., 3:] / 255
-    np.testing.assert_allclose(loaded(Image.fromarray(rgba)), rgba[..., :3] * alpha + 255 * (1 - alpha), atol=1)
-    la = rgba[..., 2:]
-    expected = np.repeat(la[..., :1] * alpha + 255 * (1 - alpha), 3, -1)
-    np.testing.assert_allclose(loaded(Image.fromarray(la, 'LA')), expected, atol=1)
-    palette = Image.new('P', (2, 1))
-    palette.putpalette([10, 20, 30, 200, 100, 50])
-    palette.putdata([0, 1])
-    np.testing.assert_array_equal(loaded(palette), [[[10, 20, 30], [200, 100, 50]]])
-    np.testing.assert_array_equal(loaded(palette, transparency=0), [[[255] * 3, [200, 100, 50]]])
-    key = Image.new('RGB', (2, 1), (1, 2, 3))
-    key.putpixel((1, 0), (4, 5, 6))
-    np.testing.assert_array_equal(loaded(key, transparency=(1, 2, 3)), [[[255] * 3, [4, 5, 6]]])
-
-
-def test_other_modes():
-    image = noise(16, 16)
-    rgb, gray, bits = (np.asarray(image.convert(mode)) for mode in ('RGB', 'L', '1'))
-    np.testing.assert_array_equal(loaded(image), rgb)
-    np.testing.assert_array_equal(loaded(image.convert('L')), np.repeat(gray[..., None], 3, -1))
-    np.testing.assert_array_equal(loaded(image.convert('1')), np.repeat(bits[..., None] * 255, 3, -1))
-    np.testing.assert_array_equal(loaded(image.convert('CMYK'), 'TIFF'), rgb)
-    np.testing.assert_array_equal(loaded(image, 'WEBP', lossless=True), rgb)
-    for mode, array in ('F', np.ones((2, 2), np.float32)), ('I', np.full((2, 2), 70000, np.int32)):
-        with pytest.raises(ValueError, match='whose range is unknown'):
-            loaded(Image.fromarray(array, mode), 'TIFF')
-    with pytest.raises(ValueError, match='a strip of 60000x1 pixels'):  # enlarged to 1024 it would take 188 GB
-        loaded(Image.new('RGB', (60000, 1)))
-
-
-@pytest.mark.parametrize('orientation', range(1, 9))
-def test_exif_rotation(orientation):
-    upright = np.asarray(noise(8, 4))
-    as_stored = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.swapaxes(0, 1),
-                 6: np.rot90(upright), 7: np.rot90(upright.swapaxes(0, 1), 2), 8: np.rot90(upright, -1)}[orientation]
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    np.testing.assert_array_equal(loaded(Image.fromarray(np.ascontiguousarray(as_stored)), exif=exif), upright)
 
 
 # ---- what is stored under which index
@@ -214,22 +139,6 @@ def test_class_folders_and_zip_give_the_same(tmp_path, run):
     assert dump(tmp_path / 'y') == found
     assert '5 images at 8, 16; 0 of them written now' in run(*arguments)[1]
     assert dump(tmp_path / 'y') == found
-
-
-def test_a_zip_that_was_read_before_workers_start(tmp_path):
-    """As evaluate.py does for its hash. Forked workers would share the place in the file, spawned ones cannot."""
-    folder = Photos(make_photos(tmp_path / 'photos', 200))
-    with zipfile.ZipFile(tmp_path / 'photos.zip', 'w') as archive:
-        for name in folder.files:
-            archive.write(folder.path / name, name)
-    photos = Photos(tmp_path / 'photos.zip')
-    photos.read('0000.png')
-    assert pickle.loads(pickle.dumps(photos)).read('0001.png') == folder.read('0001.png')
-    jobs = [prepare_data.Job(None, name, [8]) for name in folder.files]
-    results = [list(prepare_data.load_in_workers(prepare_data.Shrinker(source, jobs, 'lanczos'), workers,
-                                                 batch_size=None, collate_fn=prepare_data._as_is))
-               for source, workers in ((photos, 4), (folder, 0))]
-    assert results[0] == results[1]
 
 
 def test_broken_images_are_skipped_and_named(tmp_path, monkeypatch, run):
@@ -308,7 +217,7 @@ def test_killed_runs_complete_to_the_same(tmp_path):
 
     def kill_in_transaction(nth):
         """SIGKILL in the nth transaction, between two of its puts."""
-        commit = prepare_data.Writer._commit
+        commit = prepare_data.Writer.commit
 
         def killed(writer, batch):
             nonlocal nth
@@ -318,7 +227,7 @@ def test_killed_runs_complete_to_the_same(tmp_path):
                 yield batch[0]
                 os.kill(os.getpid(), signal.SIGKILL)
             return commit(writer, batch if nth else entries())
-        prepare_data.Writer._commit = killed
+        prepare_data.Writer.commit = killed
 
     seen = set()
     for attempt in range(8):
@@ -429,7 +338,7 @@ def test_a_dead_worker_is_told(tmp_path, monkeypatch, run):
     code, _, error = run('--out_path', tmp_path / 'out', '--size', 8, '--n_worker', 1, photos)
     assert code == 2 and re.search(r'error: a worker process died \(DataLoader worker .*[^.]\); if memory .*, use '
                                    r'fewer .*\.$', error.splitlines()[-1])
-    assert prepare_data.open_lmdb(tmp_path / 'out').close() is None
+    assert open_lmdb(tmp_path / 'out').close() is None
 
 
 @pytest.fixture
@@ -487,7 +396,7 @@ def test_map_grows_and_reserves_nothing(tmp_path, monkeypatch):
     assert prepare(Photos(photos), out, [256])[:2] == (40, 40)
     data = sum(map(len, dump(out).values()))
     assert data < (out / 'data.mdb').stat().st_size < 1.2 * data
-    with contextlib.closing(prepare_data.open_lmdb(out)) as environment:
+    with contextlib.closing(open_lmdb(out)) as environment:
         assert environment.info()['map_size'] < 4 * data
 
 

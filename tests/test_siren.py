@@ -193,7 +193,7 @@ def test_renderer_hands_its_points_to_the_kernel(hopper, monkeypatch, color):
         calls = count_calls(monkeypatch, siren.plain)
         monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device, found=capability: found)
         with torch.no_grad():
-            rendering = renderer(w, camera, color=color, sdf=True, generator=torch.Generator().manual_seed(1))
+            rendering = renderer(w, camera, color=color, sdf=True, rng=torch.Generator().manual_seed(1))
             sdf = renderer.sdf_at(renderer.network.fold(w), places, camera)
             colors = renderer.color_at(w, places, viewdirs, camera)
         assert len(calls) == (0 if capability == (8, 0) else 3)

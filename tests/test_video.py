@@ -281,14 +281,14 @@ def test_noise_sticks_to_the_head(shape):
         assert agreement['projected'] > 0.7 and abs(agreement['fixed']) < 0.25, agreement
 
     # Of the images too, noise on the surface flickers least.
-    latents = generator.decoder.latents(shape['w'], 0.5, shape['means'].decoder)
+    w_prime = generator.decoder.map(shape['w'], 0.5, shape['means'].w_prime)
     flicker = {}
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         features = [generator.renderer(shape['w'], camera).features for camera in (first, second)]
         for name, noises in {'projected': maps, 'fixed': [fixed, fixed],
                              'random': [generator.decoder.random_noise(1, random) for _ in range(2)]}.items():
-            images = [generator.decoder(part, latents, layers) for part, layers in zip(features, noises, strict=True)]
+            images = [generator.decoder(part, w_prime, layers) for part, layers in zip(features, noises, strict=True)]
             flicker[name] = view_difference(view(first, shape['surfaces'][1], images[0]),
                                             view(second, shape['surfaces'][2], images[1]))
     assert flicker['projected'] < 0.7 * flicker['fixed'] and flicker['fixed'] < flicker['random'], flicker
@@ -414,7 +414,7 @@ def test_the_originals_frames(run, tmp_path, shape):
     opt = parse('render_video', '', SHAPE)
     assert opt.rendering.N_samples == 64
     with torch.no_grad():
-        generated = shape['generator'](shape['z'], cameras[1:2], truncation=0.5, means=shape['means'], noise='fixed')
+        generated = shape['generator'](shape['z'], cameras[1:2], psi=0.5, means=shape['means'], noise='fixed')
     assert np.abs(to_uint8(generated.image)[0].astype(int) - picture('video', 1)).max() <= 1
 
 

@@ -111,8 +111,8 @@ def test_jitter_stays_in_its_bin(offset_sampling):
     near, far = torch.full((2, 1, 1), 0.88), torch.full((2, 1, 1), 1.12)
     settings = {'offset_sampling': offset_sampling, 'rays': 50}
     still = sample_depths(near, far, 8, **settings)
-    jittered = sample_depths(near, far, 8, perturb=1., generator=torch.Generator().manual_seed(0), **settings)
-    again = sample_depths(near, far, 8, perturb=1., generator=torch.Generator().manual_seed(0), **settings)
+    jittered = sample_depths(near, far, 8, perturb=1., rng=torch.Generator().manual_seed(0), **settings)
+    again = sample_depths(near, far, 8, perturb=1., rng=torch.Generator().manual_seed(0), **settings)
     assert torch.equal(jittered, again)
     assert jittered.shape == (2, 50, 8) and (jittered.diff(dim=-1) >= 0).all()
     assert jittered.min() >= 0.88 and jittered.max() <= 1.12 + 1e-6
@@ -153,7 +153,7 @@ def test_color_at_equals_the_rendered_samples(manifest):
     generator = small_generator(manifest, resolution=3, samples=2, static_viewdirs=True, force_background=True)
     w, cameras = formula('w', (1, 64)), cameras_at(torch.tensor([[0.3, -0.2]]), resolution=3)
     with torch.no_grad():
-        generator.renderer.density = lambda raw, generator=None: torch.zeros_like(raw)  # all weight on the last sample
+        generator.renderer.density = lambda raw, rng=None: torch.zeros_like(raw)  # all weight on the last sample
         rendering = generator.renderer(w, cameras)
         local = volume_renderer.camera_directions(3, cameras.focal)[0]
         colors = generator.renderer.color_at(w, rendering.xyz[0].flatten(1).T,

@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
+from conftest import assert_close
 from PIL import Image
 
 import checkpoint
-import prepare_data
-from utils import run_command
+import options
+from imaging.photos import Photos
+from model import build_generator
+from prepare_data import prepare
 
 STAGES = {'volume_renderer': 'train_volume_renderer', 'full_pipeline': 'train_full_pipeline'}
 IMAGES, SIZE = 11, 16
@@ -28,32 +30,58 @@ def flags(data, text=''):
     return [*FLAGS.split(), '--dataset_path', str(data), *text.split()]
 
 
-@pytest.fixture(scope='session')
-def data(tmp_path_factory):
-    """An LMDB of a few random images."""
-    folder = tmp_path_factory.mktemp('photos')
-    random = np.random.default_rng(0)
+def make_data(folder):
+    """Write a few random images and an LMDB of them below `folder`; returns the path of the LMDB."""
+    rng = np.random.default_rng(0)
+    (folder / 'photos').mkdir()
     for i in range(IMAGES):
-        coarse = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(folder / f'{i}.png')
-    out = tmp_path_factory.mktemp('data') / 'lmdb'
-    prepare_data.prepare(prepare_data.Photos(folder), out, [SIZE])
-    return out
+        coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(folder / 'photos' / f'{i}.png')
+    prepare(Photos(folder / 'photos'), folder / 'lmdb', [SIZE])
+    return folder / 'lmdb'
+
+
+def tiny(command, batch=4, more=''):
+    """The option tree of a tiny training."""
+    return options.parse(command, '', flags('none', f'--batch {batch} {more}'))
+
+
+def tiny_generator(opt):
+    """A full generator as stage 2 trains it, in the default precision."""
+    torch.manual_seed(0)
+    generator = build_generator(opt).requires_grad_(False)
+    generator.decoder.requires_grad_(True)
+    generator.decoder.dtype = torch.get_default_dtype()
+    return generator
+
+
+def gradients(module):
+    """{name: gradient} of the parameters that have one."""
+    return {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
+
+
+def check_same(found, other):
+    """Check that two pairs (terms of the loss, gradients) are equal but for rounding in double precision."""
+    terms, wanted = found
+    assert terms.keys() == other[0].keys() and wanted.keys() == other[1].keys() and wanted
+    for name, value in terms.items():
+        assert_close(other[0][name], value, 1e-9, name)
+    for name, gradient in wanted.items():
+        # Against the largest gradient of all: some are zero but for rounding.
+        assert (other[1][name] - gradient).abs().max() <= 1e-9 * max(g.abs().max() for g in wanted.values()), name
 
 
 def train(stage, folder, arguments):
     """Run a stage's command in `folder`, in this process."""
-    before, argv = Path.cwd(), sys.argv
+    before, name = Path.cwd(), STAGES[stage]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         os.chdir(folder)
-        sys.argv = [f'{STAGES[stage]}.py', *arguments]
-        importlib.import_module(STAGES[stage]).main()
+        importlib.import_module(name).main(options.parse(name, '', arguments))
     except SystemExit as end:  # --max_minutes is spent
         assert not end.code
     finally:
         os.chdir(before)
-        sys.argv = argv
 
 
 def newest(folder, stage, expname='debug'):
@@ -109,7 +137,7 @@ def _child(stage, folder, arguments, environment, file_limit, before):
     torch.set_num_threads(1)
     exec(before, {})
     sys.argv = [f'{STAGES[stage]}.py', *arguments]
-    run_command(importlib.import_module(STAGES[stage]).main)
+    options.run(STAGES[stage], '')
 
 
 def finish(*processes, seconds=120):

@@ -181,12 +181,11 @@ class Augmentation:
         """Images (B,3,S,S) as the discriminator is to see them. Without augmentation nothing is drawn from `rngs`."""
         return augment(images, self.strength.value, rngs, self.geometric) if self.on else images
 
-    def learn(self, run):
-        """Adapt to the step that run.update has just taken with the discriminator, and log the strength."""
+    def learn(self, run, values):
+        """Adapt to the step that run.update has just taken with the discriminator, whose `values` it gave."""
         if self.on:
-            training = run.opt.training
-            self.strength.add(run.values['real_sign'], training.batch * run.processes.size)
-            run.values['augment'] = self.strength.value
+            self.strength.add(values['real_sign'], run.opt.training.batch * run.processes.size)
+            run.record(augment=self.strength.value)
 
     def state_dict(self):
         return self.strength.state_dict()

@@ -55,17 +55,18 @@ class Hold:
         """Of the sphere loss at `step`."""
         return self.most * (self.share if self.by_need else max(0., 1 - step / self.until))
 
-    def learn(self, run):
-        """Adapt to the step that run.update has just taken with the generator; log, and warn where that is due."""
-        if 'surface' not in run.values:
+    def learn(self, run, values):
+        """Adapt to the step that run.update has just taken with the generator, whose `values` it gave; warn where
+        that is due."""
+        if 'surface' not in values:
             return
         for name in ('surface', 'fog'):
-            before = self.averages.get(name, run.values[name])
-            self.averages[name] = MEMORY * before + (1 - MEMORY) * run.values[name]
+            before = self.averages.get(name, values[name])
+            self.averages[name] = MEMORY * before + (1 - MEMORY) * values[name]
         if self.by_need:
             change = self.need(run.state.g.renderer.sigmoid_beta.item()) - self.share
             self.share += min(max(change, -FALLING), RISING)
-            run.values['sphere_weight'] = self.weight(run.step)
+            run.record(sphere_weight=self.weight(run.step))
         self.lost_steps = self.lost_steps + 1 if self.averages['surface'] < FEWEST_MEETINGS else 0
         if self.lost_steps == PATIENCE:
             tqdm.write(f'step {run.step}: the surface is being lost: only {self.averages["surface"]:.0%} of the rays '

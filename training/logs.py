@@ -9,17 +9,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from training.resuming import saved_options
-from utils import (
-    atomic_path,
-)
+from checkpoint import saved_options
+from utils import atomic_path
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None
 
-SHARP_BETA = 3e-3   # the field has converged to a surface where beta falls below (spec section 3)
+SHARP_BETA = 3e-3  # below this beta the field has converged to a surface (docs/training.md)
 
 
 class Log:
@@ -54,7 +52,7 @@ class Log:
         line = {'iteration': iteration}
         line |= {name: float(np.mean([values[name] for values in self._pending if name in values])) for name in names}
         line |= {'seconds_per_step': seconds, 'images_per_second': images / seconds,
-                 'peak_memory_gib': _peak_memory(device)}
+                 'peak_memory_gib': peak_memory(device)}
         with open(self.stats, 'a') as file:
             file.write(json.dumps(line) + '\n')
         self._pending, self._seconds = [], []
@@ -90,7 +88,7 @@ def _start_wandb(opt, folder):
         return None
 
 
-def _peak_memory(device):
+def peak_memory(device):
     """GiB that the GPU, or this process, has held at most; None on Windows, which does not tell."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device) / 2 ** 30

@@ -6,11 +6,7 @@ import sys
 import torch
 import torch.distributed as dist
 
-from utils import (
-    UserError,
-    keep_freed_memory,
-    select_device,
-)
+from utils import UserError, keep_freed_memory, select_device
 
 DEATH_TIMEOUT = datetime.timedelta(minutes=30)  # of a process that hangs; one that dies is noticed at once
 

@@ -42,8 +42,8 @@ def load_feature_network(path, size, device):
         maps = network.maps(torch.zeros(2, 3, max(size, SIDE), max(size, SIDE), device=device))
         sides = [(len(one), one.shape[2], one.shape[3]) for one in maps]
     except (RuntimeError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f'--features {path}: it cannot take images (B,3,{size},{size}) in [-1, 1] and give feature maps '
-                        f'(B,C,h,w) ({str(error).strip().splitlines()[-1]}).') from None
+        raise UserError(f'--features {path}: it cannot take images (B,3,{size},{size}) in [-1, 1] and give feature '
+                        f'maps (B,C,h,w) ({str(error).strip().splitlines()[-1]}).') from None
     if len(sides) != SCALES or sides != sorted(sides, reverse=True) or any(side[0] != 2 for side in sides):
         raise UserError(f'--features {path}: it gives {len(sides)} maps; the projected discriminator needs {SCALES}, '
                         'from fine to coarse.')
@@ -54,7 +54,7 @@ def _torchscript(path, device):
     network, digest = load_torchscript(path, device)
     for parameter in network.parameters():
         parameter.requires_grad_(False)
-    return FeatureNetwork(f'{path.name} ({digest[:16]})', network)
+    return FeatureNetwork(f'{path.name} ({digest[:16]})', lambda images: network(images))
 
 
 def _torchvision(device):
@@ -62,8 +62,8 @@ def _torchvision(device):
         from torchvision.models import EfficientNet_B0_Weights, efficientnet_b0
         network = efficientnet_b0(weights=EfficientNet_B0_Weights.IMAGENET1K_V1)
     except Exception as error:  # no network, a broken transfer, a damaged file, …
-        raise UserError(f"torchvision's EfficientNet-B0 cannot be loaded ({' '.join(str(error).split())[:200]}); give a "
-                        'TorchScript network with --features (docs/training.md).') from None
+        raise UserError(f"torchvision's EfficientNet-B0 cannot be loaded ({' '.join(str(error).split())[:200]}); give "
+                        'a TorchScript network with --features (docs/training.md).') from None
     stages = network.features.to(device).eval().requires_grad_(False)
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
 

@@ -1,17 +1,13 @@
 """The sample grids that training writes."""
-
 import numpy as np
 import torch
 
 from camera import azimuth_sweep, cameras_at
-from training.gradients import chunks
+from training.gradients import checked_chunk, chunks
 from training.random_numbers import image_rngs
-from training.resuming import checked_chunk
-from utils import (
-    to_uint8,
-)
+from utils import to_uint8
 
-SAMPLE_TRUNCATION = 0.7
+SAMPLE_PSI = 0.7
 SAMPLE_VIEWS = 8
 SAMPLE_SIDE = 256   # larger images are shrunk to this in the sample grids
 
@@ -22,17 +18,16 @@ def sample_grids(generator, opt, device):
     cameras pass from one side to the other. Without a decoder the images are the thumbnails; with one, the surfaces,
     which stage 2 does not change, are left out."""
     identities = opt.training.val_n_sample
-    random = image_rngs(opt.experiment.seed, 'samples', 0, range(identities + 1), device)
-    means = generator.mean_latents(rng=random[-1])
-    viewpoints = azimuth_sweep(identities, opt.camera.azim, opt.camera.elev, SAMPLE_VIEWS, random[-1], device)
+    rngs = image_rngs(opt.experiment.seed, 'samples', 0, range(identities + 1), device)
+    means = generator.mean_latents(rng=rngs[-1])
+    viewpoints = azimuth_sweep(identities, opt.camera.azim, opt.camera.elev, SAMPLE_VIEWS, rngs[-1], device)
     cameras = cameras_at(viewpoints, opt.model.renderer_spatial_output_dim, opt.camera.fov, opt.camera.dist_radius)
     grids = {'': []} if generator.full_pipeline else {'': [], '_shape': []}
     for i in range(identities):
-        z = torch.randn(1, opt.model.style_dim, generator=random[i], device=device)
+        z = torch.randn(1, opt.model.style_dim, generator=rngs[i], device=device)
         views = {name: [] for name in grids}
-        for part in chunks(0, SAMPLE_VIEWS, checked_chunk(opt)):
-            own = cameras[i * SAMPLE_VIEWS:(i + 1) * SAMPLE_VIEWS][part]
-            generated = generator(z, own, truncation=SAMPLE_TRUNCATION, means=means, noise='fixed')
+        for indices in chunks(i * SAMPLE_VIEWS, (i + 1) * SAMPLE_VIEWS, checked_chunk(opt)):
+            generated = generator(z, cameras[indices], psi=SAMPLE_PSI, means=means, noise='fixed')
             if generator.full_pipeline:
                 image = generated.image
                 if image.shape[-1] > SAMPLE_SIDE:
@@ -40,14 +35,14 @@ def sample_grids(generator, opt, device):
                 views[''].extend(to_uint8(image))
             else:
                 views[''].extend(to_uint8(generated.rendering.thumbnail))
-                views['_shape'].extend(to_uint8(shaded(generated.rendering, own)))
+                views['_shape'].extend(to_uint8(shaded(generated.rendering, cameras[indices])))
         for name, row in views.items():
             grids[name].append(np.concatenate(row, axis=1))
     return {name: np.concatenate(rows) for name, rows in grids.items()}
 
 
 def shaded(rendering, cameras):
-    """The surface of a rendering lit from the camera (B,3,H,W) in [-1, 1]: a look at the shape."""
+    """The surface of a rendering lit from the camera (B,3,H,W) in [-1, 1]."""
     along, down = (torch.nn.functional.pad(rendering.xyz.diff(dim=dim), pad, mode='replicate')
                    for dim, pad in ((3, (0, 1, 0, 0)), (2, (0, 0, 0, 1))))
     normal = torch.nn.functional.normalize(torch.linalg.cross(down, along, dim=1), dim=1)

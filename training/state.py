@@ -5,9 +5,7 @@ import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import checkpoint
-from utils import (
-    UserError,
-)
+from utils import UserError
 
 EMA_DECAY = 0.5 ** (32 / 10_000)  # a batch of 32 halves the weight of 10,000 images ago
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from tiny_training import data, differences, ended, finish, flags, newest, start  # noqa: F401 (data: a fixture)
+from tiny_training import differences, ended, finish, flags, newest, start
 
 import checkpoint
 from training import logs
@@ -31,7 +31,7 @@ def start_pair(stage, folder, arguments, before=''):
 
 
 @pytest.fixture(scope='session')
-def renderer(data, tmp_path_factory):  # noqa: F811
+def renderer(data, tmp_path_factory):
     """A stage-1 result."""
     folder = tmp_path_factory.mktemp('stage1')
     assert finish(start('volume_renderer', folder, flags(data, '--iter 1'))) == [0]
@@ -54,7 +54,7 @@ def steps_done(folder, stage='volume_renderer'):
 # ---------------------------------------------------------------------------------------------- several processes
 
 @BOTH
-def test_two_processes_train_as_one_and_resume_exactly(stage, data, renderer, tmp_path):  # noqa: F811
+def test_two_processes_train_as_one_and_resume_exactly(stage, data, renderer, tmp_path):
     """Two processes with half the batch each. For stage 2 half a batch is a group of four of the discriminator."""
     text, half = f'--renderer_ckpt {renderer} --no_sphere_init', 2 if stage == 'volume_renderer' else 4
     single = start(stage, tmp_path / 'one', flags(data, f'{text} --iter 4 --batch {2 * half} --chunk {half}'))
@@ -75,7 +75,7 @@ def test_two_processes_train_as_one_and_resume_exactly(stage, data, renderer, tm
     assert 'Finished' not in (tmp_path / 'whole' / 'log1.txt').read_text()  # one process speaks for both
 
 
-def test_the_same_images_in_both_processes(data, tmp_path):  # noqa: F811
+def test_the_same_images_in_both_processes(data, tmp_path):
     """Two processes that see the same learn what one of them does."""
     code = ('import training; draw, sampler = random_numbers.draw_fakes, training.InfiniteSampler\n'
             'training.draw_fakes = lambda opt, purpose, step, images, device: draw(opt, purpose, step, '
@@ -89,7 +89,7 @@ def test_the_same_images_in_both_processes(data, tmp_path):  # noqa: F811
     assert differences(two, one, ignore=('options', 'images')) == []
 
 
-def test_a_killed_process_ends_the_other(data, tmp_path):  # noqa: F811
+def test_a_killed_process_ends_the_other(data, tmp_path):
     pair = start_pair('volume_renderer', tmp_path, flags(data, '--iter 100000 --no_sphere_init'))
     with ended(*pair):
         wait_for(lambda: steps_done(tmp_path) > 2, pair[0])
@@ -98,7 +98,7 @@ def test_a_killed_process_ends_the_other(data, tmp_path):  # noqa: F811
     assert 'another process of this run has ended' in pair[0].log.read_text()
 
 
-def test_the_message_of_the_process_that_fails(data, tmp_path):  # noqa: F811
+def test_the_message_of_the_process_that_fails(data, tmp_path):
     """The second process finds its images broken: both end, and the reason is told."""
     code = ('import os, training, losses\n'
             'def broken(real, fake):\n'
@@ -112,7 +112,7 @@ def test_the_message_of_the_process_that_fails(data, tmp_path):  # noqa: F811
     assert 'see the message of the one that ended first' in pair[0].log.read_text()
 
 
-def test_launcher(data, tmp_path):  # noqa: F811
+def test_launcher(data, tmp_path):
     """torch.distributed.launch is torchrun that also passes --local-rank on the command line."""
     done = subprocess.run(
         [sys.executable, '-m', 'torch.distributed.launch', '--nproc_per_node', '2', '--master_port', str(free_port()),
@@ -125,7 +125,7 @@ def test_launcher(data, tmp_path):  # noqa: F811
 # ---------------------------------------------------------------------------------------------- being stopped
 
 @pytest.mark.parametrize(('number', 'code'), ((signal.SIGTERM, 143), (signal.SIGINT, 130)))
-def test_signals_save_first(number, code, data, tmp_path):  # noqa: F811
+def test_signals_save_first(number, code, data, tmp_path):
     process = start('volume_renderer', tmp_path, flags(data, '--iter 100000 --no_sphere_init --num_workers 1'))
     with ended(process):
         wait_for(lambda: steps_done(tmp_path) > 2, process)
@@ -140,7 +140,7 @@ def test_signals_save_first(number, code, data, tmp_path):  # noqa: F811
     assert 'Traceback' not in said
 
 
-def test_killed_at_random_moments(data, tmp_path):  # noqa: F811
+def test_killed_at_random_moments(data, tmp_path):
     """Every step is saved, so most kills fall into a save or near one. No whole checkpoint is lost, the newest is
     whole, and what comes out in the end is what an undisturbed run makes."""
     last, moment = 60, random.Random(time.time())
@@ -162,7 +162,7 @@ def test_killed_at_random_moments(data, tmp_path):  # noqa: F811
     assert not list(folder.glob('checkpoint/*/*/.models_*'))
 
 
-def test_a_full_disk(data, tmp_path):  # noqa: F811
+def test_a_full_disk(data, tmp_path):
     """A checkpoint that cannot be written ends the run with one sentence; the one before is as it was."""
     arguments = flags(data, '--no_sphere_init --width 32')
     assert finish(start('volume_renderer', tmp_path, [*arguments, '--iter', '1'])) == [0]

@@ -1,0 +1,108 @@
+"""Where a run begins: resuming is exact, and what does not fit is refused."""
+import pytest
+import torch
+from conftest import assert_close
+from tiny_training import differences, flags, newest, train
+
+import checkpoint
+from training import logs
+from training.augmentation import Strength
+from utils import UserError
+
+BOTH = pytest.mark.parametrize('stage', ('volume_renderer', 'full_pipeline'))
+
+
+@BOTH
+@pytest.mark.parametrize('more', (
+    '', '--augment --augment_images 300 --augment_target 0 --sphere_lambda 1 --sphere_fade --r1_every 2'))
+def test_resuming_is_exact(stage, more, data, renderer, tmp_path, monkeypatch):
+    monkeypatch.setattr(Strength, 'INTERVAL', 4)
+    monkeypatch.setattr(Strength, 'FIRST', 0.5)
+    text = f'--renderer_ckpt {renderer} {more}'
+    train(stage, tmp_path / 'whole', flags(data, f'{text} --iter 5'))
+    train(stage, tmp_path / 'parts', flags(data, f'{text} --iter 2'))
+    train(stage, tmp_path / 'parts', flags(data, f'{text} --iter 5 --continue_training --num_workers 2'))
+    (steps, whole), (_, parts) = newest(tmp_path / 'whole', stage), newest(tmp_path / 'parts', stage)
+    assert steps == whole['iteration'] == 5 and whole['images'] == 20
+    assert {'g', 'd', 'g_ema', 'g_optim', 'd_optim', 'options'} <= whole.keys()
+    assert differences(whole, parts) == []
+    assert differences(whole, newest(tmp_path / 'whole', stage)[1] | {'iteration': 4}) == ['.iteration']
+    lines = logs.read_stats(tmp_path / 'parts' / 'checkpoint' / 'debug' / stage / 'stats.jsonl')
+    assert [line['iteration'] for line in lines] == [1, 2, 3, 4, 5]
+    assert not more or len({line['augment'] for line in lines}) > 1
+
+
+def test_the_newest_whole_checkpoint_is_taken(data, tmp_path, capsys):
+    train('volume_renderer', tmp_path, flags(data, '--iter 4 --save_every 1 --keep_checkpoints 3'))
+    folder = tmp_path / 'checkpoint' / 'debug' / 'volume_renderer'
+    assert sorted(path.name for path in folder.glob('models_*')) == [f'models_000000{i}.pt' for i in (2, 3, 4)]
+    newest_path = folder / 'models_0000004.pt'
+    newest_path.write_bytes(newest_path.read_bytes()[:5000])
+    (folder / '.models_0000005-x.pt').write_bytes(b'left over by a kill')
+    train('volume_renderer', tmp_path, flags(data, '--iter 5 --continue_training'))
+    said = capsys.readouterr().out
+    assert 'Passing over a checkpoint' in said and 'models_0000003.pt (3 steps done)' in said
+    assert newest(tmp_path, 'volume_renderer')[0] == 5
+    assert not list(folder.glob('.models_*'))
+
+
+@BOTH
+def test_an_official_checkpoint_to_start_from(stage, data, renderer, tmp_path, capsys):
+    """Official files hold nothing but state dicts, some only the EMA, and noise maps of other sizes."""
+    train(stage, tmp_path / 'first', flags(data, f'--renderer_ckpt {renderer} --iter 1'))
+    saved = newest(tmp_path / 'first', stage)[1]
+    official = {key: saved[key] for key in ('g', 'd', 'g_ema')}
+    if stage == 'full_pipeline':
+        for key in ('g', 'g_ema'):
+            official[key]['decoder.noises.noise_1'] = torch.zeros(1, 1, 32, 32)
+    folder = tmp_path / 'resumed' / 'checkpoint' / 'debug' / stage
+    checkpoint.save(folder / 'models_0000007.pt', official)
+    train(stage, tmp_path / 'resumed', flags(data, '--iter 9 --continue_training'))
+    assert newest(tmp_path / 'resumed', stage)[0] == 9
+    assert 'holds no g_optim' in capsys.readouterr().out
+
+    checkpoint.save(tmp_path / 'only.pt', {'g_ema': official['g_ema']})
+    train(stage, tmp_path / 'begun', flags(data, f'--iter 1 --init_ckpt {tmp_path / "only.pt"}'))
+    begun = newest(tmp_path / 'begun', stage)[1]
+    name = 'renderer.network.sigma_linear.weight'
+    assert (begun['g_ema'][name] - official['g_ema'][name]).abs().max() < 1e-2
+    assert not (tmp_path / 'begun' / 'checkpoint' / 'debug' / stage / 'models_0000000.pt').exists()  # no sphere
+
+
+def test_stage_1_begins_with_the_field_of_a_full_model(data, renderer, tmp_path, capsys):
+    train('full_pipeline', tmp_path, flags(data, f'--iter 1 --renderer_ckpt {renderer}'))
+    full = tmp_path / 'full_models' / 'debug.pt'
+    train('volume_renderer', tmp_path / 'field', flags(data, f'--iter 1 --lr_g 1e-9 --init_ckpt {full}'))
+    assert 'holds no discriminator of these sizes' in capsys.readouterr().out
+    for name, tensor in newest(tmp_path / 'field', 'volume_renderer')[1]['g'].items():
+        assert_close(tensor, checkpoint.read(full)['g'][name], 1e-6, name)
+
+
+def test_a_field_goes_on_at_another_resolution(data, tmp_path, capsys):
+    train('volume_renderer', tmp_path / 'a', flags(data, '--iter 1 --no_sphere_init'))
+    path = tmp_path / 'a' / 'pretrained_renderer' / 'debug_vol_renderer.pt'
+    train('volume_renderer', tmp_path / 'b', flags(data, f'--iter 1 --renderer_spatial_output_dim 16 --lr_g 1e-9 '
+                                                         f'--init_ckpt {path}'))
+    assert 'holds no discriminator of these sizes' in capsys.readouterr().out
+    for name, tensor in newest(tmp_path / 'b', 'volume_renderer')[1]['g'].items():
+        assert_close(tensor, checkpoint.read(path)['g'][name], 1e-6, name)
+
+    train('volume_renderer', tmp_path / 'c', flags(data, '--iter 1 --lr_g 1e-9 --initial_beta 0.02 '
+                                                         f'--init_ckpt {path}'))
+    for key in ('g', 'g_ema'):
+        assert abs(newest(tmp_path / 'c', 'volume_renderer')[1][key]['renderer.sigmoid_beta'] - 0.02) < 1e-6
+
+
+def test_no_run_is_overwritten_and_none_goes_on_with_other_options(data, tmp_path):
+    train('volume_renderer', tmp_path, flags(data, '--iter 1'))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*.pt')}
+    with pytest.raises(UserError, match='holds checkpoints already; add --continue_training'):
+        train('volume_renderer', tmp_path, flags(data, '--iter 2'))
+    with pytest.raises(UserError, match='debug_vol_renderer.pt is there already'):
+        train('volume_renderer', tmp_path, flags(data, '--iter 2 --checkpoints_dir elsewhere'))
+    with pytest.raises(UserError, match='--batch 4 there, 2 here; --lr_g 0.001 there, 0.1 here; --azim 0.3 there'):
+        train('volume_renderer', tmp_path,
+              flags(data, '--iter 2 --continue_training --batch 2 --lr_g 0.1 --azim 0.7 --save_every 7'))
+    with pytest.raises(UserError, match='--width 9 contradicts'):
+        train('volume_renderer', tmp_path, flags(data, '--iter 2 --continue_training --width 9'))
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*.pt')}

@@ -1,0 +1,131 @@
+"""The step of stage 2: what must not change its gradient does not; where it takes stage 1's result from."""
+import pytest
+import torch
+from conftest import assert_close
+from tiny_training import check_same, differences, flags, gradients, newest, tiny, tiny_generator, train
+
+import checkpoint
+import losses
+import options
+from model import Discriminator, minibatch_stddev
+from training import logs, processes, random_numbers, stage2
+from utils import UserError
+
+
+@pytest.mark.parametrize(('batch', 'chunk'), ((4, 1), (4, 2), (8, 2), (8, 4), (6, 3)))
+def test_chunks_do_not_change_the_gradient_of_stage_2(double, batch, chunk):
+    opt = tiny('train_full_pipeline', batch)
+    generator, discriminator = tiny_generator(opt), Discriminator(16, 1, 4, torch.get_default_dtype())
+    real, directions = torch.randn(batch, 3, 16, 16), torch.randn(batch, 3, 16, 16)
+    rendered = stage2.render(generator, random_numbers.draw_fakes(opt, 'd', 0, range(batch), 'cpu'), switch=2)
+    alone = processes.Processes('cpu')
+    for accumulate, module in (
+            (lambda size: stage2.accumulate_discriminator(discriminator, generator, real, rendered, opt, size, True),
+             discriminator),
+            (lambda size: stage2.accumulate_generator(generator, discriminator, rendered, size), generator),
+            (lambda size: stage2.accumulate_path_length(generator, rendered, directions, torch.tensor(0.3), opt, size,
+                                                        alone)[0], generator)):
+        found = []
+        for size in (batch, chunk):
+            module.zero_grad()
+            found.append((accumulate(size), gradients(module)))
+        check_same(*found)
+    assert all(parameter.grad is None for name, parameter in generator.named_parameters()
+               if not name.startswith('decoder.'))
+
+
+def test_half_precision_learns_the_same():
+    opt, found = tiny('train_full_pipeline'), []
+    generator, discriminator = tiny_generator(opt), Discriminator(16, 1, 8)
+    real = torch.randn(4, 3, 16, 16)
+    for precision in (torch.float32, torch.bfloat16):
+        generator.decoder.dtype = discriminator.dtype = precision
+        rendered = stage2.render(generator, random_numbers.draw_fakes(opt, 'd', 0, range(4), 'cpu'), switch=2)
+        for module in (generator, discriminator):
+            module.zero_grad()
+        stage2.accumulate_discriminator(discriminator, generator, real, rendered, opt, 4, True)
+        stage2.accumulate_generator(generator, discriminator, rendered, 4)
+        found.append([torch.cat([gradient.flatten() for gradient in gradients(module).values()])
+                      for module in (generator, discriminator)])
+    for full, half in zip(*found, strict=True):
+        assert half.isfinite().all() and not torch.equal(full, half)
+        assert torch.nn.functional.cosine_similarity(full, half, dim=0) > 0.99
+
+
+def test_the_chunked_path_penalty_is_the_plain_one(double):
+    opt = tiny('train_full_pipeline')
+    generator = tiny_generator(opt)
+    rendered = stage2.render(generator, random_numbers.draw_fakes(opt, 'path', 0, range(4), 'cpu'), None)
+    directions = torch.randn(4, 3, 16, 16)
+    mean = torch.tensor(0.3)
+    stage2.accumulate_path_length(generator, rendered, directions, mean, opt, 2, processes.Processes('cpu'))
+    accumulated = gradients(generator)
+    generator.zero_grad()
+    images, latents = stage2.decode(generator, rendered)
+    penalty, _ = losses.path_length_penalty(losses.path_lengths(images, latents, directions), mean)
+    (opt.training.path_regularize * opt.training.g_reg_every * penalty).backward()
+    for name, gradient in gradients(generator).items():
+        if name in accumulated or gradient.abs().max() > 0:
+            assert_close(accumulated[name], gradient, 1e-9, name)
+
+
+def test_the_discriminator_compares_consecutive_images(double):
+    torch.manual_seed(0)
+    discriminator, images = Discriminator(16, 1, 4), torch.randn(8, 3, 16, 16)
+    separately = torch.cat([discriminator(images[:4]), discriminator(images[4:])])
+    assert_close(stage2.judge(discriminator, images).flatten().sort()[0], separately.flatten().sort()[0], 1e-12)
+    features = torch.randn(6, 2, 4, 4)
+    assert minibatch_stddev(features)[:, -1].unique().numel() == 2  # groups of three
+
+
+def test_lazy_regularization_corrects_rate_and_decay():
+    lr, betas = stage2.lazy(4, 0.002)
+    assert (lr, betas) == (0.002 * 0.8, (0., 0.99 ** 0.8))
+    assert stage2.lazy(0, 0.002) == (0.002, (0., 0.99))
+
+
+def test_stage_2_takes_stage_1_by_name_and_leaves_it_alone(data, tmp_path, capsys, monkeypatch):
+    train('volume_renderer', tmp_path, flags(data, '--iter 1 --azim 0.2'))
+    sizes = ('--style_dim', '--width', '--depth', '--N_samples', '--renderer_spatial_output_dim')
+    arguments = flags(data, '--iter 2')
+    for name in sizes:  # all read from stage 1's result
+        place = arguments.index(name)
+        del arguments[place:place + 2]
+    train('full_pipeline', tmp_path, arguments)
+    assert 'was trained with' in capsys.readouterr().out
+    stage_1 = checkpoint.read(tmp_path / 'pretrained_renderer' / 'debug_vol_renderer.pt')['g_ema']
+    full = checkpoint.read(tmp_path / 'full_models' / 'debug.pt')
+    for key in ('g', 'g_ema'):
+        assert differences({name: full[key][name] for name in stage_1}, stage_1) == []
+    assert full['options']['camera']['azim'] == 0.2
+    monkeypatch.chdir(tmp_path)
+    generator, opt, *_ = checkpoint.load_generator(options.parse('generate_shapes_and_images', '', []), 'cpu')
+    assert (opt.model.size, opt.model.renderer_spatial_output_dim, opt.camera.azim) == (16, 8, 0.2)
+    assert differences(dict(generator.state_dict()), full['g_ema']) == []
+
+    train('full_pipeline', tmp_path, [*arguments, '--iter', '3', '--continue_training'])  # and from its own checkpoint
+    assert newest(tmp_path, 'full_pipeline')[0] == 3
+
+
+def test_the_decoder_is_drawn_to_the_thumbnail(data, tmp_path):
+    train('volume_renderer', tmp_path, flags(data, '--iter 1'))
+    far = []
+    for weight in ('1e-9', '100'):
+        train('full_pipeline', tmp_path, flags(data, f'--iter 30 --expname by_{weight} --lr 0.01 '
+                                               '--renderer_ckpt pretrained_renderer/debug_vol_renderer.pt '
+                                               f'--thumbnail_lambda {weight}'))
+        lines = logs.read_stats(tmp_path / 'checkpoint' / f'by_{weight}' / 'full_pipeline' / 'stats.jsonl')
+        far.append(lines[-1]['g_thumbnail'] / float(weight))
+    assert far[1] < far[0] / 2
+
+
+def test_images_are_no_smaller_than_thumbnails(data, renderer, tmp_path):
+    with pytest.raises(UserError, match='--size 16 is less than .* 32.; give'):
+        train('full_pipeline', tmp_path, flags(data, f'--renderer_ckpt {renderer} --renderer_spatial_output_dim 32'))
+    assert not list(tmp_path.iterdir())
+
+
+def test_stage_2_names_the_unfinished_stage_1(data, tmp_path):
+    train('volume_renderer', tmp_path, flags(data, '--iter 2 --no_sphere_init --max_minutes 1e-6'))
+    with pytest.raises(UserError, match='newest checkpoint so far is checkpoint/debug/volume_renderer/models_'):
+        train('full_pipeline', tmp_path, flags(data))

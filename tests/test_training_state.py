@@ -1,0 +1,25 @@
+"""What training changes: the moving average of the weights."""
+import torch
+from conftest import assert_close
+from tiny_training import tiny, tiny_generator
+
+from model import Discriminator
+from training import run
+from training.state import State
+
+
+def test_ema():
+    opt = tiny('train_full_pipeline')
+    generator, discriminator = tiny_generator(opt), Discriminator(16, 1, 4)
+    state = State(generator, discriminator, *(run.adam(module.parameters(), 1e-3, (0., 0.99))
+                                                       for module in (generator.decoder, discriminator)))
+    before = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter += 1
+    for _ in range(3):
+        state.update_ema()
+    weight = 1 - 0.5 ** (32 / 10_000 * 3)
+    for name, tensor in state.g_ema.state_dict().items():
+        trained = name in dict(generator.decoder.named_parameters(prefix='decoder'))
+        assert_close(tensor, before[name] + (weight if trained else 0), 1e-5, name)

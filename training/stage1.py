@@ -1,0 +1,139 @@
+"""A step of stage 1: the gradients of the thumbnails' discriminator and of the field, and the sphere to begin with.
+
+The losses are those of StyleSDF, section 4 (the volume renderer's part); losses.py has their formulas.
+"""
+import torch
+
+import checkpoint
+import losses
+from training.augmentation import unchanged
+from training.gradients import Terms, chunks, frozen
+from training.hold import silhouette
+from training.random_numbers import draw_fakes
+from training.run import adam
+
+BETAS = (0., 0.9)
+SPHERE_BATCH = 3
+
+
+def accumulate_discriminator(discriminator, generator, real, fakes, opt, chunk, augmentation=unchanged,
+                             regularize=True):
+    """Add the gradient of the discriminator's loss to its parameters.
+
+    real: thumbnails (B,3,H,H); fakes: B Fakes; augmentation: of both. regularize: with R1. Returns the weighted terms
+    of the loss and the mean scores.
+    """
+    terms = Terms()
+    for indices in chunks(0, len(real), chunk):
+        inputs = fakes.select(indices)
+        with torch.no_grad():
+            thumbnails = generator(inputs.z, inputs.cameras, rng=inputs.rngs).rendering.thumbnail
+            thumbnails = augmentation(thumbnails, inputs.rngs)
+        images = augmentation(real[indices], inputs.rngs).requires_grad_()
+        scale = len(images) / len(real)
+        real_logits, _ = discriminator(images)
+        fake_logits, viewpoints = discriminator(thumbnails)
+        loss = {'d': losses.logistic_loss(real_logits, fake_logits)}
+        if opt.training.r1 and regularize:
+            loss['r1'] = opt.training.r1 / 2 * opt.training.r1_every * losses.r1_penalty(real_logits, images)
+        if discriminator.predict_view:
+            loss['d_view'] = opt.training.view_lambda * losses.viewpoint_loss(viewpoints, inputs.cameras.viewpoint)
+        (scale * sum(loss.values())).backward()
+        terms.add(scale, **loss, real_score=real_logits, fake_score=fake_logits, real_sign=real_logits.sign())
+    return terms
+
+
+def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lambda=0., augmentation=unchanged):
+    """Add the gradient of the generator's loss to its parameters. Returns the weighted terms of the loss,
+    and how much of a surface the pictures show (training/hold.py).
+
+    sphere_lambda: the weight, at this step, of the sphere regularization: the distance to the sphere that training
+    started from.
+    """
+    terms = Terms()
+    has_sdf = generator.renderer.has_sdf
+    with frozen(discriminator):
+        for indices in chunks(0, len(fakes.z), chunk):
+            inputs = fakes.select(indices)
+            scale = len(inputs.z) / len(fakes.z)
+            rendering = generator(inputs.z, inputs.cameras, rng=inputs.rngs,
+                                  sdf=has_sdf and opt.training.min_surf_lambda > 0,
+                                  eikonal=has_sdf and opt.training.eikonal_lambda > 0).rendering
+            logits, viewpoints = discriminator(augmentation(rendering.thumbnail, inputs.rngs))
+            loss = {'g': losses.nonsaturating_loss(logits)}
+            if discriminator.predict_view:
+                loss['g_view'] = opt.training.view_lambda * losses.viewpoint_loss(viewpoints, inputs.cameras.viewpoint)
+            if rendering.eikonal is not None:
+                loss['g_eikonal'] = opt.training.eikonal_lambda * losses.eikonal_loss(rendering.eikonal)
+            if rendering.sdf is not None:
+                loss['g_minimal_surface'] = opt.training.min_surf_lambda * losses.minimal_surface_loss(
+                    rendering.sdf, opt.training.min_surf_beta)
+            if has_sdf and sphere_lambda > 0:
+                # A quarter of the rays is enough for this term.
+                loss['g_sphere'] = sphere_lambda * generator.renderer.sphere_loss(
+                    generator.map(inputs.z), inputs.cameras.magnified(0.5), inputs.rngs,
+                    radius=opt.training.sphere_radius, resolution=generator.renderer.resolution // 2)
+            (scale * sum(loss.values())).backward()
+            terms.add(scale, **loss)
+            if rendering.sdf is not None:
+                shown = silhouette(rendering)
+                terms.add(scale, surface=shown.meets, fog=shown.fog)
+    return terms
+
+
+def initialize_beta(state, beta):
+    """Set the beta of the density that training begins with."""
+    for generator in (state.g, state.g_ema):
+        torch.nn.init.constant_(generator.renderer.sigmoid_beta, beta)
+
+
+def initialize_sphere(run, opt):
+    """Fit the field to a sphere, whatever the latent, so that training begins with a surface (StyleSDF, section 4).
+
+    Takes the official sphere_init.pt instead where it is there and fits. Interrupted, it goes on where it was.
+    """
+    state, steps, path = run.state, opt.training.sphere_iters, run.folder / 'sphere_init.pt'
+    optimizer = adam(state.g.parameters(), opt.training.lr_g, BETAS)
+    first = _load_sphere(run, opt, optimizer, path)
+    for step in run.progress(first, steps, 'sphere'):
+        fakes = draw_fakes(opt, 'sphere', step, range(SPHERE_BATCH), run.device)  # the same in every process
+        terms = Terms()
+        for indices in chunks(0, SPHERE_BATCH, run.chunk):
+            inputs = fakes.select(indices)
+            scale = len(inputs.z) / SPHERE_BATCH
+            loss = state.g.renderer.sphere_loss(state.g.map(inputs.z), inputs.cameras, inputs.rngs,
+                                                radius=opt.training.sphere_radius)
+            (scale * loss).backward()
+            terms.add(scale, sphere=loss)
+        error = run.update('sphere', optimizer, terms)['sphere']
+        run.show(f'error {error:.4f}')
+        if step + 1 < steps and (run.stopping or (step + 1) % opt.training.save_every == 0):
+            run.write(path, {'g': state.g.state_dict(), 'optimizer': optimizer.state_dict(), 'step': step + 1})
+            if run.stopping:
+                run.end_early()
+    state.g_ema.load_state_dict(state.g.state_dict())
+    run.save()
+    if run.is_first:
+        path.unlink(missing_ok=True)
+    if run.stopping:
+        run.end_early()
+
+
+def _load_sphere(run, opt, optimizer, path):
+    """Load a sphere that this experiment began, or the official one. Returns how many steps it has had."""
+    if path.exists() and opt.experiment.continue_training:
+        saved = checkpoint.read(path, key='g')
+        checkpoint.reconcile(opt, saved | {'g_ema': saved['g']}, path, resumed=True)
+        checkpoint.load_state(run.state.g, saved['g'], path)
+        optimizer.load_state_dict(saved['optimizer'])
+        return saved['step']
+    official = checkpoint.RENDERERS / 'sphere_init.pt'
+    if official.exists() and not opt.training.sphere_radius:
+        weights = checkpoint.read(official)['g_ema']
+        flags = {**opt.model, **opt.rendering}
+        if all(flags[name] == value for name, value in checkpoint.sizes(weights, official).items()):
+            checkpoint.load_state(run.state.g, weights, official)
+            print(f'Beginning with the sphere of {official}.')
+            return opt.training.sphere_iters
+        print(f'{official} has other sizes than this model: making a sphere of its own.')
+    return 0
