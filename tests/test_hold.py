@@ -43,7 +43,8 @@ def test_what_a_sphere_shows(monkeypatch, radius, beta, share, foggy):
 class FakeRun(SimpleNamespace):
     def __init__(self):
         renderer = SimpleNamespace(sigmoid_beta=torch.tensor(0.))
-        super().__init__(step=0, record=lambda **values: None, state=SimpleNamespace(g=SimpleNamespace(renderer=renderer)))
+        super().__init__(step=0, record=lambda **values: None,
+                         state=SimpleNamespace(g=SimpleNamespace(renderer=renderer)))
 
     def step_with(self, own, surface=0.5, fog=0.1, beta=0.002):
         self.step += 1
