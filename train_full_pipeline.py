@@ -18,7 +18,7 @@ from dataset import ImageDataset
 from model import PRECISIONS, Discriminator, build_generator
 from training.augmentation import Augmentation
 from training.processes import Processes
-from training.projected import ProjectedDiscriminator, SameNetwork, load_feature_network
+from training.projected import CALIBRATION_IMAGES, ProjectedDiscriminator, SameNetwork, load_feature_network
 from training.random_numbers import draw_directions
 from training.resuming import find_start
 from training.run import Run, adam
@@ -65,6 +65,9 @@ def main(opt):
         final = checkpoint.final_model_path(opt.experiment.expname)
 
         with Run(opt, STAGE, processes, images, state, start, final) as run:
+            if projected and not start.resumed:
+                discriminator.calibrate(torch.stack([images[i] for i in range(min(CALIBRATION_IMAGES, len(images)))])
+                                        .to(run.device))
             for real in run.steps():
                 step = state.iteration
                 rendered = render(generator, run.draw('discriminator'), run.draw_mixing('discriminator'), dense)

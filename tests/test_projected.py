@@ -1,6 +1,7 @@
 """The projected discriminator: its feature network, mixing and heads, and a run with it."""
 import pytest
 import torch
+from conftest import assert_close
 from tiny_training import check_same, differences, flags, gradients, newest, tiny, tiny_generator, train
 from torch import nn
 
@@ -42,7 +43,7 @@ def test_only_the_heads_are_trained_and_saved(features):
     network = load_feature_network(features, 16, 'cpu')
     discriminator = ProjectedDiscriminator(network, 16)
     assert discriminator(torch.zeros(3, 3, 16, 16)).shape == (3, 4)
-    assert {name.split('.')[0] for name in discriminator.state_dict()} == {'heads'}
+    assert {name.split('.')[0] for name in discriminator.state_dict()} == {'heads', 'spread'}
     assert {name.split('.')[0] for name, _ in discriminator.named_parameters()} == {'heads'}
     images = torch.rand(2, 3, 16, 16).requires_grad_()
     discriminator(images).sum().backward()
@@ -60,6 +61,19 @@ def test_mixing_goes_from_coarse_to_fine():
     for changed in range(4):
         others = mixing([one + 1 if k == changed else one for k, one in enumerate(maps)])
         assert [not torch.equal(*pair) for pair in zip(mixed, others, strict=True)] == [k <= changed for k in range(4)]
+
+
+def test_scales_count_alike_after_calibration(features):
+    network, images = load_feature_network(features, 16, 'cpu'), torch.rand(4, 3, 16, 16)
+    discriminator = ProjectedDiscriminator(network, 16)
+    before = discriminator(images)
+    discriminator.calibrate(images)
+    louder = ProjectedDiscriminator(FeatureNetwork('louder', lambda x: [7 * one for one in network.maps(x)]), 16)
+    louder.load_state_dict({name: tensor for name, tensor in discriminator.state_dict().items() if name != 'spread'},
+                           strict=False)
+    louder.calibrate(images)
+    assert not torch.allclose(before, discriminator(images))
+    assert_close(louder(images), discriminator(images), 1e-4)
 
 
 def test_the_heads_are_held_in_check(features):

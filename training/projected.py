@@ -17,6 +17,7 @@ from metrics.features import load_torchscript
 from utils import UserError
 
 SCALES = 4
+CALIBRATION_IMAGES = 16  # the first of the data set
 SIDE = 128          # smaller images are enlarged to this before the network sees them
 MIXED_CHANNELS = 64  # of the finest scale after mixing; each coarser one has twice as many
 MOST_CHANNELS = 512
@@ -120,7 +121,7 @@ def head(channels, side):
 
 
 class ProjectedDiscriminator(nn.Module):
-    """Logits of images by a frozen network's features. Only its heads are trained, and only they are saved.
+    """Logits of images by a frozen network's features. Only its heads are trained, and they are what is saved.
 
     network: a FeatureNetwork on the same device. size: side of the images.
     """
@@ -131,6 +132,7 @@ class ProjectedDiscriminator(nn.Module):
         with torch.no_grad():
             maps = self._maps(self._enlarged(torch.zeros(2, 3, size, size, device=device)))
         self.mixing = Mixing([one.shape[1] for one in maps])
+        self.register_buffer('spread', torch.ones(len(maps)))  # of the mixed maps, by scale
         self.heads = nn.ModuleList(head(channels, one.shape[-1]) for channels, one in
                                    zip(self.mixing.channels, maps, strict=True))
         self.to(device).eval()
@@ -140,6 +142,16 @@ class ProjectedDiscriminator(nn.Module):
         if images.shape[-1] >= SIDE:
             return images
         return F.interpolate(images, (SIDE, SIDE), mode='bilinear', align_corners=False)
+
+    @torch.no_grad()
+    def calibrate(self, images):
+        """Divide the mixed maps by their standard deviation over real images (B,3,size,size) from now on.
+
+        The networks' maps have very different sizes, and so would the logits. (Sauer et al. have batch normalization in
+        the heads for that, by which --chunk would change the gradient.)
+        """
+        mixed = self.mixing(self._maps(self._enlarged(images)))
+        self.spread.copy_(torch.stack([one.std() for one in mixed]).clamp(min=1e-6))
 
     def renormalize(self):
         """One power iteration of the spectral normalization. Called once a step, and not at each evaluation, so that
@@ -154,7 +166,8 @@ class ProjectedDiscriminator(nn.Module):
     def forward(self, images):
         """Images (B,3,size,size) in [-1, 1] to logits (B,SCALES), one a scale."""
         mixed = self.mixing(self._maps(self._enlarged(images)))
-        return torch.cat([own(one).flatten(1) for own, one in zip(self.heads, mixed, strict=True)], dim=1)
+        return torch.cat([own(one / spread).flatten(1) for own, one, spread in
+                          zip(self.heads, mixed, self.spread, strict=True)], dim=1)
 
 
 class SameNetwork:
