@@ -37,7 +37,7 @@ class Cameras:
 
 
 def cameras_at(viewpoint, resolution=64, fov=6., dist_radius=0.12):
-    """Cameras at given viewpoints (spec section 2, Rays).
+    """Cameras at given viewpoints (docs/conventions.md, Axes and cameras).
 
     viewpoint: (B,2) azimuth and elevation. resolution: rays along an image side. fov: half angle in degrees, one
     number or (B,) one for each view. dist_radius: near and far lie this far before and behind the origin.
@@ -88,7 +88,7 @@ def fixed_viewpoints(azim, elev, device=None):
 
 
 def video_viewpoints(frames, azim, elev, uniform=False, azimuth_only=False, device=None):
-    """(frames,2) viewpoints of a video: once round an ellipse, the last frame where the first was (spec section 5).
+    """(frames,2) viewpoints of a video: once round an ellipse, the last frame where the first was.
 
     azim, elev: the spread of the viewpoints that the model was trained on. The azimuth swings to +-1.5 azim, the
     elevation to +-1.5 elev; with `uniform` to +-azim, and from 0 to elev. azimuth_only: from side to side at

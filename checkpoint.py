@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from model import build_generator, sizes_of
+from model import sizes_of
 from options import adopted_flags, checked, fixed_flags, replaced
 from utils import UserError, atomic_path
 
@@ -248,20 +248,6 @@ def load_state(module, state, path):
               f'({", ".join(name.rpartition(".")[2] for name in skipped)}); other maps stand in for them.')
     module.load_state_dict({**state, **{name: own[name] for name in skipped}})
     return module
-
-
-def load_generator(opt, device):
-    """The generator that --expname names, on `device`, for inference. Returns (generator, opt, path, results name).
-
-    The option tree comes back with the sizes that the checkpoint has.
-    """
-    path, name = find_model(opt)
-    saved = read(path)
-    state = saved['g_ema']
-    opt = reconcile(opt, saved, path)
-    torch.manual_seed(opt.experiment.seed)  # for noise maps that the file may lack
-    generator = build_generator(opt, full_pipeline=any(key.startswith('decoder.') for key in state))
-    return load_state(generator, state, path).to(device).eval().requires_grad_(False), opt, path, name
 
 
 # ---------------------------------------------------------------------------------------------- writing

@@ -9,6 +9,7 @@ The room `imaging/` has the parts: photos in folders and zips, their pixels, the
 import hashlib
 import io
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,24 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from imaging.fit import RESAMPLE, resize_and_crop
 from imaging.lmdb_files import begin_reading, image_key, read_contents, shared_lmdb, source_key
-from imaging.photos import Photos
-from imaging.pixels import RESAMPLE, load_image, resize_and_crop
-from imaging.workers import load_in_workers
+from imaging.photos import BrokenPhoto, Photos
+from imaging.workers import DeadWorker, load_in_workers
 from utils import UserError
 
 FINGERPRINT_IMAGES = 8  # images whose pixels are part of an LMDB's fingerprint
+RESTARTS = 3  # times in a row that new workers take the place of dead ones
+SMALLEST_SIZE = 8  # that a model has; its size is a power of two
 TAIL = 4096  # bytes at the end of an image file that tell it from another of the same length
+
+
+class BrokenImage(UserError):
+    """One image of a data set that cannot be read, where the others still may; `reason` is a clause that says why."""
+
+    def __init__(self, sentence, reason=''):
+        super().__init__(sentence)
+        self.reason = reason
 
 
 # ---- data sets -----------------------------------------------------------------------------------
@@ -37,7 +48,8 @@ class Images(Dataset):
         size                     side of the images in pixels
         __len__()                how many images there are
         picture(index)           image `index` (from 0) as an 8-bit RGB Pillow image of size x size pixels; always the
-                                 same; raises UserError, one sentence, for an image that cannot be read
+                                 same; raises UserError, one sentence, for an image that cannot be read (BrokenImage
+                                 where evaluate.py may go on without it)
         fingerprint(count=None)  16 hexadecimal digits that tell the first `count` images (all of them, if None) from
                                  others, computed in seconds: checkpoints and measurements remember it
 
@@ -68,8 +80,9 @@ class Images(Dataset):
 class ImageDataset(Images):
     """The images of one size in an LMDB that `prepare_data.py` made, or their thumbnails.
 
-    Raises UserError at once where the data set is missing, damaged, unfinished or without that size, and in an item
-    whose PNG is broken.
+    The LMDB may also be one of another program with the same keys; its images may be JPEG or WebP files. Raises
+    UserError at once where the data set is missing, damaged, unfinished or without that size, and in an item whose
+    image is broken.
     """
 
     def __init__(self, path, size, thumbnail_size=None):
@@ -86,12 +99,12 @@ class ImageDataset(Images):
     def picture(self, index):
         key = image_key(self.size, index)
         with begin_reading(self._opened()) as transaction:
-            png = transaction.get(key)
-        if png is None:
+            data = transaction.get(key)
+        if data is None:
             raise UserError(f'{self.path}: image {key.decode()} is gone; give the prepare_data.py command again.')
         try:
             # Pillow, as it has the Hamming filter: torchvision's decoder gains at most 5 % of an item's time
-            image = Image.open(io.BytesIO(png), formats=['PNG']).convert('RGB')
+            image = Image.open(io.BytesIO(data), formats=['PNG', 'JPEG', 'WEBP']).convert('RGB')
         except Exception as error:  # Pillow's decoders raise errors of every kind for broken files
             raise UserError(f'{self.path}: image {key.decode()} is broken ({type(error).__name__}); make the data set '
                             'again.') from None
@@ -138,10 +151,10 @@ class PhotoDataset(Images):
     def picture(self, index):
         name = self.names[index]
         try:
-            image = load_image(self.photos.read(name))
-        except Exception as error:  # Pillow's decoders raise errors of every kind for broken files
-            raise UserError(f'{self.path}: {name} cannot be read as an image ({" ".join(str(error).split())}); mend or '
-                            'remove it.') from None
+            image = self.photos.load(name).image
+        except BrokenPhoto as error:
+            raise BrokenImage(f'{self.path}: {name} cannot be read as an image ({error}); mend or remove it.',
+                              str(error)) from None
         return resize_and_crop(image, self.size, RESAMPLE['lanczos'])
 
     def fingerprint(self, count=None):
@@ -149,7 +162,10 @@ class PhotoDataset(Images):
         names = self.names[:count]
         digest = hashlib.sha256(f'{self.size} {len(names)} '.encode())
         for name in names:
-            data = self.photos.read(name)
+            try:
+                data = self.photos.read(name)
+            except Exception:  # what cannot be read is skipped, and named, where its pixels are needed
+                data = b''
             digest.update(f'{name} {len(data)} '.encode(errors='surrogateescape') + data[-TAIL:])
         return digest.hexdigest()[:16]
 
@@ -162,13 +178,16 @@ def open_images(path, size):
     path = Path(path)
     if not (path / 'data.mdb').is_file():
         return PhotoDataset(path, size)
-    sizes = read_contents(shared_lmdb(path)).complete_sizes()
+    sizes = read_contents(shared_lmdb(path), with_sources=False).complete_sizes()
     stored = size if size in sizes else min((larger for larger in sizes if larger > size), default=size)
     return ImageDataset(path, stored, thumbnail_size=size)
 
 
 class Pixels(Dataset):
-    """The uint8 pixels (3,S,S) of Images instead of floats: a quarter of the memory on the way from the workers."""
+    """The uint8 pixels (3,S,S) of Images instead of floats: a quarter of the memory on the way from the workers.
+
+    An image that raises BrokenImage gives the reason, a str, instead.
+    """
 
     def __init__(self, images):
         self.images = images
@@ -177,7 +196,17 @@ class Pixels(Dataset):
         return len(self.images)
 
     def __getitem__(self, index):
-        return self.images.pixels(index)
+        try:
+            return self.images.pixels(index)
+        except BrokenImage as error:
+            return error.reason
+
+    @staticmethod
+    def batch(items):
+        """Items as (uint8 (B,3,S,S) of those that can be read, or None; the reason or None for each item)."""
+        readable = [item for item in items if not isinstance(item, str)]
+        return (torch.stack(readable) if readable else None,
+                [item if isinstance(item, str) else None for item in items])
 
 
 def _checked_length(path, size):
@@ -193,15 +222,15 @@ def _checked_length(path, size):
         what = 'is no data set (it has no data.mdb)' if path.exists() else 'does not exist'
         raise UserError(f'{path} {what}; make a data set from a folder or zip of photos with '
                         f'"{command("PHOTOS", path)}".')
-    contents = read_contents(shared_lmdb(path))
+    contents = read_contents(shared_lmdb(path), with_sources=False)
     if not contents.length:
         raise UserError(f'{path} is unfinished: its prepare_data.py was interrupted; give that command again.')
     complete = contents.complete_sizes()
     if size not in complete:
-        stored = sum(index < contents.length for index in contents.sizes.get(size, ()))
-        there = ', '.join(map(str, complete)) or 'none'
-        raise UserError(f'{path} has {stored or "none"} of its {contents.length} images at size {size}; use a size '
-                        f'that is there ({there}) or add this one with "{command("PHOTOS", path)}".')
+        usable = [size for size in complete if size >= SMALLEST_SIZE and size & (size - 1) == 0]
+        there = ', '.join(map(str, usable)) or 'none that a model can have'
+        raise UserError(f'{path} has {contents.count(size) or "none"} of its {contents.length} images at size {size}; '
+                        f'use a size that is there ({there}) or add this one with "{command("PHOTOS", path)}".')
     return contents.length
 
 
@@ -237,9 +266,9 @@ class InfiniteSampler:
             self._epoch = epoch
         return int(self._order[offset]), bool(self.flip and self._flips[offset])
 
-    def batches(self, batch):
-        """Yield lists of `batch` items without end."""
-        position = self.start + self.rank * batch
+    def batches(self, batch, done=0):
+        """Yield lists of `batch` items without end, without the first `done` lists."""
+        position = self.start + (self.rank + self.world_size * done) * batch
         while True:
             yield [self[position + i] for i in range(batch)]
             position += self.world_size * batch
@@ -249,7 +278,18 @@ def make_loader(images, sampler, batch, num_workers):
     """Yield batches (B,3,S,S) of Images without end.
 
     The batches are the same for every `num_workers`, 0 (load in this process) included, and PyTorch's global random
-    state is left alone. Raises UserError, also for a worker's error.
+    state is left alone. When a worker process dies (as the system does it where memory is short), new workers go on.
+    Raises UserError for a worker's error, and for deaths that do not end.
     """
-    return load_in_workers(images, num_workers, batch_sampler=sampler.batches(batch),
-                           pin_memory=torch.cuda.is_available())
+    done = deaths = 0
+    while True:
+        try:
+            for loaded in load_in_workers(images, num_workers, batch_sampler=sampler.batches(batch, done),
+                                          pin_memory=torch.cuda.is_available()):
+                done, deaths = done + 1, 0
+                yield loaded
+        except DeadWorker as error:
+            deaths += 1
+            if deaths > RESTARTS:
+                raise
+            print(f'{str(error).rstrip(".")}. New workers go on.', file=sys.stderr, flush=True)

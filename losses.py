@@ -56,6 +56,20 @@ def minimal_surface_loss(sdf, beta=100.):
     return torch.exp(-beta * sdf.abs()).mean()
 
 
+def sphere_sdf(points, near, far, radius=0.):
+    """Signed distance (…,1) of points (…,3) to the sphere that training starts from (radius 0: (far - near) / 4)."""
+    return points.norm(dim=-1, keepdim=True) - (radius or (far - near) / 4)
+
+
+def sphere_loss(sdf, points, cameras, radius=0.):
+    """Mean distance (L1) of a field's sdf (B,P,1) at world points (B,P,3) from that of a sphere (StyleSDF, training).
+
+    Training begins from a sphere because a random field has no surface to improve on. cameras: B of them, for their
+    near and far planes. radius: see `sphere_sdf`.
+    """
+    return F.l1_loss(sdf, sphere_sdf(points, cameras.near, cameras.far, radius))
+
+
 def thumbnail_loss(images, thumbnails):
     """Squared difference of images (B,3,H,W), reduced by averaging, from thumbnails (B,3,h,w); h and w divide H and W.
 

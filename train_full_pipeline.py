@@ -15,10 +15,12 @@ import torch
 
 import checkpoint
 from dataset import ImageDataset
-from model import PRECISIONS, Discriminator, build_generator
+from discriminators import Discriminator
+from model import PRECISIONS, build_generator
+from op.fast import fast_parts
 from training.augmentation import Augmentation
 from training.processes import Processes
-from training.projected import CALIBRATION_IMAGES, ProjectedDiscriminator, SameNetwork, load_feature_network
+from training.projected import projected_discriminator
 from training.random_numbers import draw_directions
 from training.resuming import find_start
 from training.run import Run, adam
@@ -40,11 +42,11 @@ def main(opt):
         start, opt = find_start(opt, STAGE)
         if not start.path:
             renderer_path, renderer_state, opt = find_renderer(opt)
-        size, training, dense = opt.model.size, opt.training, opt.inference.dense
+        size, training = opt.model.size, opt.training
         images = ImageDataset(opt.dataset.dataset_path, size)
 
         torch.manual_seed(opt.experiment.seed)
-        generator = build_generator(opt)
+        generator = build_generator(opt, **fast_parts(opt))
         if not start.path:
             checkpoint.load_state(generator, {**generator.state_dict(), **renderer_state}, renderer_path)
         generator = generator.to(processes.device).requires_grad_(False)
@@ -53,9 +55,7 @@ def main(opt):
         controls = {'augmentation': augmentation}
         projected = training.discriminator == 'projected'
         if projected:
-            network = load_feature_network(opt.evaluation.features, size, processes.device)
-            discriminator = ProjectedDiscriminator(network, size, processes.device)
-            controls['features'] = SameNetwork(network.name)
+            discriminator, controls['features'] = projected_discriminator(opt, images, processes.device)
         else:
             discriminator = Discriminator(size, opt.model.channel_multiplier, opt.model.channel_max,
                                           PRECISIONS[opt.machine.precision]).to(processes.device)
@@ -65,12 +65,9 @@ def main(opt):
         final = checkpoint.final_model_path(opt.experiment.expname)
 
         with Run(opt, STAGE, processes, images, state, start, final) as run:
-            if projected and not start.resumed:
-                discriminator.calibrate(torch.stack([images[i] for i in range(min(CALIBRATION_IMAGES, len(images)))])
-                                        .to(run.device))
             for real in run.steps():
                 step = state.iteration
-                rendered = render(generator, run.draw('discriminator'), run.draw_mixing('discriminator'), dense)
+                rendered = render(generator, run.draw('discriminator'), run.draw_mixing('discriminator'))
                 if projected:
                     discriminator.renormalize()
                 regularize = not projected and step % training.d_reg_every == 0
@@ -78,7 +75,7 @@ def main(opt):
                                                  augmentation)
                 augmentation.learn(run, run.update('d', d_optim, terms))
 
-                rendered = render(generator, run.draw('generator'), run.draw_mixing('generator'), dense)
+                rendered = render(generator, run.draw('generator'), run.draw_mixing('generator'))
                 fade = max(0., 1 - step / training.thumbnail_until) if training.thumbnail_until else 1.
                 terms = accumulate_generator(generator, discriminator, rendered, run.chunk,
                                              training.thumbnail_lambda * fade, augmentation)
@@ -86,7 +83,7 @@ def main(opt):
 
                 if training.g_reg_every and step % training.g_reg_every == 0:
                     fakes = run.draw('path', max(1, training.batch // training.path_batch_shrink))
-                    rendered = render(generator, fakes, run.draw_mixing('path'), dense)
+                    rendered = render(generator, fakes, run.draw_mixing('path'))
                     directions = draw_directions(fakes, size, run.device)
                     terms, state.path_mean = accumulate_path_length(generator, rendered, directions, state.path_mean,
                                                                     opt, run.chunk, processes)

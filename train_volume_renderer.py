@@ -15,7 +15,9 @@ import torch
 
 import checkpoint
 from dataset import ImageDataset
-from model import VolumeDiscriminator, build_generator
+from discriminators import VolumeDiscriminator
+from model import build_generator
+from op.fast import fast_parts
 from training.augmentation import Augmentation
 from training.hold import Hold
 from training.processes import Processes
@@ -40,7 +42,7 @@ def main(opt):
         images = ImageDataset(opt.dataset.dataset_path, opt.model.size, thumbnail_size=rays)
 
         torch.manual_seed(opt.experiment.seed)
-        generator = build_generator(opt, full_pipeline=False).to(processes.device)
+        generator = build_generator(opt, full_pipeline=False, **fast_parts(opt, sparse=False)).to(processes.device)
         discriminator = VolumeDiscriminator(rays, training.view_lambda > 0,
                                             opt.model.discriminator_width).to(processes.device)
         g_optim = adam(generator.parameters(), training.lr_g, BETAS)

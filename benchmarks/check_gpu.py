@@ -22,7 +22,7 @@ to be there. Then, in this order:
     python benchmarks/speed.py --rows image,decoder --precision fp16 --json half.json
 
 What the decoder's table decides: whether --cuda_graphs and tuning are worth being the default, and the layout of each
-number format (model.works_channels_last). The numbers belong into docs/performance.md.
+number format (op.bands.works_channels_last). The numbers belong into docs/performance.md.
 """
 import argparse
 import math
@@ -39,16 +39,17 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import interrupts  # noqa: E402, F401
-
 import torch  # noqa: E402
 
 import model  # noqa: E402
-from camera import cameras_at  # noqa: E402
-from op import fused_leaky_relu, graphs, siren, upfirdn2d  # noqa: E402
+import options  # noqa: E402
+from camera import cameras_of  # noqa: E402
+from op import bands, fused_leaky_relu, graphs, siren, upfirdn2d  # noqa: E402
+from op.fast import fast_parts  # noqa: E402
+from op.folded_field import FoldedField, fold  # noqa: E402
 from op.graphs import Graphed  # noqa: E402
 from utils import UserError, run_command  # noqa: E402
-from volume_renderer import SirenField, VolumeRenderer  # noqa: E402
+from volume_renderer import SirenField  # noqa: E402
 
 BLUR = torch.outer(torch.tensor([1., 3, 3, 1]), torch.tensor([1., 3, 3, 1])) / 64
 
@@ -120,21 +121,21 @@ def time_field(points=1 << 19, per_ray=32, depth=8, width=256):
         return
     side = 8192
     a, b = torch.randn(2, side, side, device='cuda').half()
-    most = 2 * side ** 3 / median_ms(lambda: a @ b) / 1e9
-    print(f'matrix product of halves: {most:.0f} TFLOP/s')
+    limit = 2 * side ** 3 / median_ms(lambda: a @ b) / 1e9
+    print(f'matrix product of halves: {limit:.0f} TFLOP/s')
     torch.manual_seed(0)
-    field = SirenField(depth, width).cuda().fold(torch.randn(1, 256, device='cuda'))
+    field = fold(SirenField(depth, width).cuda(), torch.randn(1, 256, device='cuda'))
     x = 2 * torch.rand(1, points, 3, device='cuda') - 1
     viewdirs = torch.nn.functional.normalize(torch.randn(1, points // per_ray, 3, device='cuda'), dim=-1)
     print(f'{"field":26} {"plain ms":>9} {"kernel ms":>9} {"plain err":>9} {"kernel err":>10}  TFLOP/s, share')
     for name, layers, arguments in (('distances', depth - 1, (field, x)),
                                     ('and features, colors', depth, (field, x, viewdirs))):
-        ways = siren.plain, siren.fused
+        ways = FoldedField.steps, siren.fused
         times = [median_ms(lambda way=way, given=arguments: way(*given), repeats=10) for way in ways]
         errors = [siren.disagreement(way(*arguments), *arguments) for way in ways]
         rate = 3 * 2 * points * layers * width ** 2 / times[1] / 1e9  # three products of halves for one of float32
         print(f'{name:26} {times[0]:9.2f} {times[1]:9.2f} {errors[0]:9.1e} {errors[1]:10.1e}  {rate:.0f}, '
-              f'{rate / most:.0%}', flush=True)
+              f'{rate / limit:.0%}', flush=True)
 
 
 def graph_ms(work):
@@ -151,7 +152,7 @@ def graph_ms(work):
 def time_decoder(size=1024):
     """Print the table of the decoder. Its differences are from float32, as a share of the largest value."""
     torch.manual_seed(0)
-    decoder = model.Decoder(size).requires_grad_(False).cuda()
+    decoder = bands.BandedDecoder(size).requires_grad_(False).cuda()
     for layer in (decoder.conv1, *decoder.convs):
         layer.noise.weight.fill_(0.1)
     weights = decoder.modulate(decoder.map(torch.randn(1, 256, device='cuda')))
@@ -165,7 +166,7 @@ def time_decoder(size=1024):
             decoder.dtype, torch.backends.cudnn.allow_tf32 = dtype, tf32
             work = partial(decoder.synthesize, features.contiguous(memory_format=layout), weights, noise)
             times = []
-            with mock.patch.object(model, 'works_channels_last', lambda *_: False):  # in the layout that is given
+            with mock.patch.object(bands, 'works_channels_last', lambda *_: False):  # in the layout that is given
                 for tuned in (False, True):
                     torch.backends.cudnn.benchmark = tuned
                     image = work()
@@ -183,21 +184,26 @@ def time_decoder(size=1024):
 def time_picture(size=1024):
     """Print the table of a whole picture, as the commands make it: 64x64 rays of 24 samples, then the decoder."""
     print(f'{"picture":8} {"part":10} {"calls ms":>9} {"graphs ms":>9}   ({size} px)')
-    for name, dtype in model.PRECISIONS.items():
-        torch.manual_seed(0)
-        renderer = VolumeRenderer(perturb=0., force_background=True, static_viewdirs=True)
-        generator = model.Generator(256, renderer, model.Decoder(size, dtype=dtype)).requires_grad_(False).cuda()
-        decoder = generator.decoder
-        z, camera = torch.randn(1, 256, device='cuda'), cameras_at(torch.zeros(1, 2, device='cuda'))
-        w = generator.map(z)
-        features = generator.render(w, camera).features
-        parts = {'rays': lambda given=(generator, w, camera): given[0].render(*given[1:]),
-                 'decoder': lambda of=decoder, x=features, w=w: of(x, of.map(w), of.random_noise(1)),
-                 'everything': partial(generator, z, camera)}
-        calls = [median_ms(work) for work in parts.values()]
-        generator.use_cuda_graphs()
-        for part, ms in zip(parts, calls, strict=True):
-            print(f'{name:8} {part:10} {ms:9.3f} {graph_ms(parts[part]):9.3f}', flush=True)
+    for name in model.PRECISIONS:
+        columns = []
+        for flags in ([], ['--cuda_graphs']):
+            opt = options.parse('generate_shapes_and_images', '', ['--size', str(size), '--precision', name, *flags])
+            torch.manual_seed(0)
+            generator = model.build_generator(opt, **fast_parts(opt, graphs=True)).requires_grad_(False).cuda()
+            z, camera = torch.randn(1, 256, device='cuda'), cameras_of(opt, torch.zeros(1, 2, device='cuda'))
+            w, decoder = generator.map(z), generator.decoder
+            features = generator.render(w, camera).features
+            parts = {'rays': partial(generator.render, w, camera),
+                     'decoder': partial(decode, decoder, features, w),
+                     'everything': partial(generator, z, camera)}
+            columns.append([(graph_ms if flags else median_ms)(work) for work in parts.values()])
+        for part, calls, graphed in zip(parts, *columns, strict=True):
+            print(f'{name:8} {part:10} {calls:9.3f} {graphed:9.3f}', flush=True)
+
+
+def decode(decoder, features, w):
+    """An image from features and the renderer's latents."""
+    return decoder(features, decoder.map(w), decoder.random_noise(1))
 
 
 def run_tests():

@@ -13,20 +13,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import interrupts  # noqa: F401
-
 import torch
 from tqdm import tqdm
 
 import options
-from camera import cameras_at, video_viewpoints
-from checkpoint import load_generator
+from camera import cameras_of, video_viewpoints
+from inference.loading import load_generator
+from inference.meshes import frontal_mesh
 from metrics.views import View, warp
-from model import Decoder
-from render_video import frontal_mesh
+from op.bands import BandedDecoder
 from surfaces.noise import frontal_noise
 from surfaces.rendering import render_surface
-from surfaces.shading import draw_surface
+from surfaces.shading import shade_surface
 from utils import UserError, run_command, save_image_row, select_device, to_uint8
 
 # The table's columns: by how many pixels the surface moves between the two frames.
@@ -34,17 +32,17 @@ SPEEDS = {'all': (0, math.inf), '< 0.5': (0, 0.5), '0.5-1': (0.5, 1), '1-2': (1,
           '> 4': (4, math.inf)}
 
 
-def noise_sources(generator, w, opt, random):
+def noise_sources(generator, w, opt, rng):
     """The kinds of noise by name: functions from a camera to the decoder's maps."""
     decoder, resolution = generator.decoder, generator.renderer.resolution
     mesh, frontal = frontal_mesh(generator, w, opt)
     if mesh is None:
         raise UserError('this identity has no surface in the frontal view; try another --seed.')
-    on_surface = frontal_noise(mesh, generator.renderer, frontal, decoder.noise_sizes, random)
+    on_surface = frontal_noise(mesh, generator.renderer, frontal, decoder.noise_sizes, rng)
     fixed = decoder.fixed_noise()
     return {'none': lambda camera: [torch.zeros_like(noise) for noise in fixed],
             'fixed': lambda camera: fixed,
-            'random': lambda camera: decoder.random_noise(1, random),
+            'random': lambda camera: decoder.random_noise(1, rng),
             'projected': lambda camera: on_surface.maps(camera, resolution, fixed)}
 
 
@@ -78,7 +76,7 @@ def save_picture(path, frames):
         seen = torch.stack([one.visible for one in carried]).sum(0)
         return torch.stack([one.image[0] * one.visible for one in carried]).sum(0) / seen.clamp(min=1)
 
-    styles = [draw_surface(target.xyz[0], target.background[0], target.camera, style, size)
+    styles = [shade_surface(target.xyz[0], target.background[0], target.camera, style, size)
               for style in ('phong', 'normals', 'depth')]
     rows = [torch.cat([target.image[0], *styles], dim=2),
             torch.cat([added(frames[0], 'fixed').image[0], *map(average, ('fixed', 'random', 'projected'))], dim=2)]
@@ -100,22 +98,22 @@ def main():
     generator, opt, _, _ = load_generator(opt, device)
     if own.untrained_decoder:
         torch.manual_seed(opt.experiment.seed)
-        decoder = Decoder(own.untrained_decoder, opt.model.style_dim, 1, generator.renderer.resolution,
-                          opt.rendering.width)
+        decoder = BandedDecoder(own.untrained_decoder, opt.model.style_dim, 1, generator.renderer.resolution,
+                                opt.rendering.width)
         for name, weight in decoder.named_parameters():
             if name.endswith('noise.weight'):
                 weight.fill_(own.noise_weight)
         generator.decoder = decoder.to(device).requires_grad_(False)
 
-    random = torch.Generator(device).manual_seed(opt.experiment.seed)
-    means = generator.mean_latents(opt.inference.truncation_mean, random)
-    z = torch.randn(1, opt.model.style_dim, generator=random, device=device)
+    rng = torch.Generator(device).manual_seed(opt.experiment.seed)
+    means = generator.mean_latents(opt.inference.truncation_mean, rng)
+    z = torch.randn(1, opt.model.style_dim, generator=rng, device=device)
     w = generator.map(z, opt.inference.truncation_ratio, means)
     w_prime = generator.decoder.map(w, opt.inference.truncation_ratio, means.w_prime)
-    sources = noise_sources(generator, w, opt, random)
+    sources = noise_sources(generator, w, opt, rng)
     viewpoints = video_viewpoints(opt.video.frames, opt.camera.azim, opt.camera.elev, opt.camera.uniform,
                                   opt.inference.azim_video, device)
-    cameras = cameras_at(viewpoints, generator.renderer.resolution, opt.camera.fov, opt.camera.dist_radius)
+    cameras = cameras_of(opt, viewpoints)
 
     totals = {name: torch.zeros(len(SPEEDS), 2, dtype=torch.float64) for name in sources}
     firsts = torch.linspace(0, opt.video.frames - 1 - own.gap, own.pairs).round().int().unique().tolist()

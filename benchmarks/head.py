@@ -5,14 +5,15 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from op.folded_field import fold
+from op.tiles import tile_points
 from training.run import adam
-from volume_renderer import tile_points
 
 # Ellipsoids in the field's own units (near and far plane at -1 and 1): center, radii. A skull, two ears, a nose.
 PARTS = (((0., 0., 0.), (0.5, 0.66, 0.56)), ((-0.52, 0.05, 0.), (0.09, 0.2, 0.14)),
          ((0.52, 0.05, 0.), (0.09, 0.2, 0.14)), ((0., -0.08, 0.56), (0.1, 0.16, 0.14)))
 BLEND = 0.08          # over this distance the parts melt into each other
-BETA = 3e-3           # of a field whose training is over (spec: convergence)
+BETA = 3e-3           # of a field whose training is over (docs/conventions.md, Density and weights)
 STEPS, POINTS = 400, 4096
 LEARNING_RATE = 0.06  # over the width
 SLOPE_WEIGHT = 0.1    # of the error in the gradient: it keeps the field smooth between the points
@@ -64,9 +65,8 @@ def fit_head(generator, w, far_minus_near, steps=STEPS):
         points = training_points(min(POINTS, tile_points(w.device)), random).requires_grad_()
         target = head_sdf(points)
         target_slope, = torch.autograd.grad(target.sum(), points)
-        field = network.fold(w)
-        hidden, slope = field.hidden_and_slope(points.detach())
-        error = (field.sdf(hidden) / scale - target.detach()).abs().mean()
+        sdf, _, _, slope = fold(network, w).with_slope(points.detach())
+        error = (sdf / scale - target.detach()).abs().mean()
         loss = error + SLOPE_WEIGHT * (slope / scale - target_slope).norm(dim=-1).mean()
         loss.backward()
         optimizer.step()

@@ -24,8 +24,6 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import interrupts  # noqa: F401
-
 import plain
 import torch
 from head import cache_path, fit_head
@@ -34,17 +32,20 @@ from tqdm import tqdm
 
 import checkpoint
 import options
-from camera import Cameras, cameras_at, video_viewpoints
-from model import PRECISIONS, Discriminator, Generator, MeanLatents, VolumeDiscriminator, build_generator
+from camera import Cameras, cameras_of, video_viewpoints
+from discriminators import Discriminator, VolumeDiscriminator
+from inference.frames import record, render_frames
+from inference.meshes import frontal_mesh
+from model import PRECISIONS, Generator, MeanLatents, build_generator
+from op.fast import fast_parts
 from options import at_least
-from render_video import Subject, frontal_mesh, record, render_frames
 from surfaces.meshes import SURFACE_RESOLUTION
 from surfaces.rendering import render_surface
+from training import run as training_run
 from training import stage1, stage2
 from training.logs import peak_memory
 from training.processes import Processes
 from training.random_numbers import draw_directions, draw_fakes, draw_mixing
-from training.run import adam
 from training.state import State
 from utils import UserError, atomic_path, run_command, select_device
 
@@ -73,11 +74,11 @@ class Settings(NamedTuple):
 
 # ---------------------------------------------------------------------------------------------- what is measured on
 
-def option_tree(settings, command):
-    """The options of a command at the sizes that the benchmark runs at."""
+def option_tree(settings, command, variant='ours'):
+    """The options of a command at the sizes that the benchmark runs at, for a variant."""
     opt = options.parse(command, __doc__, list(settings.flags))
     sizes = {name: value for name, value in (QUICK if settings.quick else SIZES).items() if name not in opt.given}
-    opt = options.replaced(opt, **sizes)
+    opt = options.replaced(opt, **sizes, dense=variant in ('plain', 'dense'), cuda_graphs=variant == 'graphs')
     if 'chunk' not in opt.given:
         opt = options.replaced(opt, chunk=opt.training.batch)
     if not settings.ckpt:
@@ -90,9 +91,9 @@ def model_path(settings, opt):
     return Path(settings.ckpt) if settings.ckpt else cache_path(settings.cache, opt)
 
 
-def read_model(settings, command):
-    """(state dict of the checkpoint, option tree of a command with its sizes)."""
-    opt = option_tree(settings, command)
+def read_model(settings, command, variant='ours'):
+    """(state dict of the checkpoint, option tree of a command with its sizes, for a variant)."""
+    opt = option_tree(settings, command, variant)
     path = model_path(settings, opt)
     saved = checkpoint.read(path)
     opt = checkpoint.reconcile(opt, saved, path)
@@ -101,14 +102,15 @@ def read_model(settings, command):
     return saved['g_ema'], opt
 
 
-def load(settings, command):
+def load(settings, command, variant):
     """(generator on its device, option tree) with the checkpoint's weights; the decoder is fresh where it has none,
     and for training."""
-    state, opt = read_model(settings, command)
+    state, opt = read_model(settings, command, variant)
     if command.startswith('train'):
         state = {name: tensor for name, tensor in state.items() if not name.startswith('decoder.')}
     torch.manual_seed(opt.experiment.seed)
-    generator = build_generator(opt, full_pipeline=command != 'train_volume_renderer')
+    stage_1 = command == 'train_volume_renderer'
+    generator = build_generator(opt, not stage_1, **fast_parts(opt, sparse=not stage_1, graphs=True))
     checkpoint.load_state(generator, {**generator.state_dict(), **state}, model_path(settings, opt))
     return generator.to(select_device(opt.machine.device)), opt
 
@@ -132,14 +134,11 @@ class Scene(NamedTuple):
 @torch.no_grad()
 def scene(settings, command, variant):
     """The Scene of a command."""
-    generator, opt = load(settings, command)
+    generator, opt = load(settings, command, variant)
     generator.eval().requires_grad_(False)
-    if variant == 'graphs':
-        generator.use_cuda_graphs()
     device = next(generator.parameters()).device
     z, means = identity(opt, device), generator.mean_latents()
-    camera = cameras_at(torch.tensor([VIEWPOINT], device=device), generator.renderer.resolution, opt.camera.fov,
-                        opt.camera.dist_radius)
+    camera = cameras_of(opt, torch.tensor([VIEWPOINT], device=device))
     return Scene(generator, opt, z, generator.map(z, opt.inference.truncation_ratio, means), means, camera)
 
 
@@ -148,7 +147,7 @@ def fit(settings, variant):
     opt = option_tree(settings, 'generate_shapes_and_images')
     torch.manual_seed(opt.experiment.seed)
     device = select_device(opt.machine.device)
-    generator = build_generator(opt, full_pipeline=False).to(device)
+    generator = build_generator(opt, full_pipeline=False, **fast_parts(opt)).to(device)
 
     def run():
         with torch.no_grad():
@@ -167,20 +166,20 @@ def surface_row(settings, variant):
     s = scene(settings, 'generate_shapes_and_images', variant)
     if variant == 'plain':
         return lambda: plain.surface(s.generator.renderer, s.w, s.camera)
-    return lambda: render_surface(s.generator.renderer, s.w, s.camera, sdf=True, dense=variant == 'dense')
+    return lambda: render_surface(s.generator.renderer, s.w, s.camera, sdf=True)
 
 
 def image_row(settings, variant):
     """One image from one latent, everything."""
     s = scene(settings, 'generate_shapes_and_images', variant)
     return torch.no_grad()(lambda: s.generator(s.z, s.camera, psi=s.opt.inference.truncation_ratio,
-                                               means=s.means, dense=variant in ('plain', 'dense')))
+                                               means=s.means))
 
 
 def rays_row(settings, variant):
     """Of it: the rays through the field."""
     s = scene(settings, 'generate_shapes_and_images', variant)
-    return torch.no_grad()(lambda: s.generator.render(s.w, s.camera, dense=variant in ('plain', 'dense')))
+    return torch.no_grad()(lambda: s.generator.render(s.w, s.camera))
 
 
 def decoder_row(settings, variant):
@@ -203,11 +202,10 @@ class Marks(list):
 def video_row(settings, variant):
     """A video with its surface video, encoded: few frames, spread over it, extrapolated to 250."""
     s = scene(settings, 'render_video', variant)
-    opt, device = options.replaced(s.opt, dense=variant == 'dense'), s.z.device
+    opt, device = s.opt, s.z.device
     count = settings.frames or FRAMES.get(device.type, FRAMES['cuda'])
     viewpoints = video_viewpoints(VIDEO_FRAMES, opt.camera.azim, opt.camera.elev, device=device)
-    cameras = cameras_at(viewpoints[::VIDEO_FRAMES // count][:count], s.generator.renderer.resolution, opt.camera.fov,
-                         opt.camera.dist_radius)
+    cameras = cameras_of(opt, viewpoints[::VIDEO_FRAMES // count][:count])
     fixed = s.generator.decoder.fixed_noise()
 
     def run():
@@ -219,7 +217,7 @@ def video_row(settings, variant):
                 frontal_mesh(s.generator, s.w, opt)  # the command asks whether there is a surface
             frames = render_frames(s.generator, s.w, cameras, lambda camera: fixed, opt, s.means)
         with tempfile.TemporaryDirectory() as folder:
-            record(frames, Path(folder), Subject('benchmark', 0, s.w), opt, marks)
+            record(frames, Path(folder), 'benchmark', opt, marks)
         once = time.perf_counter() - started - (marks[-1] - marks[0])  # beginning, first frame, end
         return once + (VIDEO_FRAMES - 1) * (marks[-1] - marks[0]) / (len(marks) - 1)
     return run
@@ -232,13 +230,13 @@ def finish_step(optimizer):
 
 def stage1_row(settings, variant):
     """A step of stage 1: the discriminator's with R1, the generator's with the eikonal term, EMA."""
-    generator, opt = load(settings, 'train_volume_renderer')
+    generator, opt = load(settings, 'train_volume_renderer', variant)
     device, batch, chunk = Processes(opt.machine.device).device, opt.training.batch, opt.training.chunk
     discriminator = VolumeDiscriminator(opt.model.renderer_spatial_output_dim, opt.training.view_lambda > 0,
                                         opt.model.discriminator_width).to(device)
     betas = stage1.BETAS
-    state = State(generator, discriminator, adam(generator.parameters(), opt.training.lr_g, betas),
-                           adam(discriminator.parameters(), opt.training.lr_d, betas))
+    state = State(generator, discriminator, training_run.adam(generator.parameters(), opt.training.lr_g, betas),
+                  training_run.adam(discriminator.parameters(), opt.training.lr_d, betas))
     real = torch.rand(batch, 3, *[opt.model.renderer_spatial_output_dim] * 2, device=device) * 2 - 1
 
     def fakes(purpose):
@@ -257,7 +255,7 @@ def stage1_row(settings, variant):
 
 def stage2_row(settings, variant, regularize=False):
     """A step of stage 2: the discriminator's, the generator's, EMA; no regularizers."""
-    generator, opt = load(settings, 'train_full_pipeline')
+    generator, opt = load(settings, 'train_full_pipeline', variant)
     processes = Processes(opt.machine.device)
     device, batch, chunk = processes.device, opt.training.batch, opt.training.chunk
     generator.requires_grad_(False)
@@ -267,8 +265,8 @@ def stage2_row(settings, variant, regularize=False):
     lazy = stage2.lazy
     state = State(
         generator, discriminator,
-        adam(generator.decoder.parameters(), *lazy(opt.training.g_reg_every, opt.training.lr)),
-        adam(discriminator.parameters(), *lazy(opt.training.d_reg_every, opt.training.lr)))
+        training_run.adam(generator.decoder.parameters(), *lazy(opt.training.g_reg_every, opt.training.lr)),
+        training_run.adam(discriminator.parameters(), *lazy(opt.training.d_reg_every, opt.training.lr)))
     real = torch.rand(batch, 3, opt.model.size, opt.model.size, device=device) * 2 - 1
     z = identity(opt, device)
 
@@ -277,7 +275,7 @@ def stage2_row(settings, variant, regularize=False):
         if not settings.ckpt:  # as after a stage 1, each latent has a surface
             fakes = fakes._replace(z=z.expand(count, -1))
         switch = draw_mixing(opt, purpose, state.iteration, generator.decoder.num_layers)
-        return stage2.render(generator, fakes, switch, dense=variant == 'plain'), fakes
+        return stage2.render(generator, fakes, switch), fakes
 
     def run():
         stage2.accumulate_discriminator(discriminator, generator, real, rendered('discriminator')[0], opt,
@@ -585,8 +583,8 @@ def parse():
     return parser.parse_known_args()
 
 
-def main():
-    own, rest = parse()
+def main(arguments):
+    own, rest = arguments
     os.environ['PYTHONPATH'] = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get('PYTHONPATH', '')])
     rows = row_list(own.rows)
     settings = Settings(tuple(rest), own.quick, own.ckpt, own.cache, own.threads,
@@ -633,4 +631,4 @@ def main():
 
 
 if __name__ == '__main__':
-    run_command(main)
+    run_command('speed', parse)

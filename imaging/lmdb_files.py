@@ -1,15 +1,24 @@
 """The LMDB that `prepare_data.py` writes (its head describes the keys): opened for reading, and what it contains."""
+import array
 import collections
+import errno
 import os
 import weakref
 from pathlib import Path
 from typing import NamedTuple
 
 import lmdb
+import numpy as np
 
+from imaging.fit import Fit
 from utils import UserError
 
 MAKE_AGAIN = 'remove the folder and make the data set again with prepare_data.py'
+TEXTS = 'length', 'resample', 'fit', 'shard'  # keys of one value each
+# What LMDB says where a file system lacks what it needs, and where another process is in the way.
+NO_LOCKS = errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL, errno.ESTALE
+NO_ROOM = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
+NOT_ALLOWED = errno.EACCES, errno.EPERM, errno.EROFS
 
 _environments = weakref.WeakValueDictionary()  # by path: LMDB allows one opening in a process, so it is shared
 
@@ -24,6 +33,32 @@ def source_key(index):
     return f'source-{index:05d}'.encode()
 
 
+def shape_key(index):
+    """The key of that photo's width and height, where the data set remembers them."""
+    return f'shape-{index:05d}'.encode()
+
+
+def remedy(error):
+    """What to do about an lmdb.Error, as a clause; None for damage and for what nothing is known of."""
+    def says(*numbers):
+        return any(os.strerror(number) in str(error) for number in numbers)
+
+    if says(*NO_LOCKS):
+        return 'its disk lacks the locks or memory maps that LMDB needs, as many network disks do: make the data set ' \
+               'on a local disk, then copy the folder'
+    if says(errno.ENOMEM):
+        return 'this process may not map that much memory: raise its limit (ulimit -v unlimited)'
+    if says(*NO_ROOM):
+        return 'free some space'
+    if says(*NOT_ALLOWED):
+        return 'check the permissions of the folder, or choose another'
+    if says(errno.EMFILE, errno.ENFILE):
+        return 'too many files are open: raise the limit (ulimit -n)'
+    if isinstance(error, (lmdb.MapResizedError, lmdb.ReadersFullError, lmdb.LockError)):
+        return 'another process is writing to it: wait for that to end'
+    return None
+
+
 def open_lmdb(path):
     """The LMDB at a folder, opened for reading only: no lock file, safe in any number of processes, forked ones too.
 
@@ -33,11 +68,20 @@ def open_lmdb(path):
     try:
         environment = lmdb.open(str(path), readonly=True, lock=False, readahead=False, meminit=False, create=False)
     except lmdb.Error as error:
-        raise UserError(f'{data} cannot be opened ({error}); mend that, or {MAKE_AGAIN}.') from None
+        raise UserError(f'{data} cannot be opened ({error}); {remedy(error) or f"mend that, or {MAKE_AGAIN}"}.'
+                        ) from None
     wanted = (environment.info()['last_pgno'] + 1) * environment.stat()['psize']
     if (there := data.stat().st_size) < wanted:
         environment.close()
         raise UserError(f'{data} is cut short ({there} of {wanted} bytes); copy it again, or {MAKE_AGAIN}.')
+    return environment
+
+
+def shared_lmdb(path):
+    """The LMDB at `path`, the same for all in this process; it closes when nobody holds it any more."""
+    path = os.path.realpath(path)
+    environment = _environments.get(path) or open_lmdb(path)
+    _environments[path] = environment
     return environment
 
 
@@ -53,36 +97,69 @@ def begin_reading(environment, **options):
 class Contents(NamedTuple):
     """What an LMDB holds; prepare_data.py describes the keys."""
     length: int | None = None  # None: the run that makes the data set was cut short
-    sizes: dict = {}  # {size: set of indices}
-    sources: list = []  # 'bytes name' by index; empty for a data set that another program made
+    sizes: dict = {}  # {size: ascending array of the indices that are there}
+    sources: list = []  # 'bytes name' by index; empty for a data set that another program made, and where not wanted
     resample: str | None = None
+    fit: Fit = Fit()
+    shard: str | None = None
+
+    def count(self, size):
+        """How many of the images 0 .. length - 1 there are at a size."""
+        indices = self.sizes.get(size, np.empty(0, np.int64))
+        return int(((indices >= 0) & (indices < (self.length or 0))).sum())
 
     def complete_sizes(self):
         """The sizes that have every image, ascending."""
-        return sorted(size for size, indices in self.sizes.items() if indices.issuperset(range(self.length or 0)))
+        return sorted(size for size in self.sizes if self.count(size) == (self.length or 0))
+
+    def lacking(self, size, count):
+        """Which of the images 0 .. count - 1 are not there at a size, as booleans (count)."""
+        return ~np.isin(np.arange(count), self.sizes.get(size, ()))
 
 
-def read_contents(environment):
-    """The Contents of an open LMDB. Raises UserError where it is damaged."""
-    sizes, sources = collections.defaultdict(set), {}
+def read_contents(environment, with_sources=True):
+    """The Contents of an open LMDB. Raises UserError where it is damaged, naming a key that tells what else it is."""
+    sizes, sources, texts = collections.defaultdict(lambda: array.array('q')), {}, {}
+    key = b''
     try:
         with begin_reading(environment) as transaction:
             for key in transaction.cursor().iternext(values=False):
                 head, _, index = key.decode().partition('-')
                 if head == 'source':
-                    sources[int(index)] = transaction.get(key).decode(errors='surrogateescape')
-                elif head not in ('length', 'resample'):
-                    sizes[int(head)].add(int(index))
-            length, resample = transaction.get(b'length'), transaction.get(b'resample')
-        return Contents(length and int(length), dict(sizes), [sources[index] for index in range(len(sources))],
-                        resample and resample.decode())
-    except (lmdb.Error, ValueError, KeyError):
-        raise UserError(f'{environment.path()} is damaged or an LMDB of something else; {MAKE_AGAIN}.') from None
+                    if with_sources:
+                        sources[int(index)] = transaction.get(key).decode(errors='surrogateescape')
+                elif head in TEXTS and not index:
+                    texts[head] = transaction.get(key).decode()
+                elif head != 'shape':
+                    sizes[int(head)].append(int(index))
+        key = b'length'
+        length = int(texts['length']) if texts.get('length') else None
+        if length is not None and length < 0:
+            raise ValueError('a negative length')
+        return Contents(length, {size: np.unique(indices) for size, indices in sizes.items()},
+                        [sources[index] for index in range(len(sources))], texts.get('resample'),
+                        Fit.of(texts.get('fit', 'crop')), texts.get('shard'))
+    except (lmdb.Error, ValueError, KeyError, OverflowError):
+        raise UserError(f'{environment.path()} is damaged or an LMDB of something else (at the key '
+                        f'{ascii(key[:40])}); {MAKE_AGAIN}.') from None
 
 
-def shared_lmdb(path):
-    """The LMDB at `path`, the same for all in this process; it closes when nobody holds it any more."""
-    path = os.path.realpath(path)
-    environment = _environments.get(path) or open_lmdb(path)
-    _environments[path] = environment
-    return environment
+class Remembered(NamedTuple):
+    """How the photos of a data set were fitted into squares."""
+    fit: Fit
+    aspect: float  # the median of their width / height; 1 where the data set does not remember it
+
+
+def read_fit(path):
+    """The Remembered fit of the data set at `path`: `fit.undone(picture, aspect)` undoes it in results."""
+    with begin_reading(shared_lmdb(path)) as transaction:
+        fit = Fit.of((transaction.get(b'fit') or b'crop').decode())
+        aspects = []
+        cursor = transaction.cursor()
+        if cursor.set_range(b'shape-'):
+            for key, value in cursor:
+                if not key.startswith(b'shape-'):
+                    break
+                width, height = map(int, value.split(b'x'))
+                aspects.append(width / height)
+    return Remembered(fit, float(np.median(aspects)) if aspects else 1.)

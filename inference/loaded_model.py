@@ -1,11 +1,11 @@
-"""One loaded model, and what app.py and notebooks ask of it: a picture, the surface, a mesh, a video.
+"""One loaded model, and what app.py, the service and notebooks ask of it: a picture, the surface, a mesh, a video.
 
     model = load_model('cats_demo')
-    w = model.latents([3], psi=0.7)
+    w = model.w_of([3], psi=0.7)
     image = model.picture(w, model.cameras([[20., 0.]]), psi=0.7)
 
-Nothing in it changes after loading, and every random number comes from a generator of the call's own, so threads may
-share one model.
+Nothing in it changes after loading, and every random number comes from an rng of the call's own, so threads may share
+one model.
 """
 import dataclasses
 from pathlib import Path
@@ -14,15 +14,17 @@ import torch
 from munch import Munch
 
 import options
-from camera import cameras_at, video_viewpoints
-from checkpoint import load_generator
+from camera import cameras_of, video_viewpoints
+from inference.frames import IMAGE_CRF, render_frames
+from inference.identities import closed_walk, draw_w, identities, seeded
+from inference.loading import load_generator
+from inference.meshes import frontal_mesh
 from inference.video_files import video_writer
 from model import Generator, MeanLatents
-from render_video import IMAGE_CRF, closed_walk, frontal_mesh, render_frames, subjects
 from surfaces.files import color_vertices
 from surfaces.meshes import volume_points
 from surfaces.rendering import render_surface
-from surfaces.shading import draw_surface
+from surfaces.shading import shade_surface
 from utils import select_device, to_uint8
 
 FPS = 20
@@ -32,7 +34,7 @@ FPS = 20
 class LoadedModel:
     """A generator for inference, the flags that it was loaded with, and its mean latents for truncation.
 
-    `psi` of a picture or video is the number in [0, 1] that its latents were drawn with: the decoder truncates too.
+    `psi` of a picture or video is the truncation in [0, 1] that its w was drawn with, since the decoder truncates too.
     """
     generator: Generator
     opt: Munch
@@ -43,24 +45,20 @@ class LoadedModel:
     def device(self):
         return self.means.w.device
 
-    def latents(self, seeds, psi):
+    def w_of(self, seeds, psi):
         """(len(seeds),style_dim) truncated latents w of the identities that --seeds draws."""
         opt = options.replaced(self.opt, seeds=tuple(seeds), truncation_ratio=psi)
-        random = torch.Generator(self.device)
-        return torch.cat([subject.w for subject in subjects(self.generator, opt, random, self.means)])
+        drawn = identities(opt, torch.Generator(self.device))
+        return torch.cat([draw_w(self.generator, identity, opt, self.means) for identity in drawn])
 
     def cameras(self, degrees, zoom=1.):
         """Cameras at viewpoints (B,2), azimuth and elevation in degrees. zoom: 2 shows half the width, twice as large.
         """
-        return self._cameras(torch.deg2rad(torch.tensor(degrees, device=self.device))).magnified(zoom)
-
-    def _cameras(self, viewpoints):
-        camera = self.opt.camera
-        return cameras_at(viewpoints, self.generator.renderer.resolution, camera.fov, camera.dist_radius)
+        viewpoints = torch.deg2rad(torch.tensor(degrees, device=self.device))
+        return cameras_of(self.opt, viewpoints).magnified(zoom)
 
     def _frames(self, w, cameras, psi, with_surface=False):
-        """The frames (render_video.render_frames) of w (1,style_dim), or of one latent a camera; the same noise in all.
-        """
+        """The frames (inference.frames) of w (1,style_dim), or of one latent a camera; the same noise in all."""
         opt = options.replaced(self.opt, truncation_ratio=psi, side_by_side=with_surface)
         noise = self.generator.decoder.fixed_noise() if self.generator.full_pipeline else None
         return render_frames(self.generator, w, cameras, lambda _: noise, opt, self.means, surfaces=with_surface)
@@ -71,8 +69,8 @@ class LoadedModel:
 
     def surface(self, w, camera):
         """The shaded surface (512,512,3), uint8, of w (1,style_dim) from one camera."""
-        view = render_surface(self.generator.renderer, w, camera, dense=self.opt.inference.dense)
-        return to_uint8(draw_surface(view.xyz[0], view.background[0], camera))
+        view = render_surface(self.generator.renderer, w, camera)
+        return to_uint8(shade_surface(view.xyz[0], view.background[0], camera))
 
     def mesh(self, w):
         """The frontal marching-cubes mesh of w (1,style_dim) with vertex colors; None where there is no surface."""
@@ -94,7 +92,7 @@ class LoadedModel:
         viewpoints = video_viewpoints(frames, camera.azim, camera.elev, camera.uniform, device=w.device)
         if len(w) > 1:
             w = closed_walk(w, frames)
-        pictures = self._frames(w, self._cameras(viewpoints), psi, with_surface)
+        pictures = self._frames(w, cameras_of(self.opt, viewpoints), psi, with_surface)
         with video_writer(path, fps=FPS, crf=IMAGE_CRF) as add:
             for _ in progress(range(frames)):
                 add(next(pictures)['side_by_side_video' if with_surface else 'video'])
@@ -109,7 +107,7 @@ def load_model(expname, **flags):
 
 def load(opt):
     """The LoadedModel of an option tree of app.py."""
-    generator, opt, path, _ = load_generator(opt, select_device(opt.machine.device))
-    device = next(generator.parameters()).device
-    random = torch.Generator(device).manual_seed(opt.experiment.seed)
-    return LoadedModel(generator, opt, generator.mean_latents(opt.inference.truncation_mean, random), path)
+    device = select_device(opt.machine.device)
+    generator, opt, path, _ = load_generator(opt, device)
+    rng = seeded(opt.experiment.seed, device)
+    return LoadedModel(generator, opt, generator.mean_latents(opt.inference.truncation_mean, rng), path)

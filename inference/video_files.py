@@ -27,21 +27,22 @@ BT709 = 1           # the standard's number for color primaries and transfer (IT
 WAITING_FRAMES = 4  # at most this many are held for the encoder
 
 
-def video_path(folder, name, kind):
-    """Where a video goes: a file, or a folder for the kind 'frames'."""
-    return Path(folder) / (name if kind == 'frames' else f'{name}.{kind}')
+def video_path(folder, name, file_format):
+    """Where a video goes: a file, or a folder for the file_format 'frames'."""
+    return Path(folder) / (name if file_format == 'frames' else f'{name}.{file_format}')
 
 
 @contextlib.contextmanager
-def video_writer(path, kind='mp4', fps=30, crf=10):
+def video_writer(path, file_format='mp4', fps=30, crf=10):
     """Yield a function that adds one frame, a uint8 array (H,W,3) in RGB, to the video at `path`.
 
-    kind: one of FORMATS. fps: a whole number. crf: quality of H.264, from 0 (lossless) to 51. In a file, odd sizes get
-    one more row or column, a copy of the last: yuv420p halves them. The video appears when the block ends, and with
-    the frames so far when KeyboardInterrupt ends it; after any other exception, or without a frame, nothing changes.
+    file_format: one of FORMATS. fps: a whole number. crf: quality of H.264, from 0 (lossless) to 51. Odd sizes of a
+    file get one more row or column, a copy of the last, since yuv420p halves them. The video appears when the block
+    ends, and with the frames so far when KeyboardInterrupt ends it; after any other exception, or without a frame,
+    nothing changes.
     """
     stop = None
-    recording = _folder(Path(path)) if kind == 'frames' else _file(path, kind, fps, crf)
+    recording = _folder(Path(path)) if file_format == 'frames' else _file(path, file_format, fps, crf)
     with recording as encode, ThreadPoolExecutor(1) as thread:
         waiting, frames = deque(), 0
 
@@ -83,10 +84,10 @@ def _folder(path):
 
 
 @contextlib.contextmanager
-def _file(path, kind, fps, crf):
+def _file(path, file_format, fps, crf):
     """Yield encode(frame) for a video file made by FFmpeg."""
     with atomic_path(path) as temporary:
-        recording = _Recording(temporary, kind, fps, crf)
+        recording = _Recording(temporary, file_format, fps, crf)
         try:
             yield recording.encode
         except BaseException:
@@ -99,9 +100,9 @@ def _file(path, kind, fps, crf):
 class _Recording:
     """A video file being written; the first frame decides its size."""
 
-    def __init__(self, path, kind, fps, crf):
-        self.kind, self.fps, self.crf, self.count = kind, fps, crf, 0
-        self.container = av.open(str(path), 'w', format=kind, options=CONTAINER_OPTIONS[kind])
+    def __init__(self, path, file_format, fps, crf):
+        self.file_format, self.fps, self.crf, self.count = file_format, fps, crf, 0
+        self.container = av.open(str(path), 'w', format=file_format, options=CONTAINER_OPTIONS[file_format])
         self.stream = self.convert = None
 
     def encode(self, frame):
@@ -114,12 +115,12 @@ class _Recording:
         self.count += 1
 
     def _begin(self, height, width):
-        self.stream = self.container.add_stream(CODECS[self.kind], rate=self.fps)
+        self.stream = self.container.add_stream(CODECS[self.file_format], rate=self.fps)
         codec = self.stream.codec_context
         codec.width, codec.height = width, height
-        if self.kind == 'gif':
+        if self.file_format == 'gif':
             codec.pix_fmt, self.convert = 'pal8', _palette_filter(height, width, self.fps)
-        elif self.kind == 'webp':
+        elif self.file_format == 'webp':
             codec.pix_fmt, codec.options = 'bgra', {'quality': str(WEBP_QUALITY)}
             self.convert = partial(av.VideoFrame.reformat, format='bgra')
         else:

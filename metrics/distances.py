@@ -77,17 +77,17 @@ def precision_recall(real, fake, neighbors=NEIGHBORS):
     real (N,D), fake (M,D). The manifold of a set is the union of the balls around its features that reach their k-th
     nearest neighbors; k below the sets' sizes.
     """
-    def rows(a, b):
-        """Distances from a part of a at a time to all of b; in double precision, since they come from products."""
-        for part in a.split(max(1, DISTANCES_AT_ONCE // len(b))):
-            yield torch.cdist(part.double(), b.double())
+    def by_rows(a, b):
+        """Distances from some rows of a at a time to all of b; in double precision, since they come from products."""
+        for rows in a.split(max(1, DISTANCES_AT_ONCE // len(b))):
+            yield torch.cdist(rows.double(), b.double())
 
     def radii(x):
-        return torch.cat([distances.kthvalue(neighbors + 1, dim=1).values for distances in rows(x, x)])
+        return torch.cat([distances.kthvalue(neighbors + 1, dim=1).values for distances in by_rows(x, x)])
 
     def share(x, of):
         reach = radii(of)
-        return torch.cat([(distances <= reach).any(dim=1) for distances in rows(x, of)]).double().mean().item()
+        return torch.cat([(distances <= reach).any(dim=1) for distances in by_rows(x, of)]).double().mean().item()
 
     return share(fake, real), share(real, fake)
 

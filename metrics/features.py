@@ -25,7 +25,7 @@ class Features(NamedTuple):
     @torch.no_grad()
     def __call__(self, images):
         """Features (N,D), float32 on the CPU, of uint8 images (N,3,S,S). Raises UserError for a network that fails."""
-        return torch.cat([self._of(part).cpu() for part in images.split(IMAGES_AT_ONCE)])
+        return torch.cat([self._of(batch).cpu() for batch in images.split(IMAGES_AT_ONCE)])
 
     def _of(self, images):
         try:

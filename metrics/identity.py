@@ -6,13 +6,15 @@ one frame, and compared by a modified Chamfer distance (lower is better). What i
 - side views: at +-SIDE standard deviations (or ranges) of the azimuths of training, elevation 0; both are averaged.
 - surface: the expected surface points of SURFACE_RESOLUTION^2 rays with as many samples, as for meshes. They are in
   world coordinates, so the common frame is the world.
-- background: pixels that are background with more than views.MAX_BACKGROUND are no surface.
-- seen from one view only: points outside the other view's image, and points that the other view shows hidden behind
-  something. The latter is believed unless the first view looks right through that something: then the two contradict
-  each other, and the point counts. (Leaving out all points whose depths disagree would leave out the very error.)
-- distance: each counted point to the nearest point of the other view's whole surface, whose grid of points is refined
-  REFINED times, since the pixels' own spacing would else be the larger part of a good model's distance; the mean over
-  points, the larger of the two directions, the mean over side views, and then over identities.
+- background: a pixel whose probability of background is above views.MAX_BACKGROUND shows no surface.
+- seen from one view only: points outside of the other view's image do not count, nor do points that the other view
+  shows as hidden behind another surface. An exception are points where the first view sees nothing of that other
+  surface: there the two views contradict each other, and the point counts. (If all points whose depths disagree were
+  left out, the very error that is to be measured would be left out.)
+- distance: from each counted point to the nearest point of the other view's whole surface. That surface's grid of
+  points is refined REFINED times, since the spacing of the pixels would otherwise be the larger part of a good model's
+  distance. The result is the mean over points, the larger of the two directions, the mean over side views, and then
+  over identities.
 - unit: percent of the distance between the near and far planes (2 dist_radius), the only length that all models have.
 """
 import math
@@ -24,7 +26,7 @@ import torch.nn.functional as F
 import trimesh
 from torch import Tensor
 
-from camera import cameras_at, project
+from camera import cameras_of, project
 from metrics.distances import modified_chamfer
 from metrics.views import DEPTH_TOLERANCE, MAX_BACKGROUND, View, view_difference
 from surfaces.meshes import surface_mesh
@@ -111,14 +113,14 @@ def side_views(azim, spread, device):
     return torch.tensor([[0., 0.], [-spread * azim, 0.], [spread * azim, 0.]], device=device)
 
 
-def viewed(generator, w, camera, image=None, *, sdf=False, dense=False):
+def viewed(generator, w, camera, image=None, *, sdf=False):
     """(View, Rendering) of the surface of one latent w (1,style_dim). image: what the View is to show, if needed."""
-    rendering = render_surface(generator.renderer, w, camera, sdf=sdf, dense=dense)
+    rendering = render_surface(generator.renderer, w, camera, sdf=sdf)
     return View(image, rendering.xyz, rendering.background, camera, generator.renderer.resolution), rendering
 
 
 @torch.no_grad()
-def measure_identity(generator, z, opt, kinds, means=None, psi=1., dense=False):
+def measure_identity(generator, z, opt, kinds, means=None, psi=1.):
     """Measures of the identity of a latent z (1,style_dim): {kind: {name: number}}, nan where undefined.
 
     kinds, which of these to take:
@@ -127,36 +129,29 @@ def measure_identity(generator, z, opt, kinds, means=None, psi=1., dense=False):
     the frontal one by the surface, in levels of 255; fixed noise.
     'field': {'eikonal', 'single'}, the eikonal_residual of the frontal rays' samples, and whether the frontal
     marching-cubes mesh is_single_surface (1 or 0). nan for a field without SDF.
-    dense: evaluate the field at every sample of a surface (surface.render_surface).
     """
     renderer, w = generator.renderer, generator.map(z, psi, means)
     result = {}
 
     def cameras(spread):
-        return cameras_at(side_views(opt.camera.azim, spread, z.device), renderer.resolution, opt.camera.fov,
-                          opt.camera.dist_radius)
+        return cameras_of(opt, side_views(opt.camera.azim, spread, z.device))
 
-    wants_sdf = 'field' in kinds and renderer.has_sdf
-    front, rendering = viewed(generator, w, cameras(0)[:1], sdf=wants_sdf, dense=dense)
+    front, rendering = viewed(generator, w, cameras(0)[:1], sdf='field' in kinds and renderer.has_sdf)
     if 'depth' in kinds:
-        sides = [viewed(generator, w, cameras(SIDE)[i:i + 1], dense=dense)[0] for i in (1, 2)]
+        sides = [viewed(generator, w, cameras(SIDE)[i:i + 1])[0] for i in (1, 2)]
         result['depth'] = {'depth': _mean([depth_distance(front, side) for side in sides])}
     if 'view' in kinds:
         near = cameras(NEAR_SIDE)
-        images = []
-        for i in range(len(near)):
-            made = generator(z, near[i:i + 1], psi=psi, means=means, noise='fixed')
-            images.append(made.picture)
+        images = [generator(z, near[i:i + 1], psi=psi, means=means, noise='fixed').picture
+                  for i in range(len(near))]
         front = front._replace(image=images[0])
-        sides = [viewed(generator, w, near[i:i + 1], images[i], dense=dense)[0] for i in (1, 2)]
+        sides = [viewed(generator, w, near[i:i + 1], images[i])[0] for i in (1, 2)]
         result['view'] = {'view': 127.5 * _mean([view_difference(side, front) for side in sides])}
     if 'field' in kinds:
         result['field'] = {'eikonal': math.nan, 'single': math.nan}
         if renderer.has_sdf:
             gradients = renderer(w, cameras(0)[:1], color=False, eikonal=True).eikonal
-            # A volume that is negative throughout has a mesh too: the walls of its box.
-            crosses = rendering.sdf.min() < 0 < rendering.sdf.max()
-            mesh = surface_mesh(rendering.sdf, front.camera) if crosses else None
+            mesh = surface_mesh(rendering.sdf, front.camera)
             result['field'] = {'eikonal': eikonal_residual(gradients), 'single': float(is_single_surface(mesh))}
     return result
 

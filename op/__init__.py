@@ -1,12 +1,17 @@
-"""The custom operations, the decoder's two and the field's: a plain PyTorch definition each, and a kernel for GPUs.
+"""Every faster way to the same numbers. Each names the plain definition that it must equal, and tests hold it to that.
+
+Operations with a plain PyTorch definition, and mostly a kernel for GPUs: leaky_relu.py, upfirdn.py, cumprod.py, and the
+field's (siren.py). Subclasses of the method's classes, with the same parameters and calls: tiles.py and sparse.py of
+VolumeRenderer, bands.py of Decoder; graphs.py launches the kernels of a whole picture as one. fast.py chooses among
+them.
 
 On a CUDA tensor the kernels are built at first use and kept for later runs (the decoder's: kernels.py; the field's, by
-Triton: siren.py). The environment variable STYLESDF_OPS chooses: auto (the default: the kernel, or the plain definition
-where it cannot be built), plain (never build anything), cuda (a kernel that cannot be built is an error). Tensors on
-other devices take the plain way always. graphs.py launches the kernels of a whole function as one.
+Triton: siren.py). The environment variable STYLESDF_OPS chooses: auto (the default: the fast ways, and plain PyTorch
+where a kernel cannot be built), plain (the definitions alone, on every device), cuda (a kernel that cannot be built is
+an error).
 """
+from op.cumprod import cumulative_product
 from op.leaky_relu import fused_leaky_relu
-from op.siren import fused_field
 from op.upfirdn import upfirdn2d
 
-__all__ = ['fused_field', 'fused_leaky_relu', 'upfirdn2d']
+__all__ = ['cumulative_product', 'fused_leaky_relu', 'upfirdn2d']

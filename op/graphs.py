@@ -10,12 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
+from camera import Cameras
+from model import Decoder
 from op import kernels
+from volume_renderer import VolumeRenderer
 
-MOST = 8          # captures of one function: each keeps memory of its own
-AGREEMENT = 1e-2  # of the largest value; half precision summed in another order is nearer
+LARGEST_COUNT = 8  # captures of one function: each keeps memory of its own
+AGREEMENT = 1e-2   # of the largest value; half precision summed in another order is nearer
 
-_failures = []    # the first thing that went wrong: from then on this process captures and replays nothing
+_failures = []     # the first thing that went wrong: from then on this process captures and replays nothing
 
 
 class Graphed:
@@ -43,7 +46,7 @@ class Graphed:
             if kind in self.captures:
                 return self.captures[kind].replay(tensors)
         values = self.function(*args, **kwargs)  # compiles, tunes and checks what does so at its first use
-        if kind and len(self.captures) < MOST:
+        if kind and len(self.captures) < LARGEST_COUNT:
             try:
                 self.captures[kind] = _capture(self.function, leaves, structure, values)
             except Exception as error:  # whatever PyTorch, a library or the driver may do: the plain way goes on
@@ -52,6 +55,38 @@ class Graphed:
                 _failures.append(f'{type(error).__name__}: {" ".join(str(error).split())}'[:300])
                 kernels.unusable('CUDA graphs do not work here', _failures[0])
         return values
+
+
+class GraphedRenderer(VolumeRenderer):
+    """A VolumeRenderer whose pictures come by a CUDA graph where that is possible; it must not jitter its samples."""
+
+    def forward(self, w, cameras, *, color=True, decisive=None, **wanted):
+        render = super().forward
+        if not color:  # surfaces are too much work for their launches to matter
+            return render(w, cameras, color=False, decisive=decisive, **wanted)
+
+        def render_with(w, camera, **wanted):
+            return render(w, Cameras(**camera), **wanted)
+
+        return _graph_of(self, 'forward', render_with)(w, vars(cameras), **wanted)
+
+
+class GraphedDecoder(Decoder):
+    """A Decoder by CUDA graphs where that is possible."""
+
+    def modulate(self, w_prime):
+        return _graph_of(self, 'modulate', super().modulate)(w_prime)
+
+    def synthesize(self, features, weights, noise):
+        return _graph_of(self, 'synthesize', super().synthesize)(features, weights, noise)
+
+
+def _graph_of(module, name, function):
+    """The Graphed of a module's function, made at its first call: by then the weights are where they stay."""
+    graphs = vars(module).setdefault('_graphs', {})
+    if name not in graphs:
+        graphs[name] = Graphed(function, module)
+    return graphs[name]
 
 
 class Capture(NamedTuple):

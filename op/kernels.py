@@ -47,9 +47,14 @@ def library(x):
     return loaded
 
 
+def plain():
+    """Whether STYLESDF_OPS asks for the plain definitions, on every device."""
+    return _mode() == 'plain'
+
+
 def wanted(x):
     """Whether a kernel is to be tried on tensor x: it is on a CUDA device, and STYLESDF_OPS allows it."""
-    return _mode() != 'plain' and x.is_cuda
+    return not plain() and x.is_cuda
 
 
 def unusable(what, failure):

@@ -1,12 +1,12 @@
 """The field at points: distance, features and color of a FiLM-SIREN with its latents folded in, in one GPU kernel.
 
-`plain` is the definition. On a Hopper GPU (compute capability 9), for which its tiles are cut, and where autograd
-records nothing, a Triton kernel (siren_kernel.py, imported then and not before) takes a tile of points through all
-layers without leaving the chip. STYLESDF_OPS chooses as for the other operations (see op/__init__.py).
+`FoldedField.steps` (folded_field.py) is the definition. On a Hopper GPU (compute capability 9), for which its tiles are
+cut, and where autograd records nothing, a Triton kernel (siren_kernel.py, imported then and not before) takes a tile of
+points through all layers without leaving the chip. STYLESDF_OPS chooses as for the other operations (op/__init__.py).
 
 Numbers: a product of float32 matrices is three products of halves (x = high + low, 11 bits each) summed in float32,
 which is as near to float64 as float32 itself is; one product of halves, or of tf32, is a thousand times as far
-(docs/performance.md). Each variant of the kernel is checked against `plain` at its first use in a process.
+(docs/performance.md). Each variant of the kernel is checked against its definition at its first use in a process.
 """
 import math
 
@@ -20,32 +20,18 @@ CAPABILITY = 9     # Hopper; compiled for others the tiles spill their registers
 # Weights go to the kernel as halves of W / pi, so that a sine's argument comes in half turns, and times 64, so that
 # the low half of a weight of a usual size is no subnormal number.
 SCALE = 64 / math.pi
-CHECKED = 512      # points of a kernel's first call that `plain` evaluates too, in float64
+CHECKED = 512      # points of a kernel's first call that the definition evaluates too, in float64
 AGREEMENT = 1e-4   # of the largest value; float32 and the kernel were within 1e-5
 
 
-def plain(field, points, viewdirs=None, scratch=None):
-    """The definition of `fused_field`, by the field's own steps."""
-    return heads(field, field.hidden(points, scratch), viewdirs, scratch)
-
-
-def heads(field, hidden, viewdirs=None, scratch=None):
-    """(sdf, features, color logits), as `fused_field` gives them, from the last hidden activations (B,P,C)."""
-    if viewdirs is None:
-        return field.sdf(hidden), None, None
-    features = field.features(hidden, viewdirs, scratch)
-    return field.sdf(hidden), features, field.rgb_logits(features)
-
-
-def fused_field(field, points, viewdirs=None, scratch=None):
+def fused_field(field, points, viewdirs=None):
     """Signed distances (B,P,1), features (B,P,C) and colors before the sigmoid (B,P,3) of a FoldedField of B latents.
 
     points: (B,P,3) in the field's own units. viewdirs: (B,R,3) unit vectors, one for each P / R points in a row;
-    without them features and colors are None and are not computed. scratch: as for FoldedField.hidden; the kernel
-    needs none. Differentiable (by the plain way).
+    without them features and colors are None and are not computed. Differentiable (by the plain way).
     """
     if not _fits(field, points, viewdirs):
-        return plain(field, points, viewdirs, scratch)
+        return field.steps(points, viewdirs)
     variant = points.device, len(field.points), field.sigma[0].shape[1], viewdirs is not None
     if variant not in _failures:
         values, _failures[variant] = _first_call(field, points, viewdirs)
@@ -53,7 +39,7 @@ def fused_field(field, points, viewdirs=None, scratch=None):
         values = fused(field, points, viewdirs)
     if _failures[variant]:
         kernels.unusable('the fused kernel of the field does not work here', _failures[variant])
-        return plain(field, points, viewdirs, scratch)
+        return field.steps(points, viewdirs)
     return values
 
 
@@ -87,7 +73,7 @@ def _first_call(field, points, viewdirs):
 
 @torch.no_grad()
 def disagreement(values, field, points, viewdirs=None, most=CHECKED):
-    """The largest difference of `values` from `plain` in float64, as a share of the largest value of its kind.
+    """The largest difference of `values` from the definition in float64, as a share of the largest value of its kind.
 
     It is measured on about `most` of the points, evenly spread.
     """
@@ -96,9 +82,7 @@ def disagreement(values, field, points, viewdirs=None, most=CHECKED):
     step = -(-count // most)
     some = [tensor.unflatten(1, (rays, -1))[:, ::step].flatten(1, 2).double()
             for tensor in (points, *values) if tensor is not None]
-    exact = type(field)([tuple(tensor.double() for tensor in layer) for layer in field.points],
-                        *(tuple(tensor.double() for tensor in pair) for pair in field[1:]))
-    expected = plain(exact, some[0], None if viewdirs is None else viewdirs[:, ::step].double())
+    expected = field.to(torch.float64).steps(some[0], None if viewdirs is None else viewdirs[:, ::step].double())
     return torch.stack([(value - reference).abs().max() / reference.abs().max()  # a NaN stays one
                         for value, reference in zip(some[1:], expected, strict=False)]).max().item()
 

@@ -1,13 +1,20 @@
-"""Views of a field from a tenth of its evaluations: signed distances of all samples, and pictures.
+"""SparseRenderer: views of a field from a tenth of its evaluations.
 
-A trained field is smooth between samples and matters only where a ray can see it. So the volume is evaluated on every
-4th sample of every 4th ray, interpolated to twice the density, and evaluated exactly where the interpolation is not
-good enough: near the zero level, whose side decides the mesh, and where a visible sample's density depends on it. The
-same again gives every sample. How good the interpolation is shows in the difference of two orders of it; whether that
-can be believed, in the samples that are evaluated after all and in whole rays chosen at random: where one of them was
-predicted badly, as at a crease, its neighbors are evaluated too. Where that does not end soon, the answer is None, and
-every sample is evaluated. A picture then takes colors and features only from the samples that have weight.
-Measured: docs/performance.md.
+The definition is VolumeRenderer (volume_renderer.py), which evaluates every sample. A trained field is smooth between
+samples, and it matters only where a ray can see it. So the signed distances of a view are found in these steps:
+
+1. The field is evaluated on a coarse grid: every 4th sample of every 4th ray.
+2. The grid is interpolated to twice its density. The difference between interpolations of sixth and of fourth order
+   estimates the error of each new sample.
+3. Samples for which the estimate is not good enough are evaluated exactly. They lie near the zero level, where the sign
+   decides the mesh, and where a ray sees them and their error would move the surface.
+4. Where one of these exact values shows that the interpolation was off by much, as at a crease, the visible samples
+   around it are evaluated too. Steps 2 to 4 are done once more, for every sample.
+5. All samples of some rays chosen at random are evaluated, to see whether the interpolation missed anything.
+6. Where too many samples would have to be evaluated, or the random rays still show errors, the field is not smooth
+   enough: the view is rendered by the definition.
+
+A picture then takes colors and features only from the samples that have weight. Measured: docs/performance.md.
 """
 import functools
 import math
@@ -15,127 +22,144 @@ from typing import NamedTuple
 
 import torch
 
-from volume_renderer import Rendering, pixel_directions, sample_depths, sdf_to_density, view_directions
+from volume_renderer import Rendering, VolumeRenderer, pixel_directions, sample_depths
 
-COARSEST = 4
+COARSEST = 4  # the coarse grid has every so many-th sample along each axis
 
 
 class Tolerances(NamedTuple):
-    """How exact distances are to be. Those in betas: beta is the scale on which density changes with distance."""
-    depth: float   # what a sample's error may do to its ray's depth, in the world
-    safety: float  # the interpolation may be this much worse than its estimate before a sample's side of zero changes
-    zero: float    # betas: nearer to the zero level every sample is evaluated
-    bad: float     # betas: a visible sample that was off by more has neighbors that are not to be believed either
-    most: dict     # betas, by stride: 99 of 100 samples evaluated after all must have been off by less, if given
+    """How exact distances have to be. Some are in betas: beta is the scale on which density changes with distance."""
+    depth: float    # what a sample's error may do to its ray's depth, in the world
+    safety: float   # the interpolation may be so many times worse than its estimate before a sample's sign may be wrong
+    zero: float     # in betas: samples nearer to the zero level than this are all evaluated
+    misjudged: float  # in betas: a sample that was off by more shows that its visible neighbors may be wrong too
+    expected: dict  # in betas, by stride: 99 of 100 evaluated samples must have been predicted better than this
 
 
 # The errors of a ray's samples then add up to less than 1e-4. On fields where surface points were off by more, the 99th
 # of 100 samples was off by 0.4 and more at stride 2, and by 0.09 and more at stride 1.
-SURFACE = Tolerances(1e-6, 4, 0.05, 0.05, {2: 0.25, 1: 0.05})
-PICTURE = Tolerances(1e-4, 2, 0, 0.5, {})  # enough to know which samples have weight; they are then evaluated exactly
-NO_WEIGHT = 3e-5         # samples of a picture that have less are left out
-SEEN_DISTANCE = 8        # outside the surface by more than this many betas there is no density (sigmoid(-8) = 3e-4)
-SEEN_TRANSMITTANCE = 1e-3
-PROBES = 128             # one of so many rays is evaluated only to check the result
-PROBE_ERROR = 10         # times Tolerances.depth, of a sample that was interpolated, where it is evaluated after all
-ATTEMPTS = 3             # to find rays without such a sample
-MOST = 0.25              # of all samples: more are not worth it
+SURFACE = Tolerances(depth=1e-6, safety=4, zero=0.05, misjudged=0.05, expected={2: 0.25, 1: 0.05})
+# For a picture it is enough to know which samples have weight: those are then evaluated exactly.
+PICTURE = Tolerances(depth=1e-4, safety=2, zero=0, misjudged=0.5, expected={})
+NO_WEIGHT = 3e-5            # samples of a picture that have less weight are left out
+SEEN_TRANSMITTANCE = 1e-3   # where less light arrives than this, a sample is not seen
+PROBED = 128                # one of so many rays is evaluated only to check the result
+PROBE_ERROR = 10            # a probe fails where an interpolated sample was off by so many times Tolerances.depth
+ATTEMPTS = 3                # so many rounds of probes are made at most
+LARGEST_SHARE = 0.25        # of all samples may be evaluated: beyond it the interpolation is not worth its time
+QUANTILE_VALUES = 100_000   # enough values for a quantile
 
 
-@torch.no_grad()
-def render(renderer, w, cameras, *, resolution=None, samples=None, color=True, features=True, sdf=False,
-           rng=None, decisive=None):
-    """VolumeRenderer.forward without gradients, from few evaluations where the field allows it.
+class SparseRenderer(VolumeRenderer):
+    """VolumeRenderer that evaluates few samples, where no gradients are wanted and the field allows it.
 
-    Its arguments, and decisive: a function from a volume of distances (1,H,W,N,1) to the index (P,3) of samples whose
-    distance is wanted exactly.
+    On a GPU it evaluates all samples of a picture, because that is quicker there than choosing; surfaces have many more
+    samples. Which class it is combined with (tiles.py) decides how samples are evaluated.
     """
-    wanted = {'resolution': resolution or renderer.resolution, 'samples': samples or renderer.samples, 'color': color,
-              'features': color and features, 'sdf': sdf}
-    # Where a ray's samples are all offset together they can be had from a grid, as a picture needs them.
-    possible = renderer.has_sdf and (renderer.perturb == 0 or renderer.offset_sampling and color and not sdf)
-    views = []
-    for b in range(len(cameras)):
-        latent, camera = w[b:b + 1], cameras[b:b + 1]
-        own = rng[b:b + 1] if isinstance(rng, list) else rng
-        view = _render_view(renderer, latent, camera, rng=own, decisive=decisive, **wanted) if possible else None
-        views.append(view or renderer(latent, camera, rng=own, **wanted))
-    return views[0] if len(views) == 1 else Rendering(*(None if parts[0] is None else torch.cat(parts)
-                                                        for parts in zip(*views, strict=True)))
 
+    def forward(self, w, cameras, *, resolution=None, samples=None, color=True, features=True, sdf=False,
+                eikonal=False, rng=None, decisive=None):
+        view = {'resolution': resolution or self.resolution, 'samples': samples or self.samples, 'color': color,
+                'features': color and features, 'sdf': sdf}
+        if torch.is_grad_enabled() or eikonal or color and w.is_cuda or not self._has_a_grid(color, sdf):
+            return super().forward(w, cameras, eikonal=eikonal, rng=rng, **view)
+        views = []
+        for b in range(len(cameras)):
+            latent, camera = w[b:b + 1], cameras[b:b + 1]
+            image_rng = rng[b:b + 1] if isinstance(rng, list) else rng
+            views.append(self._render_view(latent, camera, rng=image_rng, decisive=decisive, **view)
+                         or super().forward(latent, camera, rng=image_rng, **view))
+        return views[0] if len(views) == 1 else Rendering(*(None if values[0] is None else torch.cat(values)
+                                                            for values in zip(*views, strict=True)))
 
-def _render_view(renderer, w, camera, resolution, samples, color, features, sdf, rng, decisive):
-    """render for one view; None where the field is not smooth enough for it."""
-    field = renderer.network.fold(w)
-    origin = camera.extrinsics[0, :, 3]
-    depths = functools.partial(sample_depths, camera.near, camera.far, samples,
-                               offset_sampling=renderer.offset_sampling)
-    t = depths()  # (1,1,N)
-    # One pixel and one sample more than there are: the coarse grid reaches beyond the end.
-    pixels = torch.arange(resolution + 1, device=t.device, dtype=t.dtype)
-    local = pixel_directions(pixels[:, None], pixels, resolution, camera.focal)
-    directions, viewdirs = (d[0] for d in view_directions(renderer, local, camera))  # (H+1,W+1,3)
-    step = t[0, 0, 1] - t[0, 0, 0]
-    grid = torch.cat([t[0, 0], t[0, 0, -1:] + step])
-    beta, spacing = torch.cat([renderer.sigmoid_beta, step[None]]).tolist()
+    def _has_a_grid(self, color, sdf):
+        """Whether the samples of all rays lie on a grid, or at one offset a ray from it, as a picture needs them."""
+        return self.density.support is not None and (
+            self.perturb == 0 or self.offset_sampling and color and not sdf)
 
-    def evaluate(index):
-        row, column, sample = index.to(t.device, non_blocking=True).T
-        return renderer.sdf_at(field, origin + directions[row, column] * grid[sample, None], camera)
+    def _render_view(self, w, camera, resolution, samples, color, features, sdf, rng, decisive):
+        """The Rendering of one view, or None where the field is not smooth enough for it."""
+        field = self.field(w)
+        grid = ViewGrid(self, camera, resolution, samples)
 
-    volume = sdf_volume(evaluate, (resolution, resolution, samples), beta, spacing, hidden=sdf,
-                        tolerances=PICTURE if color else SURFACE)
-    if volume is None:
-        return None
-    if decisive:
-        index = decisive(volume[None, ..., None])
-        volume[tuple(index.T)] = evaluate(index)
-    rays = directions[:resolution, :resolution].flatten(0, 1)  # (R,3)
-    volume = volume.flatten(0, 1)  # (R,N)
-    if renderer.perturb > 0:
-        t = depths(perturb=renderer.perturb, rays=len(rays), rng=rng)  # (1,R,N)
-        volume = offset_by(volume, (t[0, :, :1] - grid[0]) / step)
+        def evaluate(index):
+            return self.sdf_at(field, grid.points(index), camera)
 
-    def weigh():
-        return renderer.weights(volume[None], rays[None], t)[0]  # (R,N)
+        volume = sdf_volume(evaluate, (resolution, resolution, samples), grid.density, grid.spacing, hidden=sdf,
+                            tolerances=PICTURE if color else SURFACE)
+        if volume is None:
+            return None
+        if decisive:
+            index = decisive(volume[None, ..., None], SURFACE.zero * grid.density.scale)
+            volume[tuple(index.T)] = evaluate(index)
+        volume, t = volume.flatten(0, 1), grid.t  # (R,N)
+        if self.perturb > 0:
+            t = sample_depths(camera.near, camera.far, samples, offset_sampling=self.offset_sampling,
+                              perturb=self.perturb, rays=len(volume), rng=rng)
+            volume = offset_by(volume, (t[0, :, :1] - grid.depths[0]) / grid.step)
+        if color:
+            weights, thumbnail, blended = self._colors(field, grid, volume, t, camera, features)
+        else:
+            weights, thumbnail, blended = self.weights(volume[None], grid.rays[None], t)[0], None, None
+        xyz = grid.origin * weights.sum(-1, keepdim=True) + grid.rays * (weights * t[0]).sum(-1, keepdim=True)
+        return Rendering(*(None if values is None else values.T.unflatten(1, (resolution, resolution))[None]
+                           for values in (thumbnail, blended, xyz, weights[:, -1:])),
+                         volume.view(1, resolution, resolution, samples, 1) if sdf else None, None)
 
-    def as_image(x):  # (R,C) -> (1,C,H,W)
-        return x.T.unflatten(1, (resolution, resolution))[None]
+    def _colors(self, field, grid, volume, t, camera, features):
+        """Weights (R,N), colors (R,3) in [-1, 1] and, if wanted, features (R,C) from the samples that have weight.
 
-    thumbnail = blended = None
-    weights = weigh()
-    if color:
-        weighty = weights > NO_WEIGHT
+        volume: distances (R,N), which at these samples become exact. t: (1,1 or R,N) where the samples lie.
+        """
+        weighty = self.weights(volume[None], grid.rays[None], t)[0] > NO_WEIGHT
         ray, sample = weighty.nonzero().T
-        points = origin + rays[ray] * t[0].expand(len(rays), -1)[weighty][:, None]
-        tiles = renderer.evaluate_at(field, points, viewdirs[ray // resolution, ray % resolution], camera)
-        distances, found, logits = (torch.cat(values) for values in zip(*(
-            (sdf[0, :, 0], tile_features[0].clone(), tile_logits[0]) for sdf, tile_features, tile_logits in tiles),
-            strict=True))
-        volume[weighty] = distances
-        weights = weigh()
+        points = grid.origin + grid.rays[ray] * t[0].expand(len(volume), -1)[weighty][:, None]
+        volume[weighty], found, logits = self.evaluate_at(field, points, grid.viewdirs[ray], camera)
+        weights = self.weights(volume[None], grid.rays[None], t)[0]
         weight = weights[weighty][:, None]
         kept = weight.new_zeros(len(weights), 1).index_add_(0, ray, weight)
-        # What was left out gives them its weight.
+        # The samples that were left out give their weight to those that were kept.
         weight = weight * (weights.sum(-1, keepdim=True) / kept.clamp(min=NO_WEIGHT))[ray]
 
         def blend(values):
             return values.new_zeros(len(weights), values.shape[1]).index_add_(0, ray, weight * values)
 
-        thumbnail = as_image(2 * blend(torch.sigmoid(logits)) - 1)
-        blended = as_image(blend(found)) if features else None
-    xyz = origin * weights.sum(-1, keepdim=True) + rays * (weights * t[0]).sum(-1, keepdim=True)
-    return Rendering(thumbnail, blended, as_image(xyz), as_image(weights[:, -1:]),
-                     volume.view(1, resolution, resolution, samples, 1) if sdf else None, None)
+        return weights, 2 * blend(torch.sigmoid(logits)) - 1, blend(found) if features else None
 
 
-def sdf_volume(evaluate, shape, beta, spacing, hidden=True, tolerances=SURFACE):
-    """Signed distances at all samples: row, column, depth.
+class ViewGrid:
+    """The samples of a view without jitter: a grid of rows, columns and depths.
 
-    evaluate: index (P,3) (row, column, sample; also one beyond the end) to distances (P,). shape: of the volume,
-    multiples of 4, from 24. beta: of the density. spacing: between the samples of a ray, in the world. hidden: whether
-    the zero level matters where no ray sees it (for a closed mesh). Returns None where the field is not smooth enough
-    for this to be right; then evaluate every sample.
+    It reaches one row, column and depth beyond the view, so that a coarser grid can be interpolated up to the end.
+    """
+
+    def __init__(self, renderer, camera, resolution, samples):
+        self.t = sample_depths(camera.near, camera.far, samples, offset_sampling=renderer.offset_sampling)  # (1,1,N)
+        pixels = torch.arange(resolution + 1, device=self.t.device, dtype=self.t.dtype)
+        local = pixel_directions(pixels[:, None], pixels, resolution, camera.focal)
+        self.directions, viewdirs = (d[0] for d in renderer.directions(local, camera))    # (H+1,W+1,3)
+        self.rays, self.viewdirs = (d[:resolution, :resolution].flatten(0, 1) for d in (self.directions, viewdirs))
+        self.origin = camera.extrinsics[0, :, 3]
+        self.step = self.t[0, 0, 1] - self.t[0, 0, 0]
+        self.depths = torch.cat([self.t[0, 0], self.t[0, 0, -1:] + self.step])            # (N+1,)
+        # As numbers, which the host has to know.
+        scale, self.spacing = torch.cat([renderer.density.scale, self.step[None]]).tolist()
+        self.density = renderer.density._replace(scale=scale)
+
+    def points(self, index):
+        """World points (P,3) of samples (P,3): row, column, depth."""
+        row, column, depth = index.to(self.t.device, non_blocking=True).T
+        return self.origin + self.directions[row, column] * self.depths[depth, None]
+
+
+def sdf_volume(evaluate, shape, density, spacing, hidden=True, tolerances=SURFACE):
+    """Signed distances at all samples of a grid: row, column, depth.
+
+    evaluate: a function from an index (P,3) (row, column, depth; also one beyond the end) to distances (P,). shape: of
+    the volume, multiples of 4, from 24. density: what turns distances into density, with a number as its scale.
+    spacing: between the samples of a ray, in the world. hidden: whether the zero level matters where no ray sees it, as
+    it does for a closed mesh. Returns None where the field is not smooth enough for this to be right; then every sample
+    has to be evaluated.
     """
     nodes = [size // COARSEST + 1 for size in shape]
     if any(size % COARSEST for size in shape) or min(nodes) <= 6:
@@ -143,31 +167,32 @@ def sdf_volume(evaluate, shape, beta, spacing, hidden=True, tolerances=SURFACE):
     index = torch.cartesian_prod(*[torch.arange(count) * COARSEST for count in nodes])
     values = evaluate(index).view(*nodes)
     exact = torch.ones_like(values, dtype=torch.bool)
-    bad = tolerances.bad * beta
-    stride, most = COARSEST, MOST * math.prod(shape)
+    misjudged = tolerances.misjudged * density.scale
+    stride, limit = COARSEST, LARGEST_SHARE * math.prod(shape)
     while stride > 1:
         stride //= 2
         # One node beyond the end to interpolate with, but not in the result.
         counts = [size // stride + (stride > 1) for size in shape]
         values, error = interpolate(values, counts)
-        near_zero = values.abs() < torch.clamp(tolerances.safety * error, min=tolerances.zero * beta)
-        reached, seen = visible(values, beta, stride * spacing)
-        wanted = near_zero & (reached | hidden) | (error * influence(values, beta, stride * spacing) > tolerances.depth)
-        coarse, exact = exact, torch.zeros_like(wanted)
+        near_zero = values.abs() < torch.clamp(tolerances.safety * error, min=tolerances.zero * density.scale)
+        reached, seen = visible(values, density, stride * spacing)
+        uncertain = near_zero & (reached | hidden)
+        uncertain |= error * influence(values, density, stride * spacing) > tolerances.depth
+        coarse, exact = exact, torch.zeros_like(uncertain)
         exact[::2, ::2, ::2] = coarse[tuple(slice((count + 1) // 2) for count in counts)]
-        errors = settle(lambda index, stride=stride: evaluate(index * stride), values, exact,
-                        wanted & ~exact, seen, bad, most)
+        errors = evaluate_around(lambda index, stride=stride: evaluate(index * stride), values, exact,
+                                 uncertain & ~exact, seen, misjudged, limit)
         if errors is None:
             return None
-        allowed = tolerances.most.get(stride)
-        if allowed and len(errors) and torch.quantile(some(errors), 0.99) > allowed * beta:
+        expected = tolerances.expected.get(stride)
+        if expected and len(errors) and torch.quantile(evenly_spread(errors), 0.99) > expected * density.scale:
             return None
     for seed in range(ATTEMPTS):
-        wrong = probe(evaluate, values, exact, beta, spacing, seed, PROBE_ERROR * tolerances.depth)
+        wrong = probe(evaluate, values, exact, density, spacing, seed, PROBE_ERROR * tolerances.depth)
         if not wrong.any():
             return values
-        _, seen = visible(values, beta, spacing)
-        if settle(evaluate, values, exact, grown(wrong) & ~exact, seen, bad, most) is None:
+        _, seen = visible(values, density, spacing)
+        if evaluate_around(evaluate, values, exact, grown(wrong) & ~exact, seen, misjudged, limit) is None:
             return None
     return None
 
@@ -184,25 +209,26 @@ def offset_by(volume, offset):
     return (nodes @ torch.stack(lagrange, dim=1))[..., 0]
 
 
-def settle(evaluate, values, exact, wanted, seen, bad, most):
-    """Evaluate the wanted samples exactly, then visible neighbors of those off by more than `bad`, and so on.
+def evaluate_around(evaluate, values, exact, chosen, seen, misjudged, limit):
+    """Evaluate the chosen samples exactly, then the visible neighbors of those that were off by more than `misjudged`,
+    and so on until none is.
 
-    Changes values and exact (masks like them: wanted, seen). Returns how far off the predictions of the wanted ones
-    were (n,), or None where more than `most` samples would be exact.
+    values are changed, and so is exact, the mask of samples that were evaluated; chosen and seen are masks too. Returns
+    by how much the evaluated samples had been off (n,), or None where more than `limit` samples would be exact.
     """
     errors, count = None, int(exact.sum())
-    while len(index := wanted.nonzero()):  # only here does the host wait for a GPU
+    while len(index := chosen.nonzero()):  # only here does the host wait for a GPU
         count += len(index)
-        if count > most:
+        if count > limit:
             return None
         found, place = evaluate(index), tuple(index.T)
         error = (values[place] - found).abs()
         errors = error if errors is None else errors
         values[place] = found
-        exact |= wanted
-        misjudged = torch.zeros_like(wanted)
-        misjudged[place] = error > bad
-        wanted = grown(misjudged) & seen & ~exact
+        exact |= chosen
+        off = torch.zeros_like(chosen)
+        off[place] = error > misjudged
+        chosen = grown(off) & seen & ~exact
     return errors if errors is not None else values.new_empty(0)
 
 
@@ -224,49 +250,46 @@ def _neighborhood(combine, volume, reach):
     return volume
 
 
-def some(values, most=100_000):
-    """About `most` of a long list of values, evenly spread: enough for a quantile."""
-    return values[::len(values) // most + 1]
+def evenly_spread(values, count=QUANTILE_VALUES):
+    """About `count` of a long list of values, evenly spread."""
+    return values[::len(values) // count + 1]
 
 
-def influence(sdf, beta, spacing):
-    """What the sdf (…,N) of each sample of a ray means: |d depth / d sdf| of the ray, or a tenth of |d mask / d sdf|.
-
-    The larger of the two. (The derivative of the quadrature; StyleSDF equations 4 and 5.)
+def influence(sdf, density, spacing):
+    """How much the sdf (…,N) of each sample of a ray matters: |d depth / d sdf| of the ray, or a tenth of
+    |d background / d sdf|, whichever is larger. (The derivatives of the weights that volume_renderer.py computes.)
     """
-    density = sdf_to_density(sdf, beta)
-    transmittance = torch.exp(-spacing * density.cumsum(-1))  # behind each sample
+    transmittance = torch.exp(-spacing * density.value(sdf).cumsum(-1))  # behind each sample
     depth = spacing * torch.arange(sdf.shape[-1], device=sdf.device)
     weights = -transmittance.diff(dim=-1, prepend=torch.ones_like(sdf[..., :1]))
     weights[..., -1] += transmittance[..., -1]
     moments = (weights * depth).cumsum(-1)
     lever = (transmittance * depth - (moments[..., -1:] - moments)).abs()  # the ray's way to what lies behind
-    steepness = spacing * density * (1 - beta * density) / beta
-    return steepness * torch.maximum(lever, 0.1 * transmittance[..., -2:-1])
+    return spacing * density.slope(sdf).abs() * torch.maximum(lever, 0.1 * transmittance[..., -2:-1])
 
 
-def visible(sdf, beta, spacing):
-    """Where a ray has not been stopped before the sample, and where it has density too. sdf (…,N) along the rays."""
-    density = sdf_to_density(sdf, beta) * spacing
-    depth = density.cumsum(-1) - density
-    reached = torch.exp(-depth) > SEEN_TRANSMITTANCE
-    return reached, reached & (sdf < SEEN_DISTANCE * beta)
+def visible(sdf, density, spacing):
+    """Masks of the samples that a ray reaches, and of those among them that have density. sdf (…,N) along the rays."""
+    thickness = density.value(sdf) * spacing
+    before = thickness.cumsum(-1) - thickness
+    reached = torch.exp(-before) > SEEN_TRANSMITTANCE
+    return reached, reached & (sdf < density.support)
 
 
-def probe(evaluate, values, exact, beta, spacing, seed, tolerance):
-    """Where the volume was wrong (a mask) on whole rays chosen at random by the seed; it is right there afterwards.
+def probe(evaluate, values, exact, density, spacing, seed, tolerance):
+    """A mask of where the volume was wrong on whole rays chosen at random by the seed; there it is right afterwards.
 
-    All their samples are evaluated, so that a surface which the interpolation missed is seen too.
+    All samples of these rays are evaluated, so that a surface which the interpolation missed is seen too.
     """
     rows, columns, size = values.shape
-    random, count = torch.Generator().manual_seed(seed), max(1, rows * columns // PROBES)
-    row, column = (torch.randint(most, (count,), generator=random).to(values.device, non_blocking=True)
-                   for most in (rows, columns))
+    rng, count = torch.Generator().manual_seed(seed), max(1, rows * columns // PROBED)
+    row, column = (torch.randint(length, (count,), generator=rng).to(values.device, non_blocking=True)
+                   for length in (rows, columns))
     index = torch.stack([row, column]).T.repeat_interleave(size, dim=0)
     depth = torch.arange(size, device=values.device).repeat(count)
     found = evaluate(torch.cat([index, depth[:, None]], dim=1)).view(count, size)
     wrong = torch.zeros_like(exact)
-    wrong[row, column] = influence(found, beta, spacing) * (values[row, column] - found).abs() > tolerance
+    wrong[row, column] = influence(found, density, spacing) * (values[row, column] - found).abs() > tolerance
     values[row, column] = found
     exact[row, column] = True
     return wrong

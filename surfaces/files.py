@@ -30,11 +30,11 @@ def linear_to_srgb(light):
 
 
 def for_gltf(mesh, **material):
-    """A copy of a mesh as glTF, and viewers that are built on it, show it right.
+    """A copy of a mesh that glTF files, and viewers that are built on glTF, show as it is meant.
 
-    Its vertex colors are linear there (glTF 2.0, section 3.7.2.1), not sRGB as in other files; in 8 bits the darkest
-    become a little coarse. Without a material it would be a metal's (section 5.19): it gets a matte one. material: more
-    of trimesh's PBRMaterial.
+    glTF takes vertex colors as linear (glTF 2.0, section 3.7.2.1), not as sRGB like other files; in 8 bits the darkest
+    become a little coarse. It shows a mesh without a material as metal (section 5.19), so the copy gets a matte one.
+    material: further arguments of trimesh's PBRMaterial.
     """
     visual = trimesh.visual.TextureVisuals(material=trimesh.visual.material.PBRMaterial(
         metallicFactor=0., roughnessFactor=1., **material))
@@ -60,7 +60,7 @@ def save_mesh(path, mesh):
 
 def load_mesh(path):
     """The mesh in a file, its vertices in the file's order; vertex colors are sRGB, as save_mesh took them."""
-    # Beside a material trimesh would drop them.
+    # Where there is a material too, trimesh would drop the vertex colors.
     mesh = trimesh.load_mesh(path, process=False, maintain_order=True, skip_materials=True)
     if Path(path).suffix == '.glb' and mesh.visual.kind == 'vertex':
         colors = mesh.visual.vertex_colors.copy()

@@ -13,7 +13,7 @@ from skimage.measure import marching_cubes
 
 from volume_renderer import sample_depths
 
-SURFACE_RESOLUTION = 128  # rays along a side, and samples a ray, that surfaces are taken from (spec section 5)
+SURFACE_RESOLUTION = 128  # rays along a side, and samples a ray, that surfaces are taken from (docs/conventions.md)
 
 
 def grid_faces(height, width):
@@ -50,7 +50,7 @@ def _box_grid(height, width, samples, near, far, device):
 
 
 def align_volume(sdf, near, far):
-    """Resample an SDF volume from the camera's frustum onto the box around it (spec section 5, Marching cubes).
+    """Resample an SDF volume from the camera's frustum onto the box around it (docs/conventions.md, Meshes).
 
     sdf: (B,H,W,N,1), its samples from near to far along each ray. Returns (B,H,W,N,1); 1 outside the frustum.
     """
@@ -70,17 +70,17 @@ def decisive_samples(sdf, near, far, margin):
     """
     _, height, width, samples, _ = sdf.shape
     aligned = align_volume(sdf, near, far)[0, ..., 0].permute(2, 0, 1)  # (N,H,W)
-    wanted, inside = aligned.abs() < margin, aligned < 0
+    needed, inside = aligned.abs() < margin, aligned < 0
     for axis in range(3):
         before, after = slice(None, -1), slice(1, None)
         lead = (slice(None),) * axis
         crosses = inside[(*lead, before)] != inside[(*lead, after)]
-        wanted[(*lead, before)] |= crosses
-        wanted[(*lead, after)] |= crosses
-    place = _box_grid(height, width, samples, near, far, sdf.device)[wanted]
+        needed[(*lead, before)] |= crosses
+        needed[(*lead, after)] |= crosses
+    place = _box_grid(height, width, samples, near, far, sdf.device)[needed]
     size = torch.tensor([width, height], device=sdf.device)
     low = ((place + 1) / 2 * (size - 1)).floor().long()
-    depth = wanted.nonzero()[:, 0]
+    depth = needed.nonzero()[:, 0]
     corners = [torch.stack([low[:, 1] + dy, low[:, 0] + dx, depth], dim=1) for dy in (0, 1) for dx in (0, 1)]
     limit = torch.tensor([height - 1, width - 1, samples - 1], device=sdf.device)
     return torch.cat(corners).clamp(min=0).minimum(limit).unique(dim=0)
@@ -100,7 +100,14 @@ def marching_cubes_mesh(sdf, dist_radius):
 
 
 def surface_mesh(sdf, camera):
-    """Marching-cubes mesh (or None) of a rendered SDF volume (1,H,W,N,1) seen from one camera."""
+    """Marching-cubes mesh of a rendered SDF volume (1,H,W,N,1) seen from one camera; None where the SDF does not cross
+    zero.
+
+    That is asked of the samples themselves: aligned to the box, an SDF that is negative throughout would get walls,
+    since outside of the frustum it counts as positive.
+    """
+    if not sdf.min() < 0 < sdf.max():
+        return None
     near, far = camera.near.item(), camera.far.item()
     return marching_cubes_mesh(align_volume(sdf, near, far)[0], (far - near) / 2)
 

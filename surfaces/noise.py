@@ -12,7 +12,7 @@ from surfaces.meshes import SURFACE_RESOLUTION, volume_points
 # frontal view; the filter reaches over 4 pixels to each side and rolls off over 20% of the band.
 SUBPIXELS, SUBDIVISION, FILTER_REACH, FILTER_ROLLOFF = 4, 1.5, 4, 0.2
 FILTER_BLOCK = 64  # pixels filtered by one matrix product
-NUMBERS_AT_MOST = 1 << 24  # for a layer: a mesh of very many triangles is divided less, which it needs less
+NUMBERS_AT_MOST = 1 << 24  # noise values of a layer: a mesh of very many triangles, which are small, is divided less
 
 
 def root_raised_cosine(step, reach, rolloff):
@@ -74,8 +74,8 @@ class SurfaceNoise:
         self.normals = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0], dim=1)
         self.sizes = sizes
         # Into how many parts the triangles' edges, about a pixel long at SURFACE_RESOLUTION, are divided.
-        most = max(1, math.isqrt(NUMBERS_AT_MOST // max(1, len(corners))))
-        self.divisions = {size: min(most, max(1, round(SUBDIVISION * size / SURFACE_RESOLUTION))) for size in sizes}
+        limit = max(1, math.isqrt(NUMBERS_AT_MOST // max(1, len(corners))))
+        self.divisions = {size: min(limit, max(1, round(SUBDIVISION * size / SURFACE_RESOLUTION))) for size in sizes}
         self.numbers = [torch.randn(len(corners), self.divisions[size] ** 2, generator=rng,
                                     device=corners.device) for size in sizes]
         self.weights = {size: subdivision_weights(divisions).to(corners) for size, divisions in self.divisions.items()}

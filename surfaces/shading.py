@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 SHADED_RESOLUTION = 512   # pixels along a side of pictures of a surface
-# Those pictures' light, and how white plaster reflects it (spec section 5; the shininess is PyTorch3D's default).
+# Those pictures' light, and how white plaster reflects it (docs/conventions.md; the shininess is PyTorch3D's default).
 LIGHT, AMBIENT, DIFFUSE, SPECULAR, SHININESS = (0., 1., 5.), 0.1, 0.65, 0.2, 64
 
 
@@ -35,11 +35,11 @@ def phong(points, normals, eye):
     return (AMBIENT + DIFFUSE * cosine.clamp(min=0) + SPECULAR * highlight ** SHININESS).clamp(max=1)
 
 
-def draw_surface(xyz, mask, camera, style='phong', size=SHADED_RESOLUTION):
+def shade_surface(xyz, background, camera, style='phong', size=SHADED_RESOLUTION):
     """Picture (3,size,size) in [-1, 1] of one view's depth mesh from its own camera (1 of them).
 
-    xyz (3,H,W), mask (1,H,W): the view's surface points and probability of background. The mesh's vertices are the
-    pixels' own points, so no rasterizer is needed: points and normals are interpolated between pixel centers.
+    xyz (3,H,W), background (1,H,W): the view's surface points and probability of background. The mesh's vertices are
+    the pixels' own points, so no rasterizer is needed: points and normals are interpolated between pixel centers.
 
     style: 'phong', plaster on white with the background's sheet, as the original draws it; 'normals', as colors (x
     right, y up, z to the camera: red, green, blue) on white; 'depth', from white at the near plane to black at the far
@@ -48,7 +48,8 @@ def draw_surface(xyz, mask, camera, style='phong', size=SHADED_RESOLUTION):
     def enlarged(x):
         return F.interpolate(x[None], size=(size, size), mode='bilinear')[0]
 
-    points, normals, mask = enlarged(xyz), F.normalize(enlarged(grid_normals(xyz)), dim=0), enlarged(mask)
+    points, normals = enlarged(xyz), F.normalize(enlarged(grid_normals(xyz)), dim=0)
+    background = enlarged(background)
     rotation, eye = camera.extrinsics[0, :, :3], camera.extrinsics[0, :, 3]
     if style == 'phong':
         # The mesh ends at the centers of the outermost pixels: beyond them there is nothing to see.
@@ -57,8 +58,8 @@ def draw_surface(xyz, mask, camera, style='phong', size=SHADED_RESOLUTION):
         picture = torch.where(inside & inside[:, None], phong(points, normals, eye), 1.)[None]
     elif style == 'normals':
         local = torch.einsum('ij,ihw->jhw', rotation, normals)
-        picture = torch.lerp((local + 1) / 2, torch.ones_like(local), mask)
+        picture = torch.lerp((local + 1) / 2, torch.ones_like(local), background)
     else:
         depth = torch.einsum('i,ihw->hw', rotation[:, 2], eye[:, None, None] - points)
-        picture = ((camera.far - depth) / (camera.far - camera.near)).clamp(0, 1) * (1 - mask)
+        picture = ((camera.far - depth) / (camera.far - camera.near)).clamp(0, 1) * (1 - background)
     return 2 * picture.expand(3, -1, -1) - 1

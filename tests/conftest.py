@@ -1,4 +1,4 @@
-"""Fixtures: the golden numbers of the original (skipped where ../shared is absent), commands, formula weights."""
+"""Fixtures: the golden numbers of the original (golden/README.md), commands, formula weights."""
 import inspect
 import json
 import os
@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden_head import GOLDEN, write_head
 
 import options
 from utils import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / 'shared'
+SHARED = ROOT.parent / 'shared'  # what is too large for the repository; tests that need it skip without it
 os.environ.setdefault('STYLESDF_OPS', 'auto')
 
 
@@ -23,20 +24,22 @@ os.environ.setdefault('STYLESDF_OPS', 'auto')
 def golden():
     """golden('cameras') is the dict of that file's arrays as tensors."""
     def load(name):
-        path = SHARED / 'golden' / f'{name}.npz'
-        if not path.exists():
-            pytest.skip('needs the golden numbers in ../shared')
-        with np.load(path) as arrays:
+        with np.load(GOLDEN / f'{name}.npz') as arrays:
             return {key: torch.from_numpy(arrays[key].copy()) for key in arrays.files}
     return load
 
 
 @pytest.fixture(scope='session')
 def manifest():
-    path = SHARED / 'golden' / 'manifest.json'
-    if not path.exists():
-        pytest.skip('needs the golden numbers in ../shared')
-    return json.loads(path.read_text())
+    return json.loads((GOLDEN / 'manifest.json').read_text())
+
+
+@pytest.fixture(scope='session')
+def head_checkpoint(tmp_path_factory):
+    """The path of the golden head, the checkpoint that the original's pictures and meshes were made from."""
+    path = tmp_path_factory.mktemp('head') / 'shape.pt'
+    write_head(path)
+    return path
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""app.py and interactive.py: what a loaded model makes, the page's functions, and the page in a browser."""
+"""app.py: what a loaded model makes, the page's functions, and the page in a browser."""
 import io
 import math
 import os
@@ -24,9 +24,10 @@ from tiny_model import save_tiny_model
 import app
 import options
 from camera import cameras_at
-from generate_shapes_and_images import generate_meshes
 from inference.loaded_model import load_model
+from inference.meshes import generate_meshes
 from utils import UserError, to_uint8
+from web.explorer import AROUND, build, w_between
 
 IDENTITY = (3, 8, 0.5, 0.7)  # seed, second seed, mix, truncation
 
@@ -46,7 +47,7 @@ def model(tmp_path, monkeypatch):
 def api(model):
     """The page's functions by name."""
     pytest.importorskip('gradio', reason='needs gradio (requirements-app.txt)')
-    return {function.api_name: function.fn for function in app.build(model).fns.values()}
+    return {function.api_name: function.fn for function in build(model).fns.values()}
 
 
 def z_of(seed):
@@ -56,7 +57,7 @@ def z_of(seed):
 # ---------------------------------------------------------------------------------------------- a loaded model
 
 def test_a_picture_is_the_generators(model):
-    w = model.latents([3], 0.7)
+    w = model.w_of([3], 0.7)
     picture = model.picture(w, model.cameras([[20., -10.]]), 0.7)
     camera = cameras_at(torch.tensor([[math.radians(20), math.radians(-10)]]), 8)
     with torch.no_grad():
@@ -70,24 +71,24 @@ def test_zoom_is_a_narrower_field_of_view(model):
     expected = cameras_at(torch.tensor([[0.3, 0.1]]), 8, narrow)
     zoomed = model.cameras([[math.degrees(0.3), math.degrees(0.1)]], zoom=2)
     assert torch.allclose(zoomed.focal, expected.focal) and torch.allclose(zoomed.extrinsics, expected.extrinsics)
-    assert model.surface(model.latents([3], 0.7), zoomed).shape == (512, 512, 3)
+    assert model.surface(model.w_of([3], 0.7), zoomed).shape == (512, 512, 3)
 
 
 def test_latents_between_two_seeds(model):
-    first, last = model.latents([3], 0.7), model.latents([8], 0.7)
-    assert torch.equal(app.latents_at(model, 3, 8, 0, 0.7), first)
-    assert torch.allclose(app.latents_at(model, 3, 8, 1, 0.7), last)
-    assert torch.allclose(app.latents_at(model, 3, 8, 0.25, 0.7), 0.75 * first + 0.25 * last)
-    assert torch.allclose(model.latents([3], 0.), model.means.w)
+    first, last = model.w_of([3], 0.7), model.w_of([8], 0.7)
+    assert torch.equal(w_between(model, 3, 8, 0, 0.7), first)
+    assert torch.allclose(w_between(model, 3, 8, 1, 0.7), last)
+    assert torch.allclose(w_between(model, 3, 8, 0.25, 0.7), 0.75 * first + 0.25 * last)
+    assert torch.allclose(model.w_of([3], 0.), model.means.w)
     with torch.no_grad():
-        assert torch.allclose(model.latents([3], 1.), model.generator.style(z_of(3)))
+        assert torch.allclose(model.w_of([3], 1.), model.generator.style(z_of(3)))
 
 
 def test_the_mesh_is_the_commands(model):
-    mesh = model.mesh(model.latents([3], 0.5))
+    mesh = model.mesh(model.w_of([3], 0.5))
     opt = options.replaced(model.opt, truncation_ratio=0.5)
     made = generate_meshes(model.generator, z_of(3), cameras_at(torch.zeros(1, 2), 8), opt, model.means)
-    expected, = (mesh for _, kind, _, mesh in made if kind == 'marching_cubes_mesh')
+    expected, = (mesh for kind, _, mesh in made if kind == 'marching_cubes_mesh')
     assert np.allclose(mesh.vertices, expected.vertices) and (mesh.faces == expected.faces).all()
     assert mesh.visual.kind == 'vertex'
 
@@ -98,7 +99,7 @@ def frames_of(path):
 
 
 def test_a_walk_reaches_both_seeds(model, tmp_path):
-    w = model.latents([3, 8], 0.7)
+    w = model.w_of([3, 8], 0.7)
     frames = frames_of(model.video(tmp_path / 'walk.mp4', w, 0.7, frames=5))
     still = frames_of(model.video(tmp_path / 'still.mp4', w[1:], 0.7, frames=5))
     assert len(frames) == len(still) == 5
@@ -109,7 +110,7 @@ def test_a_walk_reaches_both_seeds(model, tmp_path):
 
 def test_several_at_once_get_what_one_alone_gets(model):
     def made(seed):
-        w = model.latents([seed], 0.7)
+        w = model.w_of([seed], 0.7)
         camera = model.cameras([[float(seed), 0.]])
         return model.picture(w, camera, 0.7), model.surface(w, camera)
 
@@ -128,7 +129,7 @@ def test_files_last_as_long_as_the_request(api, tmp_path):
     html, path = next(request)
     assert html.startswith('<iframe') and len(trimesh.load_mesh(path).faces) > 100
     assert next(request, None) is None and not Path(path).exists()
-    request = api['video'](*IDENTITY, app.AROUND, 4, True)
+    request = api['video'](*IDENTITY, AROUND, 4, True)
     assert len(frames_of(next(request))) == 4
     request.close()  # the browser has gone
     assert not list((tmp_path / 'temporary').glob('stylesdf-*'))
@@ -139,7 +140,7 @@ def test_a_failed_request_leaves_nothing(api, model, tmp_path):
     with pytest.raises(gradio.Error, match='whole number'):
         api['picture'](None, 1, 0., 0.7, 0., 0., 1.)
     with pytest.raises(gradio.Error, match='whole number'):
-        next(api['video'](3, 1, math.nan, 0.7, app.AROUND, 4, False))
+        next(api['video'](3, 1, math.nan, 0.7, AROUND, 4, False))
     model.generator.renderer.network.sigma_linear.bias += 100  # no surface anywhere
     with pytest.raises(gradio.Error, match='no surface'):
         next(api['mesh'](*IDENTITY))
@@ -148,19 +149,17 @@ def test_a_failed_request_leaves_nothing(api, model, tmp_path):
 
 def test_without_gradio(model, monkeypatch):
     monkeypatch.setitem(sys.modules, 'gradio', None)
-    monkeypatch.setattr(sys, 'argv', ['app.py', '--expname', 'tiny'])
     with pytest.raises(UserError, match='pip install -r requirements-app.txt'):
-        app.main()
+        app.main(options.parse('app', '', ['--expname', 'tiny']))
 
 
 def test_a_port_in_use(model, monkeypatch, tmp_path):
     pytest.importorskip('gradio', reason='needs gradio (requirements-app.txt)')
     with socket.create_server(('127.0.0.1', 0)) as other:
         port = other.getsockname()[1]
-        monkeypatch.setattr(sys, 'argv', ['app.py', '--expname', 'tiny', '--port', str(port)])
         monkeypatch.setenv('GRADIO_TEMP_DIR', '')
         with pytest.raises(UserError, match=f'--port {port} cannot be used'):
-            app.main()
+            app.main(options.parse('app', '', ['--expname', 'tiny', '--port', str(port)]))
     assert not list((tmp_path / 'temporary').glob('stylesdf-*'))
 
 
@@ -277,4 +276,4 @@ def test_values_from_outside_are_checked(address):
     with pytest.raises(Exception, match='maximum'):
         client.predict(0, 1, 0., 0.7, 1000., 0., 1., api_name='/picture')
     with pytest.raises(Exception, match='maximum'):
-        client.predict(0, 1, 0., 0.7, app.AROUND, 10 ** 9, False, api_name='/video')
+        client.predict(0, 1, 0., 0.7, AROUND, 10 ** 9, False, api_name='/video')

@@ -15,7 +15,8 @@ from conftest import assert_close
 import model
 import options
 from camera import cameras_at
-from model import Discriminator, VolumeDiscriminator, build_generator
+from discriminators import Discriminator, VolumeDiscriminator
+from model import build_generator
 from render_video import render_frames
 from surfaces import rendering
 from training import random_numbers, run, stage1, stage2

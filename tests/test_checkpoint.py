@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import checkpoint
+from inference.loading import load_generator
 from model import build_generator
 from options import parse
 from utils import UserError
@@ -151,12 +152,12 @@ def test_noise_maps_of_another_size_are_skipped_once_and_said(tiny, capsys):
 
 def test_sizes_come_from_the_file(tiny, capsys):
     path, generator = tiny
-    opt = checkpoint.fit_options(options(['--renderer_spatial_output_dim', '8']), generator.state_dict(), path)
+    opt = checkpoint.reconcile(options(['--renderer_spatial_output_dim', '8']), {'g_ema': generator.state_dict()}, path)
     assert (opt.model.size, opt.model.style_dim, opt.model.channel_multiplier, opt.rendering.width,
             opt.rendering.depth) == (32, 8, 2, 8, 2)  # at 32 pixels the channels do not depend on the multiplier
     checkpoint.load_state(build_generator(opt), generator.state_dict(), path)
     assert len(capsys.readouterr().out.splitlines()) == 1
-    assert checkpoint.fit_options(options(), generator.state_dict(), path) == options()
+    assert checkpoint.reconcile(options(), {'g_ema': generator.state_dict()}, path) == options()
     assert capsys.readouterr().out == ''
 
 
@@ -165,10 +166,10 @@ def test_the_thumbnails_side_comes_from_the_noise_maps(tiny, tmp_path, monkeypat
     """Whatever the defaults and the file's own options say; a typed contradiction is refused."""
     monkeypatch.chdir(tmp_path)
     checkpoint.save('full_models/eight.pt', {'g_ema': tiny[1].state_dict(), **saved})
-    generator, opt, *_ = checkpoint.load_generator(options([], '--expname', 'eight'), torch.device('cpu'))
+    generator, opt, *_ = load_generator(options([], '--expname', 'eight'), torch.device('cpu'))
     assert (opt.model.renderer_spatial_output_dim, opt.model.size, generator.renderer.resolution) == (8, 32, 8)
     with pytest.raises(UserError, match='--renderer_spatial_output_dim 16 contradicts .*which has .* 8'):
-        checkpoint.load_generator(options([], '--expname', 'eight', '--renderer_spatial_output_dim', '16'),
+        load_generator(options([], '--expname', 'eight', '--renderer_spatial_output_dim', '16'),
                                   torch.device('cpu'))
 
 
@@ -178,7 +179,7 @@ def test_noise_maps_of_another_size_tell_no_side(sides):
     with torch.device('meta'):
         state = build_generator(parse('render_video', '', ['--size', '256'])).state_dict()
         state |= {f'decoder.noises.noise_{i}': torch.empty(1, 1, side, side) for i, side in enumerate(sides)}
-    sizes = checkpoint.model_sizes(state, 'x.pt')
+    sizes = checkpoint.sizes(state, 'x.pt')
     assert (sizes['size'], sizes['channel_multiplier']) == (256, 2) and 'renderer_spatial_output_dim' not in sizes
 
 
@@ -188,7 +189,7 @@ def test_size_and_multiplier_of_every_decoder(size, multiplier):
                    '--depth', '1'])
     with torch.device('meta'):
         state = build_generator(opt).state_dict()
-    sizes = checkpoint.model_sizes(state, 'x.pt')
+    sizes = checkpoint.sizes(state, 'x.pt')
     assert (sizes['size'], sizes['channel_multiplier']) == (size, multiplier)
 
 
@@ -196,16 +197,16 @@ def test_size_and_multiplier_of_every_decoder(size, multiplier):
 def test_a_typed_contradiction_is_refused(tiny, flag, value):
     path, generator = tiny
     with pytest.raises(UserError, match=f'--{flag} {value} contradicts'):
-        checkpoint.fit_options(options([*TINY, f'--{flag}', value]), generator.state_dict(), path)
+        checkpoint.reconcile(options([*TINY, f'--{flag}', value]), {'g_ema': generator.state_dict()}, path)
 
 
 def test_a_field_without_sdf_or_decoder_is_recognized(tmp_path):
     opt = options([*TINY, '--no_sdf'])
     state = build_generator(opt, full_pipeline=False).state_dict()
-    fitted = checkpoint.fit_options(options(), state, 'field.pt')
+    fitted = checkpoint.reconcile(options(), {'g_ema': state}, 'field.pt')
     assert fitted.rendering.no_sdf and fitted.model.size == 32
     with pytest.raises(UserError, match='--no_sdf'):
-        checkpoint.fit_options(opt, build_generator(options()).state_dict(), 'sdf.pt')
+        checkpoint.reconcile(opt, {'g_ema': build_generator(options()).state_dict()}, 'sdf.pt')
 
 
 def test_where_models_are_looked_for(tmp_path, monkeypatch):
@@ -246,7 +247,7 @@ def test_half_precision_weights_become_single(tmp_path, monkeypatch, dtype):
     monkeypatch.chdir(tmp_path)
     state = {name: tensor.to(dtype) for name, tensor in build_generator(options(TINY)).state_dict().items()}
     checkpoint.save('full_models/half.pt', {'g_ema': state})
-    generator, *_ = checkpoint.load_generator(options([*TINY, '--expname', 'half']), torch.device('cpu'))
+    generator, *_ = load_generator(options([*TINY, '--expname', 'half']), torch.device('cpu'))
     for name, tensor in generator.state_dict().items():
         assert tensor.dtype == torch.float32 and torch.equal(tensor, state[name].float()), name
 

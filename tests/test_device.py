@@ -12,7 +12,7 @@ from PIL import Image
 from pretend_device import PretendDevice
 from test_op import twin  # noqa: F401 (a fixture)
 from tiny_model import TINY, save_tiny_model
-from tiny_training import data, flags, train  # noqa: F401 (data: a fixture)
+from tiny_training import flags, train
 
 import evaluate
 import generate_shapes_and_images
@@ -222,7 +222,7 @@ def test_waits_of_a_frame(gpu, monkeypatch, arguments, expected):
 
 
 @pytest.mark.parametrize('stage, updates', [('volume_renderer', [2, 2]), ('full_pipeline', [2, 3])])
-def test_waits_of_a_training_step(data, tmp_path, gpu, quick, monkeypatch, stage, updates):  # noqa: F811
+def test_waits_of_a_training_step(data, tmp_path, gpu, quick, monkeypatch, stage, updates):
     """One for each update, which must know that nothing became NaN before it changes a weight (the third: path lengths
     every other step), and one for the beta that the log and the progress bar show."""
     steps = []
@@ -251,7 +251,7 @@ def quick(monkeypatch):
 
 
 @pytest.mark.parametrize('how', ['plain', 'kernels'])
-def test_training(data, tmp_path, gpu, quick, request, how):  # noqa: F811
+def test_training(data, tmp_path, gpu, quick, request, how):
     """Both stages, and each goes on from its checkpoint."""
     calls = request.getfixturevalue('with_kernels') if how == 'kernels' else {}
     sample, loss = '--device cuda --save_every 1', '--sphere_lambda 1 --sphere_until 5 --chunk 2'
@@ -267,7 +267,7 @@ def test_training(data, tmp_path, gpu, quick, request, how):  # noqa: F811
     assert not calls or min(calls[name] for name in ('leaky_relu', 'upfirdn2d', 'field')) > 0
 
 
-def test_evaluation(data, tiny, command, gpu, monkeypatch):  # noqa: F811
+def test_evaluation(data, tiny, command, gpu, monkeypatch):
     def means(images):
         assert images.is_cuda
         return torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1)

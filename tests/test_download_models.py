@@ -3,6 +3,7 @@ import contextlib
 import gzip
 import hashlib
 import http.server
+import json
 import os
 import re
 import signal
@@ -16,13 +17,13 @@ from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 import pytest
+from conftest import GOLDEN
 
 import download_models
 from download_models import Model
 from utils import UserError
 
 ROOT = Path(download_models.__file__).parent
-SPEC = ROOT.parent / 'shared' / 'spec.md'
 CHUNK = 4096
 BODIES = {name: np.random.default_rng(seed).bytes(10 * CHUNK + seed)
           for seed, name in enumerate(('alpha', 'beta', 'gamma'), start=1)}
@@ -144,13 +145,10 @@ def written():
     return {path.name: path.read_bytes() for path in Path('models').iterdir()}
 
 
-@pytest.mark.skipif(not SPEC.exists(), reason='needs shared/spec.md beside the repository')
-def test_table_is_the_specification_s():
-    text = ' '.join(SPEC.read_text().split('**Official downloads**')[1].split())
-    rows = re.findall(r'(\w+) ([\w-]{33}) (\d+) ([0-9a-f]{32}) -> (\S+\.pt)', text)
-    assert len(rows) == 5
-    expected = {name: Model(drive_id, int(size), md5, path) for name, drive_id, size, md5, path in rows}
-    assert expected == download_models.MODELS
+def test_the_table_is_that_of_the_official_files():
+    expected = json.loads((GOLDEN / 'original.json').read_text())['models']
+    assert len(expected) == 5
+    assert {name: Model(**facts) for name, facts in expected.items()} == download_models.MODELS
 
 
 def test_downloads_all_and_leaves_nothing_else(site, capsys):

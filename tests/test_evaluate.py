@@ -14,16 +14,16 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
-from test_distributed import free_port
-from tiny_training import data, differences, flags, newest, train  # noqa: F401 (data: a fixture)
+from test_training_processes import free_port
+from tiny_training import differences, flags, newest, train
 
 import checkpoint
 import evaluate
 import prepare_data
 from dataset import Pixels, open_images
+from imaging.fit import resize_and_crop
 from imaging.photos import Photos
-from imaging.pixels import resize_and_crop
-from metrics import features
+from metrics import features, measuring
 from model import build_generator
 from options import parse
 from training import logs
@@ -166,12 +166,12 @@ def test_real_images_are_measured_once(run, networks, monkeypatch):
 
 def test_an_interrupted_run_goes_on(run, networks, monkeypatch, tmp_path):
     arguments = ['--features', networks / 'Pooled.pt']
-    monkeypatch.setattr(evaluate, 'FAKE_BLOCK', 4)
+    monkeypatch.setattr(measuring, 'FAKE_BLOCK', 4)
     assert run(*arguments)[0] == 0
     whole = results()
     os.remove(RESULTS)
     drawn, identities, limit = [], [], [11]
-    images, measure = evaluate.numbered_images, evaluate.measure_identity
+    images, measure = measuring.numbered_images, measuring.measure_identity
 
     def stopping(generator, opt, numbers, *rest):
         if len(drawn) + len(numbers) > limit[0]:
@@ -179,8 +179,8 @@ def test_an_interrupted_run_goes_on(run, networks, monkeypatch, tmp_path):
         drawn.extend(numbers)
         return images(generator, opt, numbers, *rest)
 
-    monkeypatch.setattr(evaluate, 'numbered_images', stopping)
-    monkeypatch.setattr(evaluate, 'measure_identity', lambda *a, **k: identities.append(1) or measure(*a, **k))
+    monkeypatch.setattr(measuring, 'numbered_images', stopping)
+    monkeypatch.setattr(measuring, 'measure_identity', lambda *a, **k: identities.append(1) or measure(*a, **k))
     code, _, error = run(*arguments)
     assert code == 130 and 'Traceback' not in error and not os.path.exists(RESULTS)
     assert drawn == list(range(8)) and not identities
@@ -191,11 +191,11 @@ def test_an_interrupted_run_goes_on(run, networks, monkeypatch, tmp_path):
 
 def test_more_images_of_the_same_run(run, networks, monkeypatch):
     """What a longer run shares with a shorter one, whose files are still there, is not made again."""
-    monkeypatch.setattr(evaluate, 'FAKE_BLOCK', 8)
+    monkeypatch.setattr(measuring, 'FAKE_BLOCK', 8)
     monkeypatch.setattr(evaluate.shutil, 'rmtree', lambda *_, **__: None)
     assert run('--metrics', 'swd', '--num_images', 18)[0] == 0
-    drawn, images = [], evaluate.numbered_images
-    monkeypatch.setattr(evaluate, 'numbered_images',
+    drawn, images = [], measuring.numbered_images
+    monkeypatch.setattr(measuring, 'numbered_images',
                         lambda generator, opt, numbers, *rest: drawn.extend(numbers) or images(generator, opt, numbers,
                                                                                                *rest))
     assert run('--metrics', 'swd', '--num_images', 27)[0] == 0
@@ -209,7 +209,7 @@ def test_two_processes_measure_the_same(run, networks, tmp_path):
     assert run(*arguments)[0] == 0
     alone = results()
     os.remove(RESULTS)
-    code = ('import sys, surface; surface.SURFACE_RESOLUTION = 16; import evaluate, utils; '
+    code = ('import sys, surfaces.rendering; surfaces.rendering.SURFACE_RESOLUTION = 16; import evaluate, utils; '
             'sys.argv[0] = "evaluate.py"; utils.run_command(evaluate.main)')
     environment = os.environ | {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port()),
                                 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
@@ -326,7 +326,7 @@ def test_a_results_file_of_something_else(run, tmp_path):
 # ---------------------------------------------------------------------------------------------- during training
 
 @pytest.mark.parametrize('stage', ('volume_renderer', 'full_pipeline'))
-def test_training_is_the_same_with_measurements(stage, data, tmp_path, monkeypatch):  # noqa: F811
+def test_training_is_the_same_with_measurements(stage, data, tmp_path, monkeypatch):
     monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 16)
     monkeypatch.setattr('training.quality.EVAL_IMAGES', 6)
     monkeypatch.setattr('training.quality.EVAL_IDENTITIES', 1)

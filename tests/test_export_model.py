@@ -1,23 +1,22 @@
 """export_model.py: a small file that makes the same pictures."""
-import sys
 
 import pytest
 import torch
-from tiny_training import data, flags, train  # noqa: F401
+from tiny_training import flags, train
 
 import checkpoint
 import export_model
+from inference.loading import load_generator
 from options import parse
 from utils import UserError
 
 
 def export(monkeypatch, folder, arguments):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, 'argv', ['export_model.py', '--expname', 'debug', *arguments.split()])
-    export_model.main()
+    export_model.main(parse('export_model', '', ['--expname', 'debug', *arguments.split()]))
 
 
-def test_the_exported_model_is_small_and_makes_the_same_pictures(data, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_the_exported_model_is_small_and_makes_the_same_pictures(data, tmp_path, monkeypatch, capsys):
     train('volume_renderer', tmp_path, flags(data, '--iter 1 --azim 0.2'))
     train('full_pipeline', tmp_path, flags(data, '--iter 1 --azim 0.2'))
     export(monkeypatch, tmp_path, '--out away/debug2.pt')
@@ -32,9 +31,9 @@ def test_the_exported_model_is_small_and_makes_the_same_pictures(data, tmp_path,
     for path in (full, out):
         path.replace(checkpoint.final_model_path('tried'))
         opt = parse('generate_shapes_and_images', '', ['--expname', 'tried'])
-        generator, opt, _, _ = checkpoint.load_generator(opt, torch.device('cpu'))
+        generator, opt, _, _ = load_generator(opt, torch.device('cpu'))
         assert opt.camera.azim == 0.2
-        images.append(export_model.pictures(generator, opt))
+        images.append(export_model.frontal_pictures(generator, opt))
     assert images[0].std() > 0.01 and 0 < (images[0] - images[1]).abs().max() < 0.02
 
 

@@ -18,8 +18,9 @@ from torch.utils._pytree import tree_leaves
 import generate_shapes_and_images as generate
 import op.upfirdn
 from camera import cameras_at
-from model import Decoder, build_generator, works_channels_last
+from model import Decoder, build_generator
 from op import graphs, kernels
+from op.bands import works_channels_last
 from op.graphs import Graphed
 from options import parse
 from render_video import render_frames

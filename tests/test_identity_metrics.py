@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
 import trimesh
 from torch import nn
 
@@ -12,6 +11,7 @@ import options
 from camera import cameras_at
 from metrics import identity
 from metrics.identity import View, common_points, depth_distance, is_single_surface, measure_identity
+from model import Generated
 from volume_renderer import Rendering, VolumeRenderer
 
 HALF = 0.12  # the near and far planes' distance from the origin
@@ -22,24 +22,11 @@ class Spheres(nn.Module):
 
     def __init__(self, *spheres):
         super().__init__()
-        self.spheres, self.offset = torch.tensor(spheres), torch.zeros(3)
+        self.spheres, self.offset, self.scale = torch.tensor(spheres), torch.zeros(3), 1.
 
-    def fold(self, w):
-        return self
-
-    def image(self, index):
-        return self
-
-    def hidden(self, points, scratch=None):
-        return points
-
-    def sdf(self, points):
+    def forward(self, w, points, viewdirs=None):
         distances = (points[..., None, :] - self.offset - self.spheres[:, :3]).norm(dim=-1) - self.spheres[:, 3]
-        return distances.amin(dim=-1, keepdim=True)
-
-    def hidden_and_slope(self, points):
-        slope = F.normalize(points - self.offset - self.spheres[0, :3], dim=-1)
-        return points, HALF * slope  # so that in world units it is a true distance
+        return self.scale * distances.amin(dim=-1, keepdim=True), None, None
 
 
 class Following(VolumeRenderer):
@@ -61,7 +48,8 @@ def scene(*spheres, follow=(0., 0., 0.), beta=2e-3):
 
 
 def measured(generator, *kinds):
-    return measure_identity(generator, torch.zeros(1, 8), options.parse('evaluate', '', []), kinds, dense=True)
+    opt = options.parse('evaluate', '', ['--renderer_spatial_output_dim', '32'])
+    return measure_identity(generator, torch.zeros(1, 8), opt, kinds)
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +81,7 @@ def test_what_only_one_view_sees_is_left_out():
     assert scattered < 2 * depth(SPHERE)
     # The hidden parts would count for much: without a rule, all points inside the image are compared.
     generator = scene((0., 0., -0.3, 0.5), (0.1, 0., 0.6, 0.12))
-    views = [identity.viewed(generator, torch.zeros(1, 8), camera_at(angle), dense=True)[0]
+    views = [identity.viewed(generator, torch.zeros(1, 8), camera_at(angle))[0]
              for angle in (0., 0.45)]
     for view, other in (views, views[::-1]):
         counted, surface = len(common_points(view, other)), int((view.background < 0.05).sum())
@@ -144,16 +132,18 @@ def test_view_consistency_of_images(sticks):
 
     class Painter(SimpleNamespace):
         def __call__(self, z, cameras, **_):
-            surface = identity.render_surface(self.renderer, z, cameras, dense=True)
+            surface = identity.render_surface(self.renderer, z, cameras)
             image = (surface.xyz * 30).sin() if sticks else (screen * 12).sin()
-            return SimpleNamespace(image=image, rendering=None)
+            return Generated(image, None, None)
 
     difference = measured(Painter(**vars(generator)), 'view')['view']['view']
     assert difference < 5 if sticks else difference > 20
 
 
 def test_eikonal_residual_and_single_surfaces():
-    one = measured(scene(SPHERE), 'field')['field']
+    generator = scene(SPHERE)
+    generator.renderer.network.scale = HALF  # so that in world units it is a true distance
+    one = measured(generator, 'field')['field']
     assert one['single'] == 1 and one['eikonal'] == pytest.approx(0, abs=1e-5)
     assert measured(scene((-0.5, 0., 0., 0.2), (0.5, 0., 0., 0.2)), 'field')['field']['single'] == 0
     assert measured(scene((0., 0., 0., 5.)), 'field')['field']['single'] == 0  # inside everywhere: no surface

@@ -1,11 +1,14 @@
 """Losses, gradients and one whole optimizer step of each stage against the original's numbers."""
+import pytest
 import torch
 from conftest import assert_close, formula, load_formula_weights
 
 import losses
 import options
 from camera import cameras_at
-from model import Discriminator, VolumeDiscriminator, build_generator
+from discriminators import Discriminator, VolumeDiscriminator
+from model import build_generator
+from op.fast import fast_parts
 from training import random_numbers, run, stage1, stage2
 
 SMALL = ['--size', '256', '--channel_multiplier', '1', '--style_dim', '64', '--renderer_spatial_output_dim', '64',
@@ -90,7 +93,7 @@ def test_path_length(golden, manifest):
     generator = build_generator(small_options('train_full_pipeline', '--force_background', '--static_viewdirs'))
     load_formula_weights(generator, manifest['small.full.g'])
     generator.requires_grad_(False).decoder.requires_grad_(True)
-    rendered = stage2.render(generator, fakes_of(expected), None, dense=True)
+    rendered = stage2.render(generator, fakes_of(expected), None)
     rendered = rendered._replace(noise=generator.decoder.fixed_noise())
     images, w_prime = stage2.decode(generator, rendered)
     lengths = losses.path_lengths(images, w_prime, formula('path_noise', (2, 3, 256, 256)))
@@ -118,12 +121,29 @@ def test_minimal_surface_and_eikonal_are_zero_where_they_should_be():
     assert torch.allclose(losses.minimal_surface_loss(torch.tensor([-0.01, 0.01]), 100.), torch.tensor(-1.).exp())
 
 
+def test_the_sphere_is_where_training_begins():
+    cameras = cameras_at(torch.zeros(2, 2))
+    points = torch.tensor([[[0.06, 0., 0.], [0., 0.12, 0.]]]).expand(2, -1, -1)
+    exact = points.norm(dim=-1, keepdim=True) - 0.06  # half of dist_radius
+    assert_close(losses.sphere_sdf(points, cameras.near, cameras.far), exact, 1e-6)
+    assert_close(losses.sphere_sdf(points, cameras.near, cameras.far, 0.1), exact - 0.04, 1e-6)
+    assert losses.sphere_loss(exact, points, cameras) < 1e-7
+    assert_close(losses.sphere_loss(exact, points, cameras, radius=0.1), torch.tensor(0.04), 1e-5)
+
+
 # ---------------------------------------------------------------------------------------------- whole steps
 
-def test_one_step_of_stage_1(golden, manifest):
+@pytest.fixture(params=['definition', 'fast'])
+def parts_of(request):
+    """A function from an option tree to the classes of a generator's parts: the definitions, or what training takes."""
+    return (lambda opt, **_: {}) if request.param == 'definition' else fast_parts
+
+
+def test_one_step_of_stage_1(golden, manifest, parts_of):
     expected = golden('training')
     opt = small_options('train_volume_renderer')
-    generator = load_formula_weights(build_generator(opt, full_pipeline=False), manifest['small.volume_renderer.g'])
+    generator = load_formula_weights(build_generator(opt, full_pipeline=False, **parts_of(opt, sparse=False)),
+                                     manifest['small.volume_renderer.g'])
     discriminator = load_formula_weights(VolumeDiscriminator(), manifest['small.volume_renderer.d'])
     g_optim = run.adam(generator.parameters(), opt.training.lr_g, stage1.BETAS)
     d_optim = run.adam(discriminator.parameters(), opt.training.lr_d, stage1.BETAS)
@@ -143,16 +163,16 @@ def test_one_step_of_stage_1(golden, manifest):
     check_steps(generator, before, expected, 'stage1_g_step:')
 
 
-def test_one_step_of_stage_2(golden, manifest):
+def test_one_step_of_stage_2(golden, manifest, parts_of):
     expected = golden('training')
     opt = small_options('train_full_pipeline')
-    generator = load_formula_weights(build_generator(opt), manifest['small.full.g'])
+    generator = load_formula_weights(build_generator(opt, **parts_of(opt, sparse=False)), manifest['small.full.g'])
     generator.requires_grad_(False).decoder.requires_grad_(True)
     discriminator = load_formula_weights(Discriminator(256, 1), manifest['small.full.d'])
     g_optim = run.adam(generator.decoder.parameters(), *stage2.lazy(opt.training.g_reg_every, opt.training.lr))
     d_optim = run.adam(discriminator.parameters(), *stage2.lazy(opt.training.d_reg_every, opt.training.lr))
     real = formula('im256', (4, 3, 256, 256), 0.5)[:2].clone()
-    rendered = stage2.render(generator, fakes_of(golden('generator')), None, dense=True)
+    rendered = stage2.render(generator, fakes_of(golden('generator')), None)
     rendered = rendered._replace(noise=[noise.expand(2, -1, -1, -1) for noise in generator.decoder.fixed_noise()])
 
     terms, before = step(discriminator, d_optim, lambda: stage2.accumulate_discriminator(

@@ -39,7 +39,7 @@ def outputs(cell, kind):
 
 
 def test_top_to_bottom(notebook, tmp_path, monkeypatch):
-    """With the model in the box, or where that is missing a tiny one of the same name; its videos are shortened."""
+    """With the bundled demo model, or where that is missing a tiny one of the same name; its videos are shortened."""
     if not (ROOT / 'demo' / 'cats_demo.pt').exists():
         save_tiny_model(tmp_path)
         Path(tmp_path / 'full_models/tiny.pt').rename(tmp_path / 'full_models/cats_demo.pt')

@@ -1,10 +1,11 @@
-"""The option tree: the specification's flags and defaults, config files, and errors instead of guesses."""
+"""The option tree: the original's flags and defaults, config files, and errors instead of guesses."""
+import json
 import re
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, SHARED
+from conftest import GOLDEN, ROOT
 
 import options
 from options import COMMANDS, GROUPS, parse, replaced
@@ -13,18 +14,8 @@ from utils import UserError
 COMMAND = 'generate_shapes_and_images'
 
 
-def test_every_flag_and_default_of_the_specification():
-    path = SHARED / 'spec.md'
-    if not path.exists():
-        pytest.skip('needs ../shared/spec.md')
-    section = path.read_text().split('## 5 Commands')[1].split('Generation and video always run')[0]
-    section = section[section.index('dataset: '):].replace('\n', ' ')
-    section = re.sub(r'\([^)]*\)', '', section).rstrip(' .')
-    expected = {}
-    for item in re.sub(r'\w+: ', '', section.replace(' · ', ', ')).split(', '):
-        name, _, value = item.strip().partition('=')
-        expected[name] = value or 'off'  # a list of switches ends in the one with "=off"
-    del expected['config']
+def test_every_flag_and_default_of_the_original():
+    expected = json.loads((GOLDEN / 'original.json').read_text())['flags']
     assert len(expected) > 55
     defaults = {flag.name: flag.default for flags in GROUPS.values() for flag in flags}
     for name, value in expected.items():

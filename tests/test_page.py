@@ -24,7 +24,8 @@ from options import parse
 from surfaces.meshes import depth_mesh
 from utils import UserError
 from volume_renderer import pixel_directions
-from web import page
+from web import page, results_page
+from web.embedding import compact_mesh
 
 RADIUS, GRID = 0.08, 128
 VIEWS = [{'azim': 0.4, 'elev': 0.1}, {'azim': -0.3, 'elev': -0.2}]
@@ -69,7 +70,7 @@ def results(tmp_path_factory):
     with video_writer(root / 'videos' / 'sample_video_0_elipsoid.mp4', fps=10) as add:
         for shift in np.linspace(0, 1, 10):
             add(colors(64, shift))
-    page.write_page(root)
+    results_page.write_page(root)
     return root
 
 
@@ -151,7 +152,7 @@ def test_meshes_are_reduced_but_true(html):
     meshes = [glb_of(html, option['value']) for option in html.all('option')]
     assert len(meshes) == 3
     for mesh in meshes:
-        assert 0.9 * page.TRIANGLES < len(mesh.faces) <= page.TRIANGLES
+        assert 0.9 * results_page.TRIANGLES < len(mesh.faces) <= results_page.TRIANGLES
     ball = meshes[0]
     distance = np.linalg.norm(ball.vertices, axis=1)
     assert np.abs(distance - RADIUS).max() < 0.1 * 0.21 / GRID  # a tenth of a pixel
@@ -159,7 +160,7 @@ def test_meshes_are_reduced_but_true(html):
     normals = glb_normals(gzip.decompress(base64.b64decode(html.scripts['mesh-0'])))
     outward = np.einsum('ij,ij->i', normals, ball.vertices / distance[:, None])
     assert (outward / np.linalg.norm(normals, axis=1)).min() > math.cos(math.radians(2))
-    assert html.all('option')[0]['data-shown'] == f'{page.TRIANGLES:,}'
+    assert html.all('option')[0]['data-shown'] == f'{results_page.TRIANGLES:,}'
     assert html.all('option')[0]['data-size'].startswith('81,920 triangles')
 
 
@@ -174,7 +175,7 @@ def test_vertex_colors_are_kept():
     ball = trimesh.creation.icosphere(5, RADIUS)  # 20480 triangles
     red = np.where(ball.vertices[:, 0] > 0, 255, 0)
     ball.visual.vertex_colors = np.stack([red, 0 * red, 255 - red, 0 * red + 255], axis=1)
-    small = page.compact_mesh(ball, 4000)
+    small = compact_mesh(ball, 4000)
     mesh = trimesh.load_mesh(io.BytesIO(gzip.decompress(base64.b64decode(small))), file_type='glb', process=False,
                              skip_materials=True)
     assert len(mesh.faces) <= 4000
@@ -184,13 +185,13 @@ def test_vertex_colors_are_kept():
 
 
 def test_pages_stay_small(tmp_path, monkeypatch):
-    monkeypatch.setattr(page, 'VIDEO_BYTES', 2000)
-    monkeypatch.setattr(page, 'RESULTS', 3)
+    monkeypatch.setattr(results_page, 'VIDEO_BYTES', 2000)
+    monkeypatch.setattr(results_page, 'RESULTS', 3)
     for i in range(5):
         path = tmp_path / 'videos' / f'sample_video_seed{i}_azim.mp4'
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(bytes(1000 if i < 2 else 3000))
-    tags = Tags(page.write_page(tmp_path).read_text())
+    tags = Tags(results_page.write_page(tmp_path).read_text())
     assert [('data-video' in video, video.get('src')) for video in tags.all('video')] == [
         (True, None), (True, None), (False, 'videos/sample_video_seed2_azim.mp4')]
     assert '2 more are in the folder' in (tmp_path / 'index.html').read_text()
@@ -204,7 +205,7 @@ def test_other_kinds_of_videos(tmp_path):
             add(colors(16, 0))
             add(colors(16, 1))
     (videos / 'sample_video_walk_3_8_azim.mp4').write_bytes(b'')
-    text = page.write_page(tmp_path).read_text()
+    text = results_page.write_page(tmp_path).read_text()
     assert 'src="data:image/gif;base64,' in text and 'src="data:image/webp;base64,' in text
     assert 'src="videos/sample_video_frames_azim/00000.png"' in text and '2 frames' in text
     assert 'Walk through seeds 3 8' in text
@@ -246,7 +247,7 @@ def test_damaged_results_are_named(results, tmp_path, damage, named):
     before = (root / 'index.html').read_bytes()
     damage(root)
     with pytest.raises(UserError, match=named):
-        page.write_page(root)
+        results_page.write_page(root)
     assert (root / 'index.html').read_bytes() == before
 
 

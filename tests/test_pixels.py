@@ -7,7 +7,8 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from imaging.pixels import RESAMPLE, load_image, resize_and_crop
+from imaging.fit import RESAMPLE, resize_and_crop
+from imaging.pixels import read_photo
 
 
 def noise(width, height, seed=0):
@@ -31,7 +32,7 @@ def saved(image, kind, **options):
 
 
 def loaded(image, kind='PNG', **options):
-    result = load_image(saved(image, kind, **options))
+    result = read_photo(saved(image, kind, **options)).image
     assert result.mode == 'RGB'
     return np.asarray(result)
 

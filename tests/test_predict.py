@@ -1,4 +1,5 @@
 """The containers: the predictor run as cog runs it, and what can be checked of its files without a Docker engine."""
+import importlib
 import inspect
 import re
 import shutil
@@ -16,6 +17,7 @@ from PIL import Image
 from tiny_model import save_tiny_model
 
 import generate_shapes_and_images
+import options
 from surfaces.files import load_mesh
 
 
@@ -29,7 +31,7 @@ def predictor(tmp_path, monkeypatch):
     monkeypatch.setenv('STYLESDF_MODEL', 'tiny')
     save_tiny_model(tmp_path)
     module, name = yaml.safe_load((ROOT / 'cog.yaml').read_text())['predict'].split(':')
-    predictor = getattr(__import__(Path(module).stem), name)()
+    predictor = getattr(importlib.import_module(module.removesuffix('.py').replace('/', '.')), name)()
     predictor.setup()
     return predictor
 
@@ -63,12 +65,12 @@ def test_seeds_and_views(predictor):
     assert np.abs(picture(seed=3, truncation=0.) - picture(seed=4, truncation=0.)).max() == 0  # the mean
 
 
-def test_the_mesh_is_that_of_the_command(predictor, tmp_path, monkeypatch):
+def test_the_mesh_is_that_of_the_command(predictor, tmp_path):
     """--seeds 3 from the frontal view gives the same marching-cubes mesh as seed 3."""
     mesh = trimesh.load_mesh(predictor.predict(**inputs(predictor, seed=3, truncation=0.5))[1], process=False)
-    monkeypatch.setattr(sys, 'argv', ['generate', '--expname', 'tiny', '--seeds', '3', '--azim', '0', '--elev', '0',
-                                      '--mesh_format', 'glb', '--device', str(predictor.model.device)])
-    generate_shapes_and_images.main()
+    flags = ['--expname', 'tiny', '--seeds', '3', '--azim', '0', '--elev', '0', '--mesh_format', 'glb',
+             '--device', str(predictor.model.device)]
+    generate_shapes_and_images.main(options.parse('generate_shapes_and_images', '', flags))
     file, = tmp_path.glob('evaluations/tiny/final_model/random_angles/marching_cubes_meshes/*.glb')
     expected = trimesh.load_mesh(file, process=False)
     assert np.allclose(mesh.vertices, expected.vertices, atol=1e-6) and (mesh.faces == expected.faces).all()
@@ -77,7 +79,7 @@ def test_the_mesh_is_that_of_the_command(predictor, tmp_path, monkeypatch):
 def test_cog_reads_the_predictor():
     inspector = pytest.importorskip('cog._inspector', reason='needs cog (requirements-test.txt)')
     with pytest.warns(DeprecationWarning):  # cog has new names, which older releases lack
-        info = inspector.create_predictor('predict', 'Predictor')
+        info = inspector.create_predictor('web.predict', 'Predictor')
     assert list(info.inputs) == ['seed', 'truncation', 'azimuth', 'elevation', 'mesh', 'video', 'frames']
 
 

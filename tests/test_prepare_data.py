@@ -75,7 +75,7 @@ def child(log, *arguments, before=lambda: None, commit_seconds=0):
         prepare_data.COMMIT_SECONDS = commit_seconds
         prepare_data.tqdm.set_lock(threading.RLock())  # its own is shared with forks, and lost when one is killed
         before()
-        run_command(prepare_data.main)
+        run_command('prepare_data', prepare_data.read_flags)
 
     process = fork.Process(target=target)
     process.start()
@@ -175,14 +175,14 @@ def test_more_photos_and_another_size_add_only_what_is_missing(tmp_path, monkeyp
     assert prepare(Photos(photos), out, [8])[:2] == (4, 4)
     first = dump(out)
     make_photos(photos, 2)  # they sort before the others, but come after them
-    assert prepare(Photos(photos), out, [16]) == (6, 6, {}, [8, 16])  # new ones at the old size too
+    assert prepare(Photos(photos), out, [16])[:3] == (6, 6, [8, 16])  # new ones at the old size too
     second = dump(out)
     assert first.items() - {(b'length', b'4')} <= second.items() and second[b'length'] == b'6'
     assert contents_of(out).complete_sizes() == [8, 16] and second[b'source-00004'].endswith(b' 0000.png')
     for index, seed in enumerate([2, 3, 4, 5, 0, 1]):
         np.testing.assert_array_equal(pixels(out, 16, index), small(seed, 16))
     monkeypatch.setattr(prepare_data.Shrinker, '__getitem__', None)  # nothing is made again
-    assert prepare(Photos(photos), out, [8]) == (6, 0, {}, [8, 16])
+    assert prepare(Photos(photos), out, [8])[:3] == (6, 0, [8, 16])
 
 
 def test_a_photo_that_breaks_later_makes_no_hole(tmp_path):

@@ -14,8 +14,10 @@ from conftest import ROOT
 
 from camera import cameras_at
 from op import kernels, siren
+from op.folded_field import FoldedField, fold
+from op.tiles import TiledRenderer
 from utils import UserError
-from volume_renderer import SirenField, VolumeRenderer
+from volume_renderer import SirenField
 
 # images, hidden layers, channels, rays, samples a ray, whether features and colors are wanted
 CASES = [(1, 1, 16, 7, 5, True), (1, 1, 20, 131, 1, False), (2, 3, 40, 23, 3, True), (1, 8, 32, 65, 1, True),
@@ -26,7 +28,7 @@ EVALUATE = 'import sys, torch, test_siren as t; torch.save([t.evaluate(*case) fo
 def problem(images, depth, width, rays, samples, view):
     """(field, points, view directions or None) with random numbers that depend on the arguments alone."""
     torch.manual_seed(depth * width + rays)
-    field = SirenField(depth, width, style_dim=8).requires_grad_(False).fold(torch.randn(images, 8))
+    field = fold(SirenField(depth, width, style_dim=8).requires_grad_(False), torch.randn(images, 8))
     points = 2.4 * torch.rand(images, rays * samples, 3) - 1.2
     viewdirs = torch.nn.functional.normalize(torch.randn(images, rays, 3), dim=-1)
     return field, points, viewdirs if view else None
@@ -58,15 +60,15 @@ def test_kernel_in_the_interpreter_equals_the_definition(interpreted, case):
     shapes = [tuple(value.shape) for value in values if value is not None]
     assert shapes == [(images, rays * samples, channels) for channels in ((1, width, 3) if view else (1,))]
     kernel, plain = (siren.disagreement(given, field, points, viewdirs, most=points.shape[1])
-                     for given in (values, siren.plain(field, points, viewdirs)))
+                     for given in (values, field.steps(points, viewdirs)))
     assert kernel < 4 * plain, 'three products of halves are about as good as float32; one is not by far'
 
 
 def test_disagreement_sees_one_wrong_number():
     field, points, viewdirs = problem(2, 3, 40, 23, 3, True)
-    assert siren.disagreement(siren.plain(field, points, viewdirs), field, points, viewdirs) < 1e-5
+    assert siren.disagreement(field.steps(points, viewdirs), field, points, viewdirs) < 1e-5
     for i in range(3):
-        values = siren.plain(field, points, viewdirs)
+        values = field.steps(points, viewdirs)
         values[i][1, 0, -1] += 0.01 * values[i].abs().max()
         assert siren.disagreement(values, field, points, viewdirs) == pytest.approx(0.01, rel=0.1)
         values[i][1, 0, -1] = torch.nan
@@ -110,14 +112,14 @@ def fail(*_):
 
 @pytest.mark.parametrize('broken, reason', [
     (fail, 'RuntimeError: no such instruction'),
-    (lambda *a: tuple(value * 1.01 for value in siren.plain(*a)), 'differ'),
-    (lambda *a: tuple(value * torch.nan for value in siren.plain(*a)), 'differ')])
+    (lambda *a: tuple(value * 1.01 for value in FoldedField.steps(*a)), 'differ'),
+    (lambda *a: tuple(value * torch.nan for value in FoldedField.steps(*a)), 'differ')])
 def test_kernel_that_fails_or_is_wrong_is_said_once_and_not_used(hopper, monkeypatch, capsys, broken, reason):
     calls = count_calls(monkeypatch, broken)
     field, points, viewdirs = problem(2, 3, 40, 23, 3, True)
     for _ in range(3):
         for value, expected in zip(siren.fused_field(field, points, viewdirs),
-                                   siren.plain(field, points, viewdirs), strict=True):
+                                   field.steps(points, viewdirs), strict=True):
             assert torch.equal(value, expected)
     assert len(calls) == 1
     said = capsys.readouterr().err
@@ -128,7 +130,7 @@ def test_kernel_that_fails_or_is_wrong_is_said_once_and_not_used(hopper, monkeyp
 
 
 def test_kernel_that_agrees_is_used_and_checked_once(hopper, monkeypatch, capsys):
-    calls = count_calls(monkeypatch, siren.plain)
+    calls = count_calls(monkeypatch, FoldedField.steps)
     checks = []
     check = siren.disagreement
     monkeypatch.setattr(siren, 'disagreement', lambda *a: checks.append(a) or check(*a))
@@ -142,14 +144,14 @@ def test_kernel_that_agrees_is_used_and_checked_once(hopper, monkeypatch, capsys
 
 
 def test_only_calls_that_the_kernel_is_made_for_reach_it(hopper, monkeypatch):
-    calls = count_calls(monkeypatch, siren.plain)
+    calls = count_calls(monkeypatch, FoldedField.steps)
     field, points, viewdirs = problem(2, 3, 40, 23, 3, True)
     siren.fused_field(field, points, viewdirs)
     assert len(calls) == 1
     siren.fused_field(field, points[:, :0])
     siren.fused_field(*problem(1, 1, 264, 2, 1, False)[:2])
     network = SirenField(2, 16, style_dim=8)
-    field = network.fold(torch.randn(1, 8))
+    field = fold(network, torch.randn(1, 8))
     sdf, _, _ = siren.fused_field(field, points[:1])
     sdf.sum().backward()
     assert network.pts_linears[0].weight.grad.abs().sum() > 0
@@ -163,7 +165,7 @@ def test_only_calls_that_the_kernel_is_made_for_reach_it(hopper, monkeypatch):
 
 
 def test_rendering_on_a_cpu_imports_no_kernel():
-    code = ('import sys, torch, volume_renderer as v, camera; r = v.VolumeRenderer(8, 4, 4, depth=1, width=16);'
+    code = ('import sys, torch, camera, op.tiles; r = op.tiles.TiledRenderer(8, 4, 4, depth=1, width=16);'
             'r.requires_grad_(False)(torch.ones(1, 8), camera.cameras_at(torch.zeros(1, 2), 4));'
             'print("op.siren" in sys.modules, "op.siren_kernel" in sys.modules)')
     run = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
@@ -184,17 +186,17 @@ def test_plain_mode_and_cpu_never_reach_it(monkeypatch):
 @pytest.mark.parametrize('color', [False, True])
 def test_renderer_hands_its_points_to_the_kernel(hopper, monkeypatch, color):
     torch.manual_seed(0)
-    renderer = VolumeRenderer(style_dim=8, resolution=6, samples=5, depth=2, width=16)
+    renderer = TiledRenderer(style_dim=8, resolution=6, samples=5, depth=2, width=16)
     w, camera = torch.randn(1, 8), cameras_at(torch.tensor([[0.2, 0.1]]), 6)
     places = torch.rand(7, 3) * 0.1
     viewdirs = torch.nn.functional.normalize(torch.randn(7, 3), dim=-1)
     seen = []
     for capability in ((8, 0), (9, 0)):
-        calls = count_calls(monkeypatch, siren.plain)
+        calls = count_calls(monkeypatch, FoldedField.steps)
         monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device, found=capability: found)
         with torch.no_grad():
             rendering = renderer(w, camera, color=color, sdf=True, rng=torch.Generator().manual_seed(1))
-            sdf = renderer.sdf_at(renderer.network.fold(w), places, camera)
+            sdf = renderer.sdf_at(renderer.field(w), places, camera)
             colors = renderer.color_at(w, places, viewdirs, camera)
         assert len(calls) == (0 if capability == (8, 0) else 3)
         seen.append([value for value in (*rendering, sdf, colors) if value is not None])
@@ -208,10 +210,9 @@ def test_renderer_hands_its_points_to_the_kernel(hopper, monkeypatch, color):
 def test_kernel_on_a_gpu_equals_the_definition(monkeypatch, case):
     monkeypatch.setenv('STYLESDF_OPS', 'cuda')
     field, points, viewdirs = problem(*case)
-    field = type(field)([tuple(tensor.cuda() for tensor in layer) for layer in field.points],
-                        *(tuple(tensor.cuda() for tensor in pair) for pair in field[1:]))
+    field = field.to('cuda')
     points, viewdirs = points.cuda(), None if viewdirs is None else viewdirs.cuda()
     values = siren.fused_field(field, points, viewdirs)
     kernel, plain = (siren.disagreement(given, field, points, viewdirs, most=points.shape[1])
-                     for given in (values, siren.plain(field, points, viewdirs)))
+                     for given in (values, field.steps(points, viewdirs)))
     assert kernel < 6 * plain

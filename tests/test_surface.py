@@ -6,18 +6,13 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from conftest import SHARED, assert_close
+from conftest import assert_close
 
-import checkpoint
 from camera import cameras_at
-from model import build_generator
-from op import sparse
-from op.sparse import influence, sdf_volume
-from options import parse
 from surfaces.files import load_mesh, save_mesh
 from surfaces.meshes import align_volume, depth_mesh, grid_faces, marching_cubes_mesh, surface_mesh, volume_points
 from surfaces.rendering import render_surface
-from volume_renderer import VolumeRenderer, ray_weights, sdf_to_density
+from volume_renderer import VolumeRenderer
 
 
 class Sphere(torch.nn.Module):
@@ -27,17 +22,8 @@ class Sphere(torch.nn.Module):
         super().__init__()
         self.radius, self.center, self.scale = radius, torch.tensor(center), scale
 
-    def fold(self, w):
-        return self
-
-    def image(self, b):
-        return self
-
-    def hidden(self, points, scratch=None):
-        return points / self.scale
-
-    def sdf(self, points):
-        return (points - self.center).norm(dim=-1, keepdim=True) - self.radius
+    def forward(self, w, points, viewdirs=None):
+        return (points / self.scale - self.center).norm(dim=-1, keepdim=True) - self.radius, None, None
 
 
 @pytest.fixture
@@ -46,151 +32,6 @@ def sphere_renderer():
     renderer.network = Sphere(0.06, (0.01, -0.02, 0.005))
     renderer.sigmoid_beta.data.fill_(5e-4)
     return renderer
-
-
-@pytest.fixture(scope='module')
-def head():
-    """(renderer, latents, cameras) of the golden head: surfaces, silhouettes, ears; one view from far aside."""
-    path = SHARED / 'golden' / 'shape.pt'
-    if not path.exists():
-        pytest.skip('needs the golden checkpoint in ../shared')
-    opt = parse('generate_shapes_and_images', '', [])
-    state = checkpoint.read(path)['g_ema']
-    opt = checkpoint.fit_options(opt, state, path)
-    generator = checkpoint.load_state(build_generator(opt), state, path).requires_grad_(False)
-    z = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
-    return generator.renderer, generator.map(z), cameras_at(torch.tensor([[0.2, 0.1], [0.9, -0.4]]))
-
-
-def test_few_evaluations_give_the_same_surface(head, monkeypatch):
-    renderer, w, cameras = head
-    evaluated = []
-    counted = renderer.sdf_at
-    monkeypatch.setattr(renderer, 'sdf_at', lambda field, points, camera: (
-        evaluated.append(len(points)), counted(field, points, camera))[1])
-    dense = render_surface(renderer, w, cameras, sdf=True, dense=True)
-    assert not evaluated
-    few = render_surface(renderer, w, cameras, sdf=True)
-    assert sum(evaluated) < 0.12 * dense.sdf.numel()
-    assert (few.xyz - dense.xyz).norm(dim=1).max() < 1e-4
-    assert (few.background - dense.background).abs().max() < 1e-3
-    for i in range(2):
-        mesh, expected = (surface_mesh(surface.sdf[i:i + 1], cameras[i:i + 1]) for surface in (few, dense))
-        assert np.array_equal(mesh.faces, expected.faces)
-        assert np.abs(mesh.vertices - expected.vertices).max() < 1e-5
-    evaluated.clear()
-    depth_only = render_surface(renderer, w, cameras)
-    assert depth_only.sdf is None and sum(evaluated) < 0.09 * dense.sdf.numel()
-    assert (depth_only.xyz - dense.xyz).norm(dim=1).max() < 1e-4
-
-
-@pytest.mark.parametrize('samples', [24, 64])
-@torch.no_grad()
-def test_few_evaluations_give_the_same_picture(head, samples, monkeypatch):
-    renderer, w, cameras = head
-    dense = renderer(w, cameras, samples=samples)
-    views = []
-    monkeypatch.setattr(sparse, '_render_view', lambda *arguments, original=sparse._render_view, **wanted: (
-        views.append(original(*arguments, **wanted)), views[-1])[1])
-    few = sparse.render(renderer, w, cameras, samples=samples)
-    assert views[0] is not None  # of so extreme a view as the other one the probes may say that all is to be evaluated
-    assert (few.thumbnail - dense.thumbnail).abs().max() < 1e-3
-    assert (few.features - dense.features).abs().max() < 2e-3
-    assert (few.features - dense.features).square().mean().sqrt() < 1e-4
-    assert (few.xyz - dense.xyz).norm(dim=1).max() < 1e-4 and (few.background - dense.background).abs().max() < 1e-3
-
-
-@torch.no_grad()
-def test_few_evaluations_give_the_same_jittered_picture(head, monkeypatch):
-    """As stage 2 trains on: each ray's samples have an offset of their own, and each image its own generator."""
-    renderer, w, cameras = head
-    monkeypatch.setattr(renderer, 'perturb', 1.)
-
-    def generators():
-        return [torch.Generator().manual_seed(seed) for seed in (5, 6)]
-
-    dense, few_draws = renderer(w, cameras, rng=generators()), generators()
-    views = []
-    monkeypatch.setattr(sparse, '_render_view', lambda *arguments, original=sparse._render_view, **wanted: (
-        views.append(original(*arguments, **wanted)), views[-1])[1])
-    few = sparse.render(renderer, w, cameras, rng=few_draws)
-    assert views[0] is not None
-    assert (few.thumbnail - dense.thumbnail).abs().max() < 1e-3
-    assert (few.features - dense.features).abs().max() < 2e-3
-    assert (few.xyz - dense.xyz).norm(dim=1).max() < 1e-4
-    for used in few_draws:  # what is drawn next, the decoder's noise, is as after a dense picture
-        expected = torch.Generator().manual_seed(used.initial_seed())
-        torch.rand(renderer.resolution ** 2, generator=expected)
-        assert torch.equal(torch.rand(3, generator=used), torch.rand(3, generator=expected))
-
-
-def test_offset_samples_of_a_cubic_are_exact():
-    t, offset = torch.arange(9, dtype=torch.float64), torch.tensor([[0.], [0.3], [1.]], dtype=torch.float64)
-
-    def cubic(t):
-        return 0.1 * t ** 3 - 0.7 * t ** 2 + t - 2
-
-    found = sparse.offset_by(cubic(t).expand(3, -1), offset)
-    assert torch.allclose(found[:, 1:-2], cubic(t + offset)[:, 1:-2])
-    straight = sparse.offset_by(t.expand(3, -1), offset)  # at the ends too
-    assert torch.allclose(straight, t + offset)
-
-
-def test_a_rough_field_is_evaluated_everywhere(head, monkeypatch):
-    """Bumps finer than the coarse grid cannot be interpolated, and are not."""
-    renderer, w, cameras = head
-
-    def bumpy(field, points, camera):
-        return points.norm(dim=-1) - 0.06 + 3e-3 * torch.sin(2000 * points).prod(dim=-1)
-
-    monkeypatch.setattr(renderer, 'sdf_at', bumpy)
-    dense = []
-    monkeypatch.setattr(VolumeRenderer, 'forward', lambda self, *arguments, **wanted: dense.append(wanted) or 'dense')
-    assert render_surface(renderer, w[:1], cameras[:1]) == 'dense' and dense[0]['samples'] == 128
-
-
-@pytest.mark.parametrize('sharper', [1.15, 1.3, 1.6, 2.5])
-def test_a_sharper_field_is_right_or_evaluated_everywhere(head, sharper):
-    renderer, w, cameras = head
-    field = VolumeRenderer(64, depth=4, width=64, perturb=0., force_background=True)
-    field.load_state_dict(renderer.state_dict())
-    with torch.no_grad():
-        for layer in field.network.pts_linears:
-            layer.weight *= sharper
-    few, dense = (render_surface(field, w[:1], cameras[:1], dense=dense) for dense in (False, True))
-    error = (few.xyz - dense.xyz).norm(dim=1)
-    assert error.max() < 1e-4
-
-
-def test_a_wave_between_the_nodes_is_noticed():
-    """It is nothing at all at the nodes of the coarse grid, but the probes find it."""
-    def wave(index):
-        return (64. - index[:, 2]) * 1e-3 + torch.sin(index[:, 2] * np.pi / 2) * 2e-3
-
-    volume = sdf_volume(wave, (128, 128, 128), 3e-3, 1e-3)
-    exact = wave(torch.cartesian_prod(*[torch.arange(128)] * 3)).view(128, 128, 128)
-    assert volume is None or (influence(exact, 3e-3, 1e-3) * (volume - exact).abs()).max() < 1e-5
-
-
-def test_influence_is_the_derivative_of_depth_and_mask():
-    sdf = (0.03 * torch.randn(5, 24, dtype=torch.float64)).requires_grad_()
-    t = 0.01 * torch.arange(24, dtype=torch.float64)
-    weights = ray_weights(sdf_to_density(sdf, 0.01), torch.full_like(sdf, 0.01), force_background=True)
-    depth, = torch.autograd.grad((weights @ t).sum(), sdf, retain_graph=True)
-    mask, = torch.autograd.grad(weights[:, -1].sum(), sdf)
-    expected = torch.maximum(depth.abs(), 0.1 * mask.abs())
-    assert (influence(sdf, 0.01, 0.01) - expected).detach()[:, :-1].abs().max() < 1e-3 * expected.max()
-
-
-def test_an_empty_view_and_a_raw_density_work(head):
-    renderer, w, cameras = head
-    empty = VolumeRenderer(64, depth=4, width=64, perturb=0., force_background=True)
-    empty.load_state_dict(renderer.state_dict())
-    empty.network.sigma_linear.bias.data += 1
-    rendering = render_surface(empty, w[:1], cameras[:1], sdf=True)
-    assert (rendering.background > 0.99).all() and surface_mesh(rendering.sdf, cameras[:1]) is None
-    raw = VolumeRenderer(4, depth=1, width=4, perturb=0., sdf=False)
-    assert render_surface(raw, torch.zeros(1, 4), cameras[:1]).xyz.isfinite().all()
 
 
 def test_alignment(golden):

@@ -77,10 +77,10 @@ def test_two_processes_train_as_one_and_resume_exactly(stage, data, renderer, tm
 
 def test_the_same_images_in_both_processes(data, tmp_path):
     """Two processes that see the same learn what one of them does."""
-    code = ('import training; draw, sampler = random_numbers.draw_fakes, training.InfiniteSampler\n'
-            'training.draw_fakes = lambda opt, purpose, step, images, device: draw(opt, purpose, step, '
+    code = ('from training import run; draw, sampler = run.draw_fakes, run.InfiniteSampler\n'
+            'run.draw_fakes = lambda opt, purpose, step, images, device: draw(opt, purpose, step, '
             'range(len(images)), device)\n'
-            'training.InfiniteSampler = lambda *a, rank, world_size, **k: sampler(*a, **k)\n')
+            'run.InfiniteSampler = lambda *a, rank, world_size, **k: sampler(*a, **k)\n')
     same = start_pair('volume_renderer', tmp_path / 'two', flags(data, '--iter 2 --no_sphere_init'), code)
     one = start('volume_renderer', tmp_path / 'one', flags(data, '--iter 2 --no_sphere_init'), before=code)
     with ended(one, *same):
@@ -100,9 +100,9 @@ def test_a_killed_process_ends_the_other(data, tmp_path):
 
 def test_the_message_of_the_process_that_fails(data, tmp_path):
     """The second process finds its images broken: both end, and the reason is told."""
-    code = ('import os, training, losses\n'
+    code = ('import os, losses, utils\n'
             'def broken(real, fake):\n'
-            "    raise training.UserError('image 7 is broken')\n"
+            "    raise utils.UserError('image 7 is broken')\n"
             "if os.environ['RANK'] == '1':\n"
             '    losses.logistic_loss = broken\n')
     pair = start_pair('volume_renderer', tmp_path, flags(data, '--iter 9 --no_sphere_init'), code)

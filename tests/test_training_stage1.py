@@ -4,7 +4,8 @@ import torch
 from tiny_training import check_same, differences, flags, gradients, tiny, train
 
 import checkpoint
-from model import VolumeDiscriminator, build_generator
+from discriminators import VolumeDiscriminator
+from model import build_generator
 from training import logs, random_numbers, stage1
 from volume_renderer import TRAINING_POINTS, VolumeRenderer
 

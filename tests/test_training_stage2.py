@@ -7,7 +7,7 @@ from tiny_training import check_same, differences, flags, gradients, newest, tin
 import checkpoint
 import losses
 import options
-from model import Discriminator, minibatch_stddev
+from discriminators import Discriminator, minibatch_stddev
 from training import logs, processes, random_numbers, stage2
 from utils import UserError
 

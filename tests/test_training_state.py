@@ -3,7 +3,7 @@ import torch
 from conftest import assert_close
 from tiny_training import tiny, tiny_generator
 
-from model import Discriminator
+from discriminators import Discriminator
 from training import run
 from training.state import State
 

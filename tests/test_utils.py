@@ -1,13 +1,34 @@
-"""utils.py: files that appear whole or not at all, memory that is kept."""
+"""utils.py: how commands start and end, files that appear whole or not at all, memory that is kept."""
 import errno
+import itertools
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from utils import atomic_path
+
+# The commands that read their flags before they import what is slow, and the arguments that they cannot do without.
+COMMANDS = sorted(str(path.relative_to(ROOT)) for path in (*ROOT.glob('*.py'), *ROOT.glob('*/*.py'))
+                  if re.search(r"^    (options\.run|run_command)\('", path.read_text(), re.MULTILINE))
+ARGUMENTS = {'prepare_data.py': 'photos --out_path out --size 64', 'web/page.py': 'results',
+             'download_models.py': 'ffhq'}
+
+# In place of PyTorch: it takes long, and like some packages' imports it goes on after an exception.
+SLOW_TORCH = '''
+import time
+for wait in (0, 60):
+    try:
+        print('importing', flush=True)
+        time.sleep(wait)
+    except BaseException:
+        raise ImportError('swallowed')
+'''
 
 KEPT = '''
 import torch, utils
@@ -40,3 +61,45 @@ def test_a_failed_file_leaves_nothing_and_is_named_as_the_user_knows_it(tmp_path
     with atomic_path(path) as temporary:
         temporary.write_text('after')
     assert path.read_text() == 'after' and list(tmp_path.iterdir()) == [path]
+
+
+def start_command(script, folder, torch, at_interrupt, arguments=''):
+    """Start a command with other code in PyTorch's place, and with this handler of SIGINT."""
+    (folder / 'torch.py').write_text(torch)
+    return subprocess.Popen([sys.executable, ROOT / script, *arguments.split()], cwd=folder, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, env=os.environ | {'PYTHONPATH': str(folder)},
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, at_interrupt))
+
+
+@pytest.mark.parametrize('script, stop', list(zip(COMMANDS, itertools.cycle((
+    (signal.SIGINT, 130), (signal.SIGTERM, 143))), strict=False)))
+def test_a_command_that_is_stopped_while_it_imports_says_one_line(tmp_path, script, stop):
+    number, code = stop
+    process = start_command(script, tmp_path, SLOW_TORCH, signal.SIG_DFL, ARGUMENTS.get(script, ''))
+    assert process.stdout.readline() == 'importing\n'
+    process.send_signal(number)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert error == f'\n{os.path.basename(script)}: stopped; whatever was finished is on disk.\n'
+
+
+def test_background_jobs_of_shell_scripts_go_on_ignoring_ctrl_c(tmp_path):
+    torch = 'import signal\nprint(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)\n'
+    said, _ = start_command('train_volume_renderer.py', tmp_path, torch, signal.SIG_IGN).communicate(timeout=30)
+    assert said == 'True\n'
+
+
+@pytest.mark.parametrize('arguments, code, said', [('--help', 0, '--help_all'), ('--sise 3', 2, 'did you mean --size')])
+def test_flags_are_read_before_anything_slow_is_imported(tmp_path, arguments, code, said):
+    process = start_command('train_full_pipeline.py', tmp_path, "print('importing')", signal.SIG_DFL, arguments)
+    out, error = process.communicate(timeout=30)
+    assert process.returncode == code and said in out + error and 'importing' not in out
+    assert 'Traceback' not in error
+
+
+def test_importing_the_modules_changes_no_handler():
+    code = ('import signal; numbers = signal.SIGINT, signal.SIGTERM; before = [*map(signal.getsignal, numbers)]\n'
+            'import utils, options, train_volume_renderer, train_full_pipeline\n'
+            'print(before == [*map(signal.getsignal, numbers)])')
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == 'True\n'

@@ -8,16 +8,17 @@ from functools import partial
 from pathlib import Path
 
 import av
+import golden_head
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SHARED
 from PIL import Image
 
 import checkpoint
 import render_video
 from camera import Cameras, cameras_at, project, video_viewpoints
+from inference.identities import closed_walk
 from inference.video_files import video_path, video_writer
 from metrics.views import View, view_difference, warp
 from model import build_generator
@@ -25,12 +26,11 @@ from options import parse
 from surfaces.meshes import depth_mesh, surface_mesh
 from surfaces.noise import SurfaceNoise, frontal_noise
 from surfaces.rendering import render_surface
-from surfaces.shading import draw_surface
+from surfaces.shading import shade_surface
 from utils import to_uint8
 from volume_renderer import camera_directions
 
-SHAPE = ['--expname', 'shape', '--identities', '1', '--size', '256', '--channel_multiplier', '1', '--style_dim', '64',
-         '--width', '64', '--depth', '4', '--N_samples', '24', '--device', 'cpu']
+SHAPE = [*golden_head.FLAGS, '--identities', '1']
 TINY = ['--size', '16', '--style_dim', '8', '--width', '8', '--depth', '2', '--channel_multiplier', '1',
         '--renderer_spatial_output_dim', '8', '--truncation_mean', '50', '--device', 'cpu']
 VIDEOS = Path('evaluations/shape/final_model/videos')
@@ -64,11 +64,8 @@ def small_surfaces(monkeypatch):
 @pytest.fixture(scope='module')
 def shape():
     """The golden head: generator, latents, and its surface in three views of a video of 60 frames."""
-    path = SHARED / 'golden' / 'shape.pt'
-    if not path.exists():
-        pytest.skip('needs the golden checkpoint in ../shared')
-    opt = parse('render_video', '', SHAPE)
-    generator = checkpoint.load_state(build_generator(opt), checkpoint.read(path)['g_ema'], path).requires_grad_(False)
+    generator = build_generator(parse('render_video', '', SHAPE)).requires_grad_(False)
+    generator.load_state_dict(golden_head.head_state())
     random = torch.Generator().manual_seed(1234)
     means = generator.mean_latents(10000, random)
     z = torch.randn(1, 64, generator=random)
@@ -144,12 +141,12 @@ def test_drawn_surfaces_of_a_sphere():
                 'depth': ((1.12 - (eye - points) @ rotation[:, 2]) / 0.24).expand(3, -1, -1)}
     background = {'phong': None, 'normals': 1., 'depth': 0.}
     for style, picture in expected.items():
-        drawn = (draw_surface(xyz, mask, camera, style, size=128) + 1) / 2  # at the pixels' own centers
+        drawn = (shade_surface(xyz, mask, camera, style, size=128) + 1) / 2  # at the pixels' own centers
         error = (drawn - picture)[:, covered].abs()
         assert error.max() < (0.02 if style != 'depth' else 1e-4) and error.mean() < 2e-3, style
         if background[style] is not None:
             assert torch.allclose(drawn[:, 0, 0], torch.tensor(background[style]))
-        assert draw_surface(xyz, mask, camera, style).shape == (3, 512, 512)
+        assert shade_surface(xyz, mask, camera, style).shape == (3, 512, 512)
 
 
 def test_drawing_equals_ray_casting_the_mesh(shape):
@@ -186,7 +183,7 @@ def test_drawing_equals_ray_casting_the_mesh(shape):
     expected = np.ones(len(rays))
     expected[hit] = 0.1 + 0.65 * np.maximum(cosine, 0) + 0.2 * highlight
 
-    drawn = ((draw_surface(surface.xyz[0], surface.background[0], camera) + 1) / 2)[0].numpy()
+    drawn = ((shade_surface(surface.xyz[0], surface.background[0], camera) + 1) / 2)[0].numpy()
     error = 255 * np.abs(drawn - expected.reshape(512, 512))
     assert ((drawn == 1) == ~hit.reshape(512, 512)).mean() > 0.999  # the edge of the mesh
     assert error[hit.reshape(512, 512)].mean() < 0.2 and np.quantile(error, 0.999) < 5
@@ -317,7 +314,7 @@ def test_view_difference_of_a_textured_sphere():
     carried = warp(*views['painted'])
     assert 0.3 < carried.visible.float().mean() < (views['painted'][1].background == 0).float().mean()
     source, target = views['painted']
-    assert math.isnan(view_difference(source, target._replace(mask=torch.ones_like(target.background))))
+    assert math.isnan(view_difference(source, target._replace(background=torch.ones_like(target.background))))
 
 
 # ---------------------------------------------------------------------------------------------- video files
@@ -389,18 +386,18 @@ def test_stopped_and_failed_recordings(tmp_path, kind):
 
 # ---------------------------------------------------------------------------------------------- the command
 
-def test_the_originals_frames(run, tmp_path, shape):
+def test_the_originals_frames(run, tmp_path, shape, head_checkpoint):
     (tmp_path / 'full_models').mkdir()
-    os.symlink(SHARED / 'golden' / 'shape.pt', tmp_path / 'full_models' / 'shape.pt')
+    os.symlink(head_checkpoint, tmp_path / 'full_models' / 'shape.pt')
     code, _, error = run(*SHAPE, '--frames', 4, '--format', 'frames', '--side_by_side')
     assert code == 0, error
     cameras = cameras_at(video_viewpoints(4, 0.3, 0.15))
-    for i in range(4):
+    for i in golden_head.VIDEO_FRAMES:
         def picture(video, frame=i):
             return np.asarray(Image.open(VIDEOS / f'sample_{video}_0_elipsoid' / f'{frame:05d}.png')).astype(int)
 
         def golden(video, frame=i):
-            return np.asarray(Image.open(SHARED / 'golden' / 'shape' / f'video_{video}_{frame}.png')).astype(int)
+            return np.asarray(Image.open(golden_head.SHAPE / f'video_{video}_{frame}.png')).astype(int)
 
         assert np.abs(picture('video') - golden('rgb')).max() <= 1  # the original cuts, we round
         difference = np.abs(picture('depth_video') - golden('depth'))
@@ -452,7 +449,7 @@ def test_depth_videos_and_projected_noise(run, tiny, small_surfaces, style):
 
 def test_a_walk_between_identities(run, tiny, small_surfaces):
     stops = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
-    walk = render_video.closed_walk(stops, 31)
+    walk = closed_walk(stops, 31)
     assert torch.allclose(walk[[0, 10, 20]], stops, atol=1e-6) and torch.allclose(walk[30], stops[0], atol=1e-6)
     speed = walk.diff(dim=0)
     assert torch.allclose(speed[0], speed[-1], atol=0.5 * speed.abs().max().item())  # no corner where it closes
@@ -495,13 +492,13 @@ def test_models_without_decoder_or_sdf(run, tiny, small_surfaces):
 def test_stopped_early(run, tiny, small_surfaces, monkeypatch, sent, code):
     drawn = []
 
-    def draw_then_stop(*arguments):
-        drawn.append(draw_surface(*arguments))
+    def shade_then_stop(*arguments):
+        drawn.append(shade_surface(*arguments))
         if len(drawn) == 4:
             os.kill(os.getpid(), sent)
         return drawn[-1]
 
-    monkeypatch.setattr(render_video, 'draw_surface', draw_then_stop)
+    monkeypatch.setattr('inference.frames.shade_surface', shade_then_stop)
     got, out, error = run(*tiny(sdf=False), '--frames', 20)
     assert got == code and 'have 3 of 20 frames' in out and 'stopped' in error
     for video in ('video', 'depth_video'):

@@ -4,6 +4,7 @@ import importlib
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -135,6 +136,7 @@ def _child(stage, folder, arguments, environment, file_limit, before):
     if file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that runs in the background ignores it
     exec(before, {})
     sys.argv = [f'{STAGES[stage]}.py', *arguments]
     options.run(STAGES[stage], '')

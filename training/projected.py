@@ -170,6 +170,15 @@ class ProjectedDiscriminator(nn.Module):
                           zip(self.heads, mixed, self.spread, strict=True)], dim=1)
 
 
+def projected_discriminator(opt, images, device):
+    """(ProjectedDiscriminator, SameNetwork) that the flags describe, calibrated on a data set's first images."""
+    network = load_feature_network(opt.evaluation.features, opt.model.size, device)
+    discriminator = ProjectedDiscriminator(network, opt.model.size, device)
+    first = torch.stack([images[i] for i in range(min(CALIBRATION_IMAGES, len(images)))])
+    discriminator.calibrate(first.to(device))
+    return discriminator, SameNetwork(network.name)
+
+
 class SameNetwork:
     """Makes a run go on with the feature network that it began with."""
 

@@ -4,6 +4,7 @@ import torch
 
 from metrics.distances import patch_descriptors, swd
 from metrics.identity import measure_identity
+from op.fast import few_samples
 from training.gradients import checked_chunk, chunks
 from training.random_numbers import draw_fakes
 from utils import to_uint8
@@ -37,6 +38,6 @@ def quick_evaluation(generator, images, opt, device):
     real, fake = ([torch.cat(level) for level in zip(*batches, strict=True)] for batches in descriptors.values())
     measures = {'swd': float(np.mean(swd(real, fake)))}
     latents = draw_fakes(opt, 'evaluation', 0, range(EVAL_IDENTITIES), device).z
-    depths = [measure_identity(generator, z[None], opt, ('depth',))['depth']['depth'] for z in latents]
+    depths = [measure_identity(few_samples(generator), z[None], opt, ('depth',))['depth']['depth'] for z in latents]
     found = [depth for depth in depths if not np.isnan(depth)]
     return measures | ({'depth': float(np.mean(found))} if found else {})

@@ -70,9 +70,11 @@ def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lam
                     rendering.sdf, opt.training.min_surf_beta)
             if has_sdf and sphere_lambda > 0:
                 # A quarter of the rays is enough for this term.
-                loss['g_sphere'] = sphere_lambda * generator.renderer.sphere_loss(
+                sdf, points = generator.renderer.stratified_sdf(
                     generator.map(inputs.z), inputs.cameras.magnified(0.5), inputs.rngs,
-                    radius=opt.training.sphere_radius, resolution=generator.renderer.resolution // 2)
+                    resolution=generator.renderer.resolution // 2)
+                loss['g_sphere'] = sphere_lambda * losses.sphere_loss(sdf, points, inputs.cameras,
+                                                                      opt.training.sphere_radius)
             (scale * sum(loss.values())).backward()
             terms.add(scale, **loss)
             if rendering.sdf is not None:
@@ -101,8 +103,8 @@ def initialize_sphere(run, opt):
         for indices in chunks(0, SPHERE_BATCH, run.chunk):
             inputs = fakes.select(indices)
             scale = len(inputs.z) / SPHERE_BATCH
-            loss = state.g.renderer.sphere_loss(state.g.map(inputs.z), inputs.cameras, inputs.rngs,
-                                                radius=opt.training.sphere_radius)
+            sdf, points = state.g.renderer.stratified_sdf(state.g.map(inputs.z), inputs.cameras, inputs.rngs)
+            loss = losses.sphere_loss(sdf, points, inputs.cameras, opt.training.sphere_radius)
             (scale * loss).backward()
             terms.add(scale, sphere=loss)
         error = run.update('sphere', optimizer, terms)['sphere']

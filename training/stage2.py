@@ -10,7 +10,7 @@ from torch import Tensor
 
 import checkpoint
 import losses
-from model import stddev_group
+from discriminators import stddev_group
 from training.augmentation import unchanged
 from training.gradients import Terms, backward_in_chunks, chunks, frozen
 from training.projected import ProjectedDiscriminator
@@ -36,13 +36,10 @@ class Rendered(NamedTuple):
 
 
 @torch.no_grad()
-def render(generator, fakes, switch, dense=False):
-    """The frozen half of the generator, for a whole batch: its memory does not grow with the rays.
-
-    dense: see Generator.render.
-    """
+def render(generator, fakes, switch):
+    """The frozen half of the generator, for a whole batch: its memory does not grow with the rays."""
     w = [generator.map(z) for z in ((fakes.z,) if switch is None else (fakes.z, fakes.second))]
-    rendering = generator.render(w[0], fakes.cameras, dense=dense, rng=fakes.rngs)
+    rendering = generator.render(w[0], fakes.cameras, rng=fakes.rngs)
     noise = generator.decoder.random_noise(len(fakes.z), fakes.rngs)
     return Rendered(w=w, switch=switch, features=rendering.features, thumbnails=rendering.thumbnail, noise=noise,
                     rngs=fakes.rngs)
@@ -166,7 +163,7 @@ def find_renderer(opt):
         raise UserError(f'no stage-1 result {path}; train it with train_volume_renderer.py, or name one with '
                         f'--renderer_ckpt' + (f' (its newest checkpoint so far is {newest}).' if newest else '.'))
     saved = checkpoint.read(path)
-    state = {name: tensor for name, tensor in saved['g_ema'].items() if not name.startswith('decoder.')}
+    state = checkpoint.without_decoder(saved['g_ema'])
     opt = checkpoint.reconcile(opt, saved | {'g_ema': state}, path)
     if opt.model.size < opt.model.renderer_spatial_output_dim:
         raise UserError(f"--size {opt.model.size} is less than the side of the renderer's thumbnails "

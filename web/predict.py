@@ -2,8 +2,8 @@
 
     cog predict -i seed=3 -i azimuth=20
 
-STYLESDF_MODEL names the model, as --expname does elsewhere: the model in the box unless set. A seed draws the identity
-that it draws with --seeds.
+STYLESDF_MODEL names the model, as --expname does elsewhere; unless it is set, the bundled demo model is served. A seed
+draws the same identity as with --seeds.
 """
 import os
 import secrets
@@ -36,7 +36,7 @@ class Predictor(BasePredictor):
         """The picture (PNG), then the mesh (GLB) and the video (MP4) that were asked for."""
         seed = secrets.randbelow(2 ** 31) if seed is None else seed
         print(f'Seed: {seed}')
-        w = self.model.latents([seed], truncation)
+        w = self.model.w_of([seed], truncation)
         folder = Path(tempfile.mkdtemp())
         files = [folder / 'image.png']
         Image.fromarray(self.model.picture(w, self.model.cameras([[azimuth, elevation]]), truncation)).save(files[0])

@@ -1,0 +1,79 @@
+"""The frames of a video: the image and the surface behind it from each camera, and their recording."""
+import contextlib
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from inference import results
+from inference.video_files import video_path, video_writer
+from surfaces.rendering import render_surface
+from surfaces.shading import shade_surface
+from utils import to_uint8
+
+IMAGE_CRF, DEPTH_CRF = 10, 1  # H.264 quality of images and of surfaces, as the original has it (docs/conventions.md)
+
+
+@torch.no_grad()
+def render_frames(generator, w, cameras, noise, opt, means, surfaces=True):
+    """Yield each camera's pictures, uint8 arrays (H,W,3) by the kind of their video (results.VIDEO_KINDS).
+
+    w: (1,style_dim), or a latent for each camera. noise: a function from a camera to the decoder's noise maps.
+    surfaces: False for the image alone.
+    """
+    renderer, still = generator.renderer, len(w) == 1
+    if generator.full_pipeline:  # once a video: the mapping to w'
+        w_prime = generator.decoder.map(w, opt.inference.truncation_ratio, means.w_prime)
+        weights = generator.decoder.modulate(w_prime) if still else None
+    for i in range(len(cameras)):
+        camera, frame = cameras[i:i + 1], slice(0, 1) if still else slice(i, i + 1)
+        rendering = generator.render(w[frame], camera)
+        image = rendering.thumbnail
+        if generator.full_pipeline:
+            image = generator.decoder.synthesize(
+                rendering.features, weights if still else generator.decoder.modulate(w_prime[frame]), noise(camera))
+        views = {'video': image[0]}
+        if surfaces:
+            surface = render_surface(renderer, w[frame], camera)
+            views['depth_video'] = shade_surface(surface.xyz[0], surface.background[0], camera, opt.video.depth_style)
+        pictures = {kind: to_uint8(view) for kind, view in views.items()}  # last, since it waits for a GPU's work
+        if surfaces and opt.video.side_by_side:
+            pictures['side_by_side_video'] = side_by_side(pictures['video'], pictures['depth_video'])
+        yield pictures
+
+
+def side_by_side(image, surface):
+    """Two pictures (H,W,3) beside each other, the lower one enlarged to the height of the other."""
+    height = max(len(image), len(surface))
+
+    def at_height(picture):
+        return picture if len(picture) == height else np.asarray(
+            Image.fromarray(picture).resize((height, height), Image.Resampling.BICUBIC))
+
+    return np.concatenate([at_height(image), at_height(surface)], axis=1)
+
+
+def record(frames, folder, name, opt, bar):
+    """Write the frames of what `name` calls, pictures by the kind of their video, as they come.
+
+    Stopped early, it says how many frames the videos have.
+    """
+    count = 0
+    with contextlib.ExitStack() as stack:
+        add = {}
+        try:
+            for pictures in frames:
+                for kind, picture in pictures.items():
+                    if kind not in add:
+                        path = video_path(folder, results.video_stem(kind, name, opt.inference.azim_video),
+                                          opt.video.format)
+                        crf = DEPTH_CRF if kind == 'depth_video' else IMAGE_CRF
+                        add[kind] = stack.enter_context(video_writer(path, opt.video.format, opt.video.fps, crf))
+                    add[kind](picture)
+                count += 1
+                bar.update()
+        except KeyboardInterrupt:
+            if count:
+                tqdm.write(f'identity {name}: stopped; its videos have {count} of {opt.video.frames} frames.')
+            raise

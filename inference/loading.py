@@ -1,0 +1,36 @@
+"""Loading a trained generator, as every command that uses a finished model begins."""
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from munch import Munch
+
+from checkpoint import find_model, load_state, read, reconcile
+from model import Generator, build_generator
+from op.fast import fast_parts
+
+
+class Loaded(NamedTuple):
+    """A generator for inference, and where it came from."""
+    generator: Generator
+    opt: Munch   # the option tree with the sizes that the checkpoint has
+    path: Path   # the checkpoint
+    name: str    # of the folder of its results: final_model, vol_renderer or iter_0300000
+
+
+def load_generator(opt, device, graphs=False):
+    """The generator that --expname names, on `device`, for inference: a Loaded.
+
+    --dense and STYLESDF_OPS say how it computes (op/fast.py). graphs: whether --cuda_graphs is obeyed, for which all
+    calls must come from one thread. Raises UserError where there is no such checkpoint, where it is damaged, or where
+    it contradicts the flags that the user typed.
+    """
+    path, name = find_model(opt)
+    saved = read(path)
+    state = saved['g_ema']
+    opt = reconcile(opt, saved, path)
+    torch.manual_seed(opt.experiment.seed)  # for noise maps that the file may lack
+    generator = build_generator(opt, full_pipeline=any(key.startswith('decoder.') for key in state),
+                                **fast_parts(opt, graphs=graphs))
+    load_state(generator, state, path).to(device).eval().requires_grad_(False)
+    return Loaded(generator, opt, path, name)

@@ -1,0 +1,38 @@
+"""The meshes of one identity: depth meshes of its views, and marching-cubes meshes."""
+import torch
+import torch.nn.functional as F
+
+from camera import cameras_of
+from surfaces.files import color_vertices
+from surfaces.meshes import depth_mesh, surface_mesh, volume_points
+from surfaces.rendering import render_surface
+
+
+def generate_meshes(generator, z, cameras, opt, means):
+    """Yield (kind of results.MESHES, index of the view, mesh) of the identity z (1,style_dim): the depth mesh of each
+    view, and of the first one the marching-cubes mesh, which is None where the SDF does not cross zero."""
+    renderer = generator.renderer
+    w = generator.map(z, opt.inference.truncation_ratio, means)
+    for i in range(len(cameras)):
+        camera = cameras[i:i + 1]
+        surface = render_surface(renderer, w, camera, sdf=i == 0 and renderer.has_sdf)
+        mesh = depth_mesh(surface.xyz[0])
+        if opt.inference.vertex_colors:
+            points = surface.xyz[0].flatten(1).T
+            directions = F.normalize(points - camera.extrinsics[0, :, 3], dim=1)
+            viewdirs = directions @ camera.extrinsics[0, :, :3]  # static view directions are in the camera frame
+            color_vertices(mesh, renderer, w, camera, points, viewdirs)
+        yield 'depth_mesh', i, mesh
+        if surface.sdf is not None:
+            mesh = surface_mesh(surface.sdf, camera)
+            if mesh is not None and opt.inference.vertex_colors:
+                color_vertices(mesh, renderer, w, camera, *volume_points(mesh.vertices, renderer, camera))
+            yield 'marching_cubes_mesh', i, mesh
+
+
+def frontal_mesh(generator, w, opt):
+    """(marching-cubes mesh, camera) of the frontal view of w (1,style_dim); the mesh is None where the SDF does not
+    cross zero."""
+    camera = cameras_of(opt, torch.zeros(1, 2, device=w.device))
+    sdf = render_surface(generator.renderer, w, camera, sdf=True).sdf
+    return surface_mesh(sdf, camera), camera

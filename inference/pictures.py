@@ -1,0 +1,38 @@
+"""The pictures of one identity: images and thumbnails from all its viewpoints."""
+import torch
+
+from utils import UserError
+
+# The original draws noise for at most this many views at a time; the same seed must draw the same.
+VIEWS_PER_DRAW = 8
+# Pixels of decoded images at a time, so that memory does not grow with the views.
+PIXELS_AT_ONCE = {'cpu': 1 << 20, 'cuda': 1 << 23}
+ROW_PIXELS = 1 << 17  # width of a row of pictures: few programs open a wider one
+
+
+def check_row(opt):
+    """Raise UserError for more views than a row of pictures holds, which bounds the memory that it takes."""
+    limit = ROW_PIXELS // opt.model.size
+    if not opt.inference.fixed_camera_angles and opt.inference.num_views_per_id > limit:
+        raise UserError(f'--num_views_per_id {opt.inference.num_views_per_id}: a row of pictures of {opt.model.size} '
+                        f'pixels holds at most {limit}; ask for fewer views, or use --seeds and several runs.')
+
+
+@torch.no_grad()
+def generate_images(generator, z, cameras, opt, means, rng):
+    """Yield (image, thumbnail) batches in [-1, 1] of the identity z (1,style_dim), seen from `cameras`.
+
+    The image is None for a field without decoder. rng: what the decoder's noise is drawn from.
+    """
+    for first in range(0, len(cameras), VIEWS_PER_DRAW):
+        views = cameras[first:first + VIEWS_PER_DRAW]
+        noise, at_once = None, len(views)
+        if generator.full_pipeline:
+            noise = generator.decoder.random_noise(len(views), rng)
+            budget = PIXELS_AT_ONCE.get(z.device.type, PIXELS_AT_ONCE['cuda'])
+            at_once = max(1, budget // opt.model.size ** 2)
+        for start in range(0, len(views), at_once):
+            chunk = slice(start, start + at_once)
+            generated = generator(z, views[chunk], psi=opt.inference.truncation_ratio, means=means,
+                                  noise=noise and [layer[chunk] for layer in noise])
+            yield generated.image, generated.rendering.thumbnail

@@ -1,0 +1,272 @@
+"""Where results go, what their files are called, and how both are read back; no other module knows these names.
+
+    RESULTS_DIR/EXPNAME/MODEL/                       MODEL: final_model, vol_renderer or iter_0300000
+        random_angles/ or fixed_angles/              of generate_shapes_and_images.py
+            images/0000000.png                       all views of an identity in a row; images/0000000_thumb.png
+            depth_map_meshes/sample_0_depth_mesh_azim10_elev-3.obj
+            marching_cubes_meshes/sample_0_marching_cubes_mesh_azim10_elev-3.obj
+            index.json                               what was made from which seed, view and checkpoint
+        videos/ or videos/with_noise_projection/     of render_video.py
+            sample_video_0_elipsoid.mp4              also sample_depth_video_…, sample_side_by_side_video_…
+            sample_0_frontal_marching_cubes_mesh.obj
+        index.html                                   the page of results
+
+An identity of --identities is called by its number (0000000 and 0), one of --seeds by its seed (seed0000003 and seed3).
+Results may come from somewhere else: whatever is read back is checked, and nothing outside their folder is read.
+"""
+import contextlib
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from utils import UserError, atomic_path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+GENERATED = ('random_angles', 'fixed_angles')
+VIDEOS = ('videos', 'videos/with_noise_projection')
+PICTURES = {'image': '', 'thumbnail': '_thumb'}  # kinds of pictures, and the endings of their names
+MESHES = {'depth_mesh': 'depth_map_meshes', 'marching_cubes_mesh': 'marching_cubes_meshes'}
+VIDEO_KINDS = ('video', 'depth_video', 'side_by_side_video')
+CAMERA_PATHS = {False: 'elipsoid', True: 'azim'}  # by --azim_video; the first is spelled as the original spells it
+FRONTAL_MESH = 'frontal_marching_cubes_mesh'
+INDEX = 'index.json'
+SEEDS_IN_NAME = 8  # A walk through more seeds names only so many of them in its file's name.
+
+# What decides how an identity looks: while none of it changes, earlier files of the identity still belong to it.
+APPEARANCE = ('seed', 'checkpoint', 'truncation_ratio', 'truncation_mean', 'fov', 'dist_radius', 'views')
+
+
+# ---------------------------------------------------------------------------------------------- names
+
+def model_folder(opt, model_name):
+    """The folder of all results of one model; model_name: as inference.loading.load_generator returns it."""
+    return Path(opt.inference.results_dir) / opt.experiment.expname / model_name
+
+
+def generation_folder(opt, model_name):
+    """Where generate_shapes_and_images.py writes."""
+    return model_folder(opt, model_name) / GENERATED[opt.inference.fixed_camera_angles]
+
+
+def video_folder(opt, model_name):
+    """Where render_video.py writes."""
+    return model_folder(opt, model_name) / VIDEOS[opt.model.project_noise]
+
+
+def long_name(number, by_seed):
+    """The name of an identity in the names of its pictures and in index.json: 0000003, or seed0000003."""
+    return f'seed{number:07d}' if by_seed else f'{number:07d}'
+
+
+def short_name(number, by_seed):
+    """The name of an identity in the names of its meshes and videos: 3, or seed3."""
+    return f'seed{number}' if by_seed else f'{number}'
+
+
+def walk_name(seeds):
+    """The name of a walk through several identities: walk_3_8."""
+    more = f'_and_{len(seeds) - SEEDS_IN_NAME}_more' if len(seeds) > SEEDS_IN_NAME else ''
+    return f'walk_{"_".join(map(str, seeds[:SEEDS_IN_NAME]))}{more}'
+
+
+def view_names(viewpoints):
+    """A name for each (azimuth, elevation) in radians, azim{a}_elev{e} in whole degrees, cut towards zero; views that
+    would share a name are numbered."""
+    names = []
+    for azimuth, elevation in viewpoints:
+        name = f'azim{int(math.degrees(azimuth))}_elev{int(math.degrees(elevation))}'
+        names.append(name if name not in names else f'{name}_view{len(names)}')
+    return names
+
+
+def picture_file(name, kind):
+    """The file of an identity's pictures, in its folder; name: the long one. kind: of PICTURES."""
+    return f'images/{name}{PICTURES[kind]}.png'
+
+
+def mesh_file(name, kind, view, suffix):
+    """The file of a mesh, in the folder of its run; name: the short one. kind: of MESHES. view: from view_names."""
+    return f'{MESHES[kind]}/sample_{name}_{kind}_{view}.{suffix}'
+
+
+def video_stem(kind, name, azimuth_only):
+    """The name of a video without its suffix; name: the short one, or a walk's. kind: of VIDEO_KINDS."""
+    return f'sample_{kind}_{name}_{CAMERA_PATHS[azimuth_only]}'
+
+
+def frontal_mesh_file(name, suffix):
+    """The file of the surface that a video's noise sticks to; name: the short one."""
+    return f'sample_{name}_{FRONTAL_MESH}.{suffix}'
+
+
+# ---------------------------------------------------------------------------------------------- the index
+
+def read_index(folder):
+    """{long name: entry} of the index.json in a folder, or an empty dict where there is none.
+
+    Raises UserError for a file that is not one, of which only the form is checked here: dicts, and lists of texts.
+    """
+    path = Path(folder) / INDEX
+    try:
+        entries = json.loads(path.read_text(encoding='utf-8'))['results']
+        for entry in entries.values():
+            for file in [*entry.get('files', []), *entry.get('earlier_files', [])]:
+                if not isinstance(file, str):
+                    raise TypeError('a file name is no text')
+        return entries
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
+        raise UserError(f'{path} is not an index that this command wrote; move it away.') from None
+
+
+def add_to_index(folder, name, entry):
+    """Put an identity's entry into the index, which other runs may be changing at the same time.
+
+    Files of an earlier entry that are still there stay listed: as the identity's own where nothing changed that decides
+    how it looks (meshes stay when only pictures are made again), else as `earlier_files`.
+    """
+    folder = Path(folder)
+    with _alone(folder):
+        entries = read_index(folder)
+        old = entries.get(name, {})
+        same = all(old.get(key) == entry[key] for key in APPEARANCE)
+        kept = [file for file in old.get('files', []) if file not in entry['files'] and (folder / file).is_file()]
+        files = entry['files'] + (kept if same else [])
+        earlier = {file for file in kept + old.get('earlier_files', [])
+                   if file not in files and (folder / file).is_file()}
+        entries[name] = entry | {'files': files} | ({'earlier_files': sorted(earlier)} if earlier else {})
+        with atomic_path(folder / INDEX) as temporary:
+            temporary.write_text(json.dumps({'results': entries}, indent=1) + '\n', encoding='utf-8')
+
+
+@contextlib.contextmanager
+def _alone(folder):
+    """Inside, no other process that asks for the same folder is inside too (where the system has such locks)."""
+    handle = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
+        if handle is not None:
+            with contextlib.suppress(OSError):  # Some network disks have no locks; there, runs must not overlap.
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+# ---------------------------------------------------------------------------------------------- reading back
+
+class IdentityResult(NamedTuple):
+    """What generation left of one identity."""
+    folder: Path            # of its run
+    name: str               # the long one
+    title: str              # for people: 'Identity 0' or 'Seed 3'
+    by_seed: bool
+    seed: int
+    truncation: float
+    fov: float              # half the field of view, in degrees
+    dist_radius: float
+    views: list             # (azimuth, elevation) of each view, in radians
+    pictures: dict          # kind -> the file with all views in a row, of those that are there
+    depth_meshes: list      # for each view its depth mesh's file, or None
+    marching_cubes: list    # files
+
+
+class VideoResult(NamedTuple):
+    """What render_video.py left of one identity or walk."""
+    title: str
+    videos: list            # (kind of VIDEO_KINDS, camera path, file or folder of frames), in the order of the kinds
+    frontal_meshes: list    # files
+
+
+def read_generated(folder):
+    """The IdentityResults in a folder, in the order of their names. Raises UserError for a damaged index.json."""
+    folder = Path(folder)
+    results = []
+    for name, entry in sorted(read_index(folder).items()):
+        try:
+            results.append(_identity_result(folder, name, entry))
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            raise UserError(f'{folder / INDEX}: its entry {name!r} is damaged ({error}); remove the entry, or generate '
+                            'the identity again.') from None
+    return results
+
+
+def _identity_result(folder, name, entry):
+    numbered = re.fullmatch(r'(seed)?(\d{7,20})', name, re.ASCII)
+    if not numbered:
+        raise ValueError('there is no identity of that name')
+    by_seed, number = bool(numbered[1]), int(numbered[2])
+    views = [(_number(view['azim']), _number(view['elev'])) for view in entry['views']]
+    if not views:
+        raise ValueError('it has no views')
+    files = {}
+    for file in entry['files']:
+        path = inside(folder, folder / file)
+        if path is None:
+            raise ValueError(f'it names {file!r}, which lies outside of this folder')
+        if path.is_file():
+            files.setdefault((path.parent.name, path.stem), path)
+    short = short_name(number, by_seed)
+    depth_stems = [(MESHES['depth_mesh'], f'sample_{short}_depth_mesh_{view}') for view in view_names(views)]
+    pictures = {kind: inside(folder, folder / picture_file(name, kind)) for kind in PICTURES}
+    return IdentityResult(
+        folder, name, f'Seed {number}' if by_seed else f'Identity {number}', by_seed, int(_number(entry['seed'])),
+        _number(entry['truncation_ratio']), _number(entry['fov'], 0, 90), _number(entry['dist_radius'], 0, 1), views,
+        {kind: path for kind, path in pictures.items() if path is not None and path.is_file()},
+        [files.get(stem) for stem in depth_stems],
+        [path for (parent, _), path in files.items() if parent == MESHES['marching_cubes_mesh']])
+
+
+def _number(value, low=-math.inf, high=math.inf):
+    """A finite number between two limits, from a file that may hold anything."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError(f'{value!r} is no number')
+    if not low < value < high:
+        raise ValueError(f'{value!r} is out of range')
+    return value
+
+
+def read_videos(folder):
+    """The VideoResults in a folder, in the order of their files' names."""
+    folder = Path(folder)
+    found = {}
+    kinds, paths = '|'.join(VIDEO_KINDS), '|'.join(CAMERA_PATHS.values())
+    for path in sorted(folder.glob('sample_*')):
+        video = re.fullmatch(f'sample_({kinds})_([A-Za-z0-9_]+)_({paths})', path.stem)
+        mesh = re.fullmatch(f'sample_([A-Za-z0-9_]+)_{FRONTAL_MESH}', path.stem)
+        if not (video or mesh) or inside(folder, path) is None:
+            continue
+        name = video[2] if video else mesh[1]
+        result = found.setdefault(name, VideoResult(_video_title(name), [], []))
+        if video:
+            result.videos.append((video[1], video[3], path))
+        else:
+            result.frontal_meshes.append(path)
+    for result in found.values():
+        result.videos.sort(key=lambda video: VIDEO_KINDS.index(video[0]))
+    return list(found.values())
+
+
+def _video_title(name):
+    """For people: 'Identity 0', 'Seed 3' or 'Walk through seeds 3 8' from what a video is called."""
+    if name.isdecimal():
+        return f'Identity {name}'
+    if name.startswith('seed'):
+        return f'Seed {name[4:]}'
+    return f'Walk through seeds {name.removeprefix("walk_").replace("_and_", " and ").replace("_", " ")}'
+
+
+def inside(folder, path):
+    """The path, if it lies in a folder when all links on the way are followed; else None."""
+    try:
+        return Path(path) if Path(path).resolve().is_relative_to(Path(folder).resolve()) else None
+    except (OSError, ValueError, RuntimeError):  # an impossible name, or links in a circle
+        return None

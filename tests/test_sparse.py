@@ -1,0 +1,214 @@
+"""op/sparse.py: views from few evaluations equal those of the definition, or are the definition's."""
+import copy
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED
+
+import checkpoint
+from camera import cameras_at
+from model import build_generator
+from op import sparse
+from op.fast import fast_parts
+from op.sparse import SparseRenderer, influence, sdf_volume, visible
+from options import parse
+from surfaces.meshes import surface_mesh
+from surfaces.rendering import render_surface
+from volume_renderer import SigmoidDensity, VolumeRenderer, ray_weights
+
+
+class Head:
+    """The golden head: surfaces, silhouettes, ears; one view from far aside."""
+
+    def __init__(self, path):
+        saved, generators = checkpoint.read(path), []
+        for flags in ([], ['--dense']):
+            opt = checkpoint.reconcile(parse('generate_shapes_and_images', '', flags), saved, path)
+            generator = build_generator(opt, **fast_parts(opt))
+            generators.append(checkpoint.load_state(generator, saved['g_ema'], path).requires_grad_(False))
+        self.sparse, self.dense = (generator.renderer for generator in generators)
+        self.w = generators[0].map(torch.randn(2, 64, generator=torch.Generator().manual_seed(0)))
+        self.cameras = cameras_at(torch.tensor([[0.2, 0.1], [0.9, -0.4]]))
+
+
+@pytest.fixture(scope='module')
+def head():
+    path = SHARED / 'golden' / 'shape.pt'
+    if not path.exists():
+        pytest.skip('needs the golden checkpoint in ../shared')
+    return Head(path)
+
+
+@pytest.fixture
+def evaluated(head, monkeypatch):
+    """A list that gets the number of points whenever the sparse renderer evaluates distances at single points."""
+    counts, sdf_at = [], head.sparse.sdf_at
+    monkeypatch.setattr(head.sparse, 'sdf_at', lambda field, points, camera: (
+        counts.append(len(points)), sdf_at(field, points, camera))[1])
+    return counts
+
+
+@pytest.fixture
+def given_up(monkeypatch):
+    """A list that grows by one whenever a view is left to the definition."""
+    views, march = [], VolumeRenderer.march
+
+    def counted(self, field, rays, wanted, rng=None):
+        views.append(rays)
+        return march(self, field, rays, wanted, rng)
+
+    monkeypatch.setattr(VolumeRenderer, 'march', counted)
+    return views
+
+
+def test_the_same_surface(head, evaluated):
+    dense = render_surface(head.dense, head.w, head.cameras, sdf=True)
+    few = render_surface(head.sparse, head.w, head.cameras, sdf=True)
+    assert 0 < sum(evaluated) < 0.12 * dense.sdf.numel()
+    assert (few.xyz - dense.xyz).norm(dim=1).max() < 1e-4
+    assert (few.background - dense.background).abs().max() < 1e-3
+    for i in range(2):
+        mesh, expected = (surface_mesh(surface.sdf[i:i + 1], head.cameras[i:i + 1]) for surface in (few, dense))
+        assert np.array_equal(mesh.faces, expected.faces)
+        assert np.abs(mesh.vertices - expected.vertices).max() < 1e-5
+    evaluated.clear()
+    depth_only = render_surface(head.sparse, head.w, head.cameras)
+    assert depth_only.sdf is None and 0 < sum(evaluated) < 0.09 * dense.sdf.numel()
+    assert (depth_only.xyz - dense.xyz).norm(dim=1).max() < 1e-4
+
+
+@pytest.mark.parametrize('samples', [24, 64])
+@torch.no_grad()
+def test_the_same_picture(head, samples, given_up):
+    few = head.sparse(head.w[:1], head.cameras[:1], samples=samples)
+    assert not given_up
+    assert_same_picture(few, head.dense(head.w[:1], head.cameras[:1], samples=samples))
+    # Of so extreme a view as the other one the probes may say that all is to be evaluated.
+    both = head.sparse(head.w, head.cameras, samples=samples)
+    assert_same_picture(both, head.dense(head.w, head.cameras, samples=samples))
+
+
+def assert_same_picture(few, dense):
+    assert (few.thumbnail - dense.thumbnail).abs().max() < 1e-3
+    assert (few.features - dense.features).abs().max() < 2e-3
+    assert (few.features - dense.features).square().mean().sqrt() < 1e-4
+    assert (few.xyz - dense.xyz).norm(dim=1).max() < 1e-4 and (few.background - dense.background).abs().max() < 1e-3
+
+
+@torch.no_grad()
+def test_the_same_jittered_picture(head, monkeypatch, evaluated):
+    """As stage 2 trains on: each ray's samples have an offset of their own, and each image its own rng."""
+    for renderer in (head.sparse, head.dense):
+        monkeypatch.setattr(renderer, 'perturb', 1.)
+
+    def rngs():
+        return [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+
+    dense, used_rngs = head.dense(head.w, head.cameras, rng=rngs()), rngs()
+    few = head.sparse(head.w, head.cameras, rng=used_rngs)
+    assert evaluated
+    assert (few.thumbnail - dense.thumbnail).abs().max() < 1e-3
+    assert (few.features - dense.features).abs().max() < 2e-3
+    assert (few.xyz - dense.xyz).norm(dim=1).max() < 1e-4
+    for used in used_rngs:  # what is drawn next, the decoder's noise, is as after a dense picture
+        expected = torch.Generator().manual_seed(used.initial_seed())
+        torch.rand(head.sparse.resolution ** 2, generator=expected)
+        assert torch.equal(torch.rand(3, generator=used), torch.rand(3, generator=expected))
+
+
+def test_where_gradients_or_slopes_are_wanted_it_is_the_definition(head, evaluated):
+    w = head.w[:1].clone().requires_grad_()
+    few, dense = (renderer(w, head.cameras[:1], samples=24) for renderer in (head.sparse, head.dense))
+    assert torch.equal(few.thumbnail, dense.thumbnail)
+    slopes = [torch.autograd.grad(view.xyz.sum(), w)[0] for view in (few, dense)]
+    assert torch.equal(*slopes) and slopes[0].abs().max() > 0
+    with torch.no_grad():
+        few, dense = (renderer(head.w[:1], head.cameras[:1], color=False, eikonal=True)
+                      for renderer in (head.sparse, head.dense))
+    assert torch.equal(few.eikonal, dense.eikonal) and not evaluated
+
+
+@torch.no_grad()
+def test_it_works_without_tiles(head):
+    """On the definition itself, as with STYLESDF_OPS=plain."""
+    settings = {'depth': 4, 'width': 64, 'perturb': 0., 'force_background': True, 'static_viewdirs': True}
+    plain, few = (kind(64, **settings) for kind in (VolumeRenderer, SparseRenderer))
+    for renderer in (plain, few):
+        renderer.load_state_dict(head.sparse.state_dict())
+    assert_same_picture(*(renderer(head.w[:1], head.cameras[:1]) for renderer in (few, plain)))
+
+
+def test_offset_samples_of_a_cubic_are_exact():
+    t, offset = torch.arange(9, dtype=torch.float64), torch.tensor([[0.], [0.3], [1.]], dtype=torch.float64)
+
+    def cubic(t):
+        return 0.1 * t ** 3 - 0.7 * t ** 2 + t - 2
+
+    found = sparse.offset_by(cubic(t).expand(3, -1), offset)
+    assert torch.allclose(found[:, 1:-2], cubic(t + offset)[:, 1:-2])
+    straight = sparse.offset_by(t.expand(3, -1), offset)  # at the ends too
+    assert torch.allclose(straight, t + offset)
+
+
+def test_a_rough_field_is_evaluated_everywhere(head, monkeypatch):
+    """Bumps finer than the coarse grid cannot be interpolated, and are not."""
+    def bumpy(field, points, camera):
+        return points.norm(dim=-1) - 0.06 + 3e-3 * torch.sin(2000 * points).prod(dim=-1)
+
+    monkeypatch.setattr(head.sparse, 'sdf_at', bumpy)
+    dense = []
+    monkeypatch.setattr(VolumeRenderer, 'forward', lambda self, *arguments, **wanted: dense.append(wanted) or 'dense')
+    assert render_surface(head.sparse, head.w[:1], head.cameras[:1]) == 'dense' and dense[0]['samples'] == 128
+
+
+@pytest.mark.parametrize('sharper', [1.15, 1.3, 1.6, 2.5])
+@torch.no_grad()
+def test_a_sharper_field_is_right_or_evaluated_everywhere(head, sharper):
+    few, dense = copy.deepcopy(head.sparse), copy.deepcopy(head.dense)
+    for renderer in (few, dense):
+        for layer in renderer.network.pts_linears:
+            layer.weight *= sharper
+    few, dense = (render_surface(renderer, head.w[:1], head.cameras[:1]) for renderer in (few, dense))
+    assert (few.xyz - dense.xyz).norm(dim=1).max() < 1e-4
+
+
+def test_a_wave_between_the_nodes_is_noticed():
+    """It is nothing at all at the nodes of the coarse grid, but the probes find it."""
+    def wave(index):
+        return (64. - index[:, 2]) * 1e-3 + torch.sin(index[:, 2] * np.pi / 2) * 2e-3
+
+    density = SigmoidDensity(3e-3)
+    volume = sdf_volume(wave, (128, 128, 128), density, 1e-3)
+    exact = wave(torch.cartesian_prod(*[torch.arange(128)] * 3)).view(128, 128, 128)
+    assert volume is None or (influence(exact, density, 1e-3) * (volume - exact).abs()).max() < 1e-5
+
+
+def test_influence_is_the_derivative_of_depth_and_background():
+    density = SigmoidDensity(0.01)
+    sdf = (0.03 * torch.randn(5, 24, dtype=torch.float64)).requires_grad_()
+    t = 0.01 * torch.arange(24, dtype=torch.float64)
+    weights = ray_weights(density.value(sdf), torch.full_like(sdf, 0.01), force_background=True)
+    depth, = torch.autograd.grad((weights @ t).sum(), sdf, retain_graph=True)
+    background, = torch.autograd.grad(weights[:, -1].sum(), sdf)
+    expected = torch.maximum(depth.abs(), 0.1 * background.abs())
+    assert (influence(sdf, density, 0.01) - expected).detach()[:, :-1].abs().max() < 1e-3 * expected.max()
+
+
+def test_what_a_ray_sees():
+    """Nothing behind a surface, and before it nothing that has no density."""
+    density = SigmoidDensity(1e-3)
+    sdf = torch.linspace(0.05, -0.05, 50, dtype=torch.float64)
+    reached, seen = visible(sdf, density, 2e-3)
+    assert reached[sdf > 0].all() and not reached[sdf < -0.02].any()
+    assert torch.equal(seen, reached & (sdf < 8e-3))
+
+
+@torch.no_grad()
+def test_an_empty_view_and_a_raw_density_work(head):
+    empty = copy.deepcopy(head.sparse)
+    empty.network.sigma_linear.bias += 1
+    rendering = render_surface(empty, head.w[:1], head.cameras[:1], sdf=True)
+    assert (rendering.background > 0.99).all() and surface_mesh(rendering.sdf, head.cameras[:1]) is None
+    raw = SparseRenderer(4, depth=1, width=4, perturb=0., sdf=False)
+    assert render_surface(raw, torch.zeros(1, 4), head.cameras[:1]).xyz.isfinite().all()

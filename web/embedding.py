@@ -1,0 +1,77 @@
+"""What the page of results holds inside itself: pictures as data: URIs, and meshes small enough for a phone."""
+import base64
+import gzip
+import io
+import math
+
+import numpy as np
+import torch
+import trimesh
+from PIL import Image
+from scipy.spatial import cKDTree
+
+from camera import project
+from surfaces.files import for_gltf
+from surfaces.shading import shade_surface
+from utils import to_uint8
+
+PICTURE_SIZE = 512      # pixels along a side
+PICTURE_QUALITY = 90    # WebP
+LOSSLESS_SIZE = 128     # smaller pictures are kept without loss
+POSITIONS, NORMALS = 2. ** -16, 2. ** -6  # steps that coordinates and normals are rounded to, for compression
+PLASTER = (0.32, 0.31, 0.29, 1.)          # the color of a surface without colors of its own, red, green, blue, alpha
+
+
+def data_uri(kind, data):
+    """Bytes as a data: URI of a media type."""
+    return f'data:{kind};base64,{base64.b64encode(data).decode()}'
+
+
+def picture_uri(image):
+    """A PIL image as a data: URI, no larger than PICTURE_SIZE; small ones without loss."""
+    small = max(image.size) <= LOSSLESS_SIZE
+    image.thumbnail((PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.save(file, 'webp', lossless=small, quality=PICTURE_QUALITY)
+    return data_uri('image/webp', file.getvalue())
+
+
+def pictures_of_row(path, count):
+    """The `count` square pictures that stand side by side in a file, as data: URIs."""
+    with Image.open(path) as row:
+        width = row.width // count
+        return [picture_uri(row.crop((i * width, 0, (i + 1) * width, row.height))) for i in range(count)]
+
+
+def compact_mesh(mesh, triangles, camera=None):
+    """A mesh of at most about so many triangles as gzipped GLB in base64: quadric error decimation, rounded numbers.
+
+    camera: of a depth mesh's view; gives texture coordinates, which lay that view's picture on the mesh. Vertex colors
+    are kept; they and the normals are those of the nearest vertices of the full mesh.
+    """
+    reduced = mesh.simplify_quadric_decimation(face_count=triangles) if len(mesh.faces) > triangles else mesh
+    # Normals computed from the reduced triangles, some of which are slivers, would be worse than the full mesh's.
+    nearest = cKDTree(mesh.vertices).query(reduced.vertices)[1]
+    small = trimesh.Trimesh(np.round(reduced.vertices / POSITIONS) * POSITIONS, reduced.faces, process=False,
+                            vertex_normals=np.round(mesh.vertex_normals[nearest] / NORMALS) * NORMALS)
+    if mesh.visual.kind == 'vertex':
+        small.visual = trimesh.visual.ColorVisuals(small, vertex_colors=mesh.visual.vertex_colors[nearest])
+        # PLASTER multiplies the colors, since the viewer's light is chosen for it.
+        small = for_gltf(small, baseColorFactor=PLASTER)
+    else:
+        uv = None
+        if camera is not None:
+            pixels, _ = project(torch.from_numpy(np.array(small.vertices)).float(), camera, 1)
+            uv = (pixels * torch.tensor([1., -1.]) + torch.tensor([0., 1.])).numpy()  # v counts from below
+        small.visual = trimesh.visual.TextureVisuals(uv=uv, material=trimesh.visual.material.PBRMaterial(
+            baseColorFactor=PLASTER, metallicFactor=0., roughnessFactor=0.7, doubleSided=True))
+    glb = trimesh.exchange.gltf.export_glb(trimesh.Scene(small), include_normals=True, unitize_normals=False)
+    return base64.b64encode(gzip.compress(glb, mtime=0)).decode()
+
+
+def depth_picture(mesh, camera):
+    """Depth of a view from its depth mesh, as a data: URI: white at the near plane, black at the far one."""
+    size = math.isqrt(len(mesh.vertices))
+    xyz = torch.from_numpy(np.array(mesh.vertices)).float().T.reshape(3, size, size)
+    shaded = shade_surface(xyz, torch.zeros(1, size, size), camera, 'depth', size=2 * size)
+    return picture_uri(Image.fromarray(to_uint8(shaded)).convert('L'))

@@ -1,0 +1,177 @@
+"""The page of results: one self-contained index.html with a model's pictures, videos and surfaces in 3D.
+
+It needs no network and no server: pictures, reduced meshes and the viewer (model-viewer/) are inside it; full meshes,
+full pictures and long videos are linked. results_page.html is its template.
+"""
+import base64
+import math
+from pathlib import Path
+
+import jinja2
+import torch
+from tqdm import tqdm
+
+from camera import cameras_at
+from inference import results
+from surfaces.files import load_mesh
+from utils import UserError, atomic_path
+from web.embedding import PLASTER, compact_mesh, depth_picture, pictures_of_row
+
+HERE = Path(__file__).resolve().parent
+VIEWER = HERE / 'model-viewer' / 'model-viewer.min.js'
+
+TITLES = {'random_angles': 'Random views', 'fixed_angles': 'Fixed views', 'videos': 'Videos',
+          'videos/with_noise_projection': 'Videos with noise on the surface'}
+VIDEO_TITLES = {'video': 'image', 'depth_video': 'surface', 'side_by_side_video': 'image and surface'}
+
+# What a page holds at most, so that a phone can open it.
+RESULTS = 64                     # identities of a section
+TRIANGLES, ALL_TRIANGLES = 16_000, 1_600_000  # of one mesh, of all
+FEWEST_TRIANGLES = 1_000         # of one mesh, however many there are
+VIDEO_BYTES, ALL_VIDEO_BYTES = 4 << 20, 24 << 20  # of one video inside the page, of all
+
+
+class Budget:
+    """The bytes of video that still fit into the page."""
+
+    def __init__(self, size):
+        self.left = size
+
+    def takes(self, size):
+        """Whether a file of this size goes into the page; if so, it is counted."""
+        fits = size <= min(VIDEO_BYTES, self.left)
+        self.left -= size * fits
+        return fits
+
+
+# ---------------------------------------------------------------------------------------------- generated identities
+
+def degrees(radians):
+    """An angle as the page writes it."""
+    return f'{math.degrees(radians):.0f}°'.replace('-0°', '0°').replace('-', '\N{MINUS SIGN}')
+
+
+def generated_entry(result, root):
+    """An IdentityResult as the template shows it; its meshes are still to be read (add_meshes)."""
+    views = [{'id': f'{result.folder.name}-{result.name}-{i}', 'image': None, 'thumbnail': None, 'depth': None,
+              'text': f'azimuth {degrees(azimuth)}, elevation {degrees(elevation)}'}
+             for i, (azimuth, elevation) in enumerate(result.views)]
+    for kind, file in result.pictures.items():
+        for view, uri in zip(views, pictures_of_row(file, len(views)), strict=True):
+            view[kind] = uri
+    cameras = cameras_at(torch.tensor(result.views), 1, result.fov, result.dist_radius)
+    meshes = [mesh_entry(file, root, 'Marching cubes') for file in result.marching_cubes]
+    for i, (file, (azimuth, elevation)) in enumerate(zip(result.depth_meshes, result.views, strict=True)):
+        if file:
+            meshes.append(mesh_entry(file, root, f'Depth, {views[i]["text"]}', view=views[i], camera=cameras[i:i + 1],
+                                     orbit=(azimuth, math.pi / 2 - elevation)))
+    return {
+        'name': result.title,
+        'text': ('' if result.by_seed else f'--seed {result.seed}, ') + f'truncation {result.truncation:g}',
+        'opening': f'{2 * result.fov:g}deg',
+        'views': [view for view in views if view['image'] or view['thumbnail']], 'meshes': meshes, 'videos': [],
+        'links': {kind: kind in result.pictures and link_to(result.pictures[kind], root) for kind in results.PICTURES}}
+
+
+def link_to(path, root):
+    """The address of a file, relative to the page."""
+    return path.relative_to(root).as_posix()
+
+
+def mesh_entry(path, root, name, view=None, camera=None, orbit=(0., math.pi / 2)):
+    """A mesh as the template shows it.
+
+    orbit: azimuth and polar angle to look from at first. view, camera: those of a depth mesh.
+    """
+    return {'path': path, 'name': name, 'file': link_to(path, root), 'view': view, 'camera': camera,
+            'orbit': ' '.join(f'{math.degrees(angle):.2f}deg' for angle in orbit) + ' 1m'}
+
+
+def add_meshes(meshes):
+    """Read the meshes that the page shows, reduced to the page's budget, and the depth pictures of their views."""
+    triangles = min(TRIANGLES, max(FEWEST_TRIANGLES, ALL_TRIANGLES // max(1, len(meshes))))
+    for i, entry in enumerate(tqdm(meshes, desc='page', unit='mesh')):
+        try:
+            mesh = load_mesh(entry['path'])
+            count = len(mesh.faces)
+        except Exception as error:  # each of trimesh's readers fails in its own way
+            raise UserError(f'{entry["path"]} is not a mesh that can be read ({error}); remove it, or generate it '
+                            'again.') from None
+        entry['glb'] = compact_mesh(mesh, triangles, entry['camera'])
+        entry['size'] = f'{count:,} triangles, {entry["path"].stat().st_size / 1e6:.1f} MB'
+        entry['shown'] = f'{triangles:,}' if count > triangles else ''
+        entry['id'] = f'mesh-{i}'
+        view = entry['view']
+        entry['draped'] = bool(view and (view['image'] or view['thumbnail'])) and mesh.visual.kind != 'vertex'
+        if view and math.isqrt(len(mesh.vertices)) ** 2 == len(mesh.vertices):
+            view['depth'] = depth_picture(mesh, entry['camera'])
+
+
+# ---------------------------------------------------------------------------------------------- videos
+
+def video_result_entry(result, root, budget):
+    """A VideoResult as the template shows it."""
+    return {'name': result.title, 'text': '', 'opening': '12deg', 'views': [],
+            'videos': [video_entry(path, root, f'{VIDEO_TITLES[kind]}, {camera_path}', budget)
+                       for kind, camera_path, path in result.videos],
+            'meshes': [mesh_entry(path, root, 'Marching cubes, frontal') for path in result.frontal_meshes]}
+
+
+def video_entry(path, root, name, budget):
+    """A video as the template shows it: inside the page while there is room for it, else linked."""
+    link = link_to(path, root)
+    if path.is_dir():  # --format frames
+        frames = sorted(path.glob('*.png'))
+        return {'name': name, 'file': f'{link}/', 'picture': frames and f'{link}/{frames[0].name}',
+                'size': f'{len(frames)} frames'}
+    size = path.stat().st_size
+    inside = budget.takes(size)
+    data = base64.b64encode(path.read_bytes()).decode() if inside else None
+    entry = {'name': name, 'file': link, 'size': f'{size / 1e6:.1f} MB'}
+    if path.suffix == '.mp4':
+        return entry | {'data': data, 'picture': None}
+    return entry | {'picture': f'data:image/{path.suffix[1:]};base64,{data}' if inside else link}
+
+
+# ---------------------------------------------------------------------------------------------- the page
+
+def sections_of(root):
+    """The sections of results_page.html: what each folder of a model's results holds."""
+    sections, budget = [], Budget(ALL_VIDEO_BYTES)
+
+    def add(folder, found, entry):
+        if found:
+            sections.append({'id': folder.replace('/', '_'), 'title': TITLES[folder],
+                             'results': [entry(result) for result in found[:RESULTS]],
+                             'more': max(0, len(found) - RESULTS)})
+
+    for folder in results.GENERATED:
+        try:
+            add(folder, results.read_generated(root / folder), lambda result: generated_entry(result, root))
+        except (ValueError, OSError) as error:  # Pillow's, of a picture
+            raise UserError(f'{root / folder}: a picture is damaged ({error}); move it away.') from None
+    for folder in results.VIDEOS:
+        add(folder, results.read_videos(root / folder), lambda result: video_result_entry(result, root, budget))
+    return sections
+
+
+def write_page(root):
+    """Write index.html into a model's folder of results (RESULTS_DIR/EXPNAME/MODEL); returns its path.
+
+    It shows all that is there of both commands. Raises UserError where there is nothing to show, or a file is damaged.
+    """
+    root = Path(root)
+    sections = sections_of(root)
+    if not sections:
+        raise UserError(f'{root} holds no results of generate_shapes_and_images.py or render_video.py; name the folder '
+                        'of one model, such as evaluations/EXPNAME/final_model.')
+    meshes = [mesh for section in sections for result in section['results'] for mesh in result['meshes']]
+    add_meshes(meshes)
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True,
+                                     lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    html = environment.get_template('results_page.html').render(
+        name=root.resolve().parent.name, model=root.resolve().name, sections=sections, has_meshes=bool(meshes),
+        plaster=PLASTER, viewer=VIEWER.read_text(encoding='utf-8') if meshes else '')
+    with atomic_path(root / 'index.html') as temporary:
+        temporary.write_text(html, encoding='utf-8')
+    return root / 'index.html'
