@@ -23,7 +23,7 @@ from inference.identities import identity_count, seeded, subjects
 from inference.loading import load_generator
 from inference.meshes import frontal_mesh
 from surfaces.files import save_mesh
-from surfaces.noise import frontal_noise
+from surfaces.noise import SLOW, frontal_noise, pixels_a_frame
 from utils import UserError, select_device, writable_folder
 from web.results_page import write_page
 
@@ -83,6 +83,11 @@ def main(opt):
     fixed = generator.decoder.fixed_noise() if generator.full_pipeline else None
     cameras = cameras_of(opt, video_viewpoints(opt.video.frames, opt.camera.azim, opt.camera.elev, opt.camera.uniform,
                                                opt.inference.azim_video, device))
+    if opt.model.project_noise and len(cameras) > 1:
+        pixels = pixels_a_frame(cameras, generator.renderer.resolution, opt.model.size)
+        if pixels < SLOW:
+            print(f'--project_noise: the surface moves only about {pixels:.2f} pixels from frame to frame; so slowly, '
+                  'fixed noise flickers less (docs/video.md).')
 
     rng = seeded(opt.experiment.seed, device)
     means = generator.mean_latents(opt.inference.truncation_mean, rng)

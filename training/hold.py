@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 # Between these the need for the sphere grows from nothing to all of it.
 BETA_RANGE = 0.003, 0.008  # sharp as the paper's fields; so soft that fields here dissolved without a hold
-FOG_RANGE = 0.15, 0.4      # a head with sharp silhouettes at 16x16 rays has less than 0.15
+FOG_RANGE = 0.25, 0.45      # a sphere as large as a head has 0.16 to 0.21 at those betas, whatever the number of rays
 FEWEST_MEETINGS = 0.08     # of rays with a surface, below which there is none to speak of
 MEMORY = 0.98              # of the averages from step to step, so about 50 steps
 RISING, FALLING = 1 / 100, 1 / 2000  # the most that the weight changes in a step: it comes back sooner than it fades
