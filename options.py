@@ -20,6 +20,7 @@ from munch import Munch
 from utils import UserError, run_command
 
 MAX_SEED = 2 ** 63 - 1
+MAX_NAME = 200  # bytes; file systems allow 255, and endings are added to an experiment's name
 LARGEST = 10 ** 9  # no number may be larger: that would be a slip of the finger
 MEAN_LATENT_DRAWS = 10_000  # model.py has the same default
 MAX_MEAN_DRAWS = 10 ** 7  # more take minutes and change nothing
@@ -45,6 +46,18 @@ def not_empty(text):
     """A flag type: a name or path."""
     if not text.strip():
         raise ValueError('must be a name or path')
+    return text
+
+
+def experiment_name(text):
+    """A flag type: the name of an experiment, of which folders and files are named; a/b is one inside another."""
+    folders = not_empty(text).replace('\\', '/').split('/')
+    if not all(folders) or {'.', '..'} & set(folders) or ':' in folders[0]:
+        raise ValueError('must be a name, or several with / between them, that stays inside the folders of the project')
+    if not text.isprintable():
+        raise ValueError('must consist of printable characters')
+    if max(len(folder.encode()) for folder in folders) > MAX_NAME:
+        raise ValueError(f'must be a name of at most {MAX_NAME} bytes')
     return text
 
 
@@ -74,12 +87,12 @@ def radius(text):
     return value
 
 
-def power_of_two(low):
-    """A flag type: a power of two no smaller than `low`."""
+def power_of_two(low, most):
+    """A flag type: a power of two from `low` to `most`."""
     def check(text):
         value = int(text)
-        if value < low or value & (value - 1):
-            raise ValueError(f'must be a power of two, {low} or more')
+        if not low <= value <= most or value & (value - 1):
+            raise ValueError(f'must be a power of two from {low} to {most}')
         return value
     return check
 
@@ -205,7 +218,8 @@ GROUPS = {
     ),
     'experiment': (
         Flag('expname', 'debug', EVERYWHERE,
-             'name of the experiment: the folder of its checkpoints and results', defaults={APP: 'cats_demo'}),
+             'name of the experiment: the folder of its checkpoints and results', experiment_name,
+             defaults={APP: 'cats_demo'}),
         Flag('ckpt', 300000, Scope(INFERENCE),
              'iteration of the checkpoint to use where there is no finished model', at_least(0)),
         Flag('continue_training', False, RUN, 'go on from the newest checkpoint of this experiment', bool),
@@ -214,7 +228,10 @@ GROUPS = {
     'training': (
         Flag('checkpoints_dir', './checkpoint', EVERYWHERE, 'folder where checkpoints are kept'),
         Flag('iter', 300000, RUN, 'number of training steps', at_least(1), defaults={STAGE_1: 200000}),
-        Flag('batch', 4, LEARNING, 'images per step and process, at least 2', at_least(1)),
+        Flag('batch', 4, RUN,
+             'images per step and process, at least 2; a training that goes on keeps its images per step', at_least(1)),
+        Flag('new_batch', False, RUN, 'let a training go on with another number of images per step', bool),
+        Flag('new_data', False, RUN, 'let a training go on with other images, such as a data set that has grown', bool),
         Flag('chunk', 4, RUN,
              'images that are computed at a time; a smaller chunk needs less memory, and the gradient stays '
              'the same', at_least(1)),
@@ -325,7 +342,8 @@ GROUPS = {
         Flag('num_images', 50000, EVALUATION, 'number of images to generate for fid, kid, pr and swd', at_least(1)),
         Flag('num_surfaces', 1000, EVALUATION, 'number of identities for depth, view and field', at_least(1)),
         Flag('eval_size', 256, EVALUATION,
-             'side of the images that are compared; smaller images are compared at their own size', power_of_two(16)),
+             'side of the images that are compared; smaller images are compared at their own size',
+             power_of_two(16, most=8192)),
         Flag('eval_batch', 8, EVALUATION, 'images that are generated at a time', at_least(1)),
         Flag('features', None, Scope((EVALUATE, STAGE_2)),
              "TorchScript network to use for fid, kid and pr instead of torch-fidelity's Inception, or for "
@@ -341,7 +359,7 @@ GROUPS = {
              "also serve the page at a public address, through Gradio's servers, for three days", bool),
     ),
     'model': (
-        Flag('size', 256, IMAGE_SIZE, 'side of the generated images', power_of_two(8)),
+        Flag('size', 256, IMAGE_SIZE, 'side of the generated images', power_of_two(8, most=8192)),
         Flag('style_dim', 256, FIELD_SIZE, 'size of the latents w', at_least(1)),
         Flag('channel_multiplier', 2, DECODER_SIZE, "multiplies the decoder's channels", at_least(1)),
         Flag('channel_max', 0, DECODER_SIZE,
@@ -352,7 +370,8 @@ GROUPS = {
         Flag('n_mlp', 8, OBSOLETE,
              'accepted because old command lines have it; the mapping has three layers', at_least(1)),
         Flag('lr_mapping', 0.01, DECODER, "learning rate multiplier of the decoder's mapping", above(0)),
-        Flag('renderer_spatial_output_dim', 64, SCENE, 'number of rays along a side of the thumbnail', power_of_two(4)),
+        Flag('renderer_spatial_output_dim', 64, SCENE,
+             'number of rays along a side of the thumbnail', power_of_two(4, most=1024)),
         Flag('project_noise', False, VIDEOS, 'attach the noise to the surface instead of to the image plane', bool),
     ),
     'camera': (

@@ -22,6 +22,7 @@ from inference.frames import record, render_frames
 from inference.identities import identity_count, seeded, subjects
 from inference.loading import load_generator
 from inference.meshes import frontal_mesh
+from inference.video_files import check_encoder
 from surfaces.files import save_mesh
 from surfaces.noise import SLOW, frontal_noise, pixels_a_frame
 from utils import UserError, select_device, writable_folder
@@ -31,7 +32,8 @@ GIF_MAX_FPS = 50  # viewers slow down a GIF whose frames last less than 2/100 s
 
 
 def check(opt, generator, path):
-    """Raise UserError for flags that contradict each other or that this model cannot follow."""
+    """Raise UserError for flags that contradict each other, or that this model or machine cannot follow."""
+    check_encoder(opt.video.format)
     if opt.video.interpolate and opt.inference.seeds:
         raise UserError('--seeds and --interpolate each name the identities to show; use one of them.')
     if opt.video.format == 'gif' and opt.video.fps > GIF_MAX_FPS:

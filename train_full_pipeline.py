@@ -22,7 +22,7 @@ from training.augmentation import Augmentation
 from training.processes import Processes
 from training.projected import projected_discriminator
 from training.random_numbers import draw_directions
-from training.resuming import find_start
+from training.resuming import find_start, path_batch
 from training.run import Run, adam
 from training.stage2 import (
     accumulate_discriminator,
@@ -39,9 +39,9 @@ STAGE = 'full_pipeline'
 
 def main(opt):
     with Processes(opt.machine.device) as processes:
-        start, opt = find_start(opt, STAGE)
+        start, opt = find_start(opt, STAGE, processes)
         if not start.path:
-            renderer_path, renderer_state, opt = find_renderer(opt)
+            renderer_path, renderer_state, opt = find_renderer(opt, processes)
         size, training = opt.model.size, opt.training
         images = ImageDataset(opt.dataset.dataset_path, size)
 
@@ -82,7 +82,7 @@ def main(opt):
                 run.update('g', g_optim, terms)
 
                 if training.g_reg_every and step % training.g_reg_every == 0:
-                    fakes = run.draw('path', max(1, training.batch // training.path_batch_shrink))
+                    fakes = run.draw('path', path_batch(opt))
                     rendered = render(generator, fakes, run.draw_mixing('path'))
                     directions = draw_directions(fakes, size, run.device)
                     terms, state.path_mean = accumulate_path_length(generator, rendered, directions, state.path_mean,

@@ -37,7 +37,7 @@ STAGE = 'volume_renderer'
 
 def main(opt):
     with Processes(opt.machine.device) as processes:
-        start, opt = find_start(opt, STAGE)
+        start, opt = find_start(opt, STAGE, processes)
         rays, training = opt.model.renderer_spatial_output_dim, opt.training
         images = ImageDataset(opt.dataset.dataset_path, opt.model.size, thumbnail_size=rays)
 

@@ -7,12 +7,19 @@ import sys
 import zlib
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
-from golden_head import GOLDEN, write_head
+from golden_head import FLAGS, GOLDEN, head_state, write_head
+from tiny_model import save_tiny_model
 
 import options
+from camera import cameras_at, video_viewpoints
+from inference.loaded_model import load_model
+from model import build_generator
+from op.fast import fast_parts
+from surfaces.rendering import render_surface
 from utils import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,6 +47,34 @@ def head_checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp('head') / 'shape.pt'
     write_head(path)
     return path
+
+
+@pytest.fixture(scope='session')
+def head_views():
+    """The golden head: generator, latents, and its surface in three views of a video of 60 frames."""
+    opt = options.parse('render_video', '', FLAGS)
+    generator = build_generator(opt, **fast_parts(opt)).requires_grad_(False)
+    generator.load_state_dict(head_state())
+    rng = torch.Generator().manual_seed(1234)
+    means = generator.mean_latents(10000, rng)
+    z = torch.randn(1, 64, generator=rng)
+    w = generator.map(z, 0.5, means)
+    with torch.no_grad():
+        viewpoints = torch.cat([torch.zeros(1, 2), video_viewpoints(60, 0.3, 0.15)[11:13]])
+        cameras = [cameras_at(viewpoint[None]) for viewpoint in viewpoints]
+        surfaces = [render_surface(generator.renderer, w, camera, sdf=i == 0) for i, camera in enumerate(cameras)]
+    return dict(generator=generator, z=z, w=w, means=means, cameras=cameras, surfaces=surfaces)
+
+
+@pytest.fixture
+def loaded_tiny(tmp_path, monkeypatch):
+    """A tiny model, loaded; small surfaces; temporary files below tmp_path / 'temporary'."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 16)
+    (tmp_path / 'temporary').mkdir()
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path / 'temporary'))
+    save_tiny_model(tmp_path)
+    return load_model('tiny', device='cpu', truncation_mean=100)
 
 
 @pytest.fixture
@@ -113,3 +148,11 @@ def assert_close(actual, expected, rtol=1e-5, what=''):
     error = (actual - expected).abs().max().item()
     scale = expected.abs().max().item()
     assert error <= rtol * scale, f'{what}: error {error:.3g} at scale {scale:.3g} (ratio {error / scale:.2g})'
+
+
+def read_video(path):
+    """(stream facts, uint8 frames) of a video file."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames = [frame.to_ndarray(format='rgb24') for frame in container.decode(stream)]
+        return (stream.codec_context.name, stream.codec_context.pix_fmt, stream.average_rate), frames

@@ -1,4 +1,4 @@
-"""app.py: what a loaded model makes, the page's functions, and the page in a browser."""
+"""app.py: the functions of its page, and the page in a browser."""
 import io
 import math
 import os
@@ -8,10 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -19,28 +17,19 @@ import trimesh
 from browser import browser_page
 from conftest import ROOT
 from PIL import Image
-from tiny_model import save_tiny_model
+from tiny_model import frames_of, save_tiny_model, z_of
 
 import app
 import options
-from camera import cameras_at
-from inference.loaded_model import load_model
-from inference.meshes import generate_meshes
-from utils import UserError, to_uint8
+from utils import UserError
 from web.explorer import AROUND, build, w_between
 
 IDENTITY = (3, 8, 0.5, 0.7)  # seed, second seed, mix, truncation
 
 
 @pytest.fixture
-def model(tmp_path, monkeypatch):
-    """A tiny model, loaded; small surfaces; temporary files below tmp_path / 'temporary'."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 16)
-    (tmp_path / 'temporary').mkdir()
-    monkeypatch.setattr('tempfile.tempdir', str(tmp_path / 'temporary'))
-    save_tiny_model(tmp_path)
-    return load_model('tiny', device='cpu', truncation_mean=100)
+def model(loaded_tiny):
+    return loaded_tiny
 
 
 @pytest.fixture
@@ -48,30 +37,6 @@ def api(model):
     """The page's functions by name."""
     pytest.importorskip('gradio', reason='needs gradio (requirements-app.txt)')
     return {function.api_name: function.fn for function in build(model).fns.values()}
-
-
-def z_of(seed):
-    return torch.randn(1, 8, generator=torch.Generator().manual_seed(seed))
-
-
-# ---------------------------------------------------------------------------------------------- a loaded model
-
-def test_a_picture_is_the_generators(model):
-    w = model.w_of([3], 0.7)
-    picture = model.picture(w, model.cameras([[20., -10.]]), 0.7)
-    camera = cameras_at(torch.tensor([[math.radians(20), math.radians(-10)]]), 8)
-    with torch.no_grad():
-        expected = model.generator(z_of(3), camera, psi=0.7, means=model.means, noise='fixed').image
-    assert picture.shape == (16, 16, 3) and (picture == to_uint8(expected)[0]).all()
-    assert not (picture == model.picture(w, model.cameras([[0., 0.]]), 0.7)).all()
-
-
-def test_zoom_is_a_narrower_field_of_view(model):
-    narrow = math.degrees(math.atan(math.tan(math.radians(6)) / 2))
-    expected = cameras_at(torch.tensor([[0.3, 0.1]]), 8, narrow)
-    zoomed = model.cameras([[math.degrees(0.3), math.degrees(0.1)]], zoom=2)
-    assert torch.allclose(zoomed.focal, expected.focal) and torch.allclose(zoomed.extrinsics, expected.extrinsics)
-    assert model.surface(model.w_of([3], 0.7), zoomed).shape == (512, 512, 3)
 
 
 def test_latents_between_two_seeds(model):
@@ -82,44 +47,6 @@ def test_latents_between_two_seeds(model):
     assert torch.allclose(model.w_of([3], 0.), model.means.w)
     with torch.no_grad():
         assert torch.allclose(model.w_of([3], 1.), model.generator.style(z_of(3)))
-
-
-def test_the_mesh_is_the_commands(model):
-    mesh = model.mesh(model.w_of([3], 0.5))
-    opt = options.replaced(model.opt, truncation_ratio=0.5)
-    made = generate_meshes(model.generator, z_of(3), cameras_at(torch.zeros(1, 2), 8), opt, model.means)
-    expected, = (mesh for kind, _, mesh in made if kind == 'marching_cubes_mesh')
-    assert np.allclose(mesh.vertices, expected.vertices) and (mesh.faces == expected.faces).all()
-    assert mesh.visual.kind == 'vertex'
-
-
-def frames_of(path):
-    with av.open(str(path)) as video:
-        return [frame.to_ndarray(format='rgb24').astype(float) for frame in video.decode(video=0)]
-
-
-def test_a_walk_reaches_both_seeds(model, tmp_path):
-    w = model.w_of([3, 8], 0.7)
-    frames = frames_of(model.video(tmp_path / 'walk.mp4', w, 0.7, frames=5))
-    still = frames_of(model.video(tmp_path / 'still.mp4', w[1:], 0.7, frames=5))
-    assert len(frames) == len(still) == 5
-    assert np.abs(frames[2] - still[2]).mean() < 1  # half way round: the second seed, from the same camera
-    assert np.abs(frames[0] - still[0]).mean() > 2 * np.abs(frames[2] - still[2]).mean()
-    assert frames_of(model.video(tmp_path / 'both.mp4', w[:1], 0.7, 2, with_surface=True))[0].shape == (512, 1024, 3)
-
-
-def test_several_at_once_get_what_one_alone_gets(model):
-    def made(seed):
-        w = model.w_of([seed], 0.7)
-        camera = model.cameras([[float(seed), 0.]])
-        return model.picture(w, camera, 0.7), model.surface(w, camera)
-
-    alone = [made(seed) for seed in range(6)]
-    with ThreadPoolExecutor(6) as threads:
-        together = list(threads.map(made, range(6)))
-    for one, other in zip(alone, together, strict=True):
-        assert all((a == b).all() for a, b in zip(one, other, strict=True))
-    assert not (alone[0][0] == alone[1][0]).all()
 
 
 # ---------------------------------------------------------------------------------------------- the page's functions

@@ -4,7 +4,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
 
 import checkpoint
 from camera import cameras_at
@@ -33,11 +32,8 @@ class Head:
 
 
 @pytest.fixture(scope='module')
-def head():
-    path = SHARED / 'golden' / 'shape.pt'
-    if not path.exists():
-        pytest.skip('needs the golden checkpoint in ../shared')
-    return Head(path)
+def head(head_checkpoint):
+    return Head(head_checkpoint)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import checkpoint
 import options
 from imaging.photos import Photos
 from model import build_generator
+from op.fast import fast_parts
 from prepare_data import prepare
 
 STAGES = {'volume_renderer': 'train_volume_renderer', 'full_pipeline': 'train_full_pipeline'}
@@ -50,7 +51,7 @@ def tiny(command, batch=4, more=''):
 def tiny_generator(opt):
     """A full generator as stage 2 trains it, in the default precision."""
     torch.manual_seed(0)
-    generator = build_generator(opt).requires_grad_(False)
+    generator = build_generator(opt, **fast_parts(opt)).requires_grad_(False)
     generator.decoder.requires_grad_(True)
     generator.decoder.dtype = torch.get_default_dtype()
     return generator

@@ -10,6 +10,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from utils import number
+
 # Spread of each change (Karras et al. 2020, appendix B).
 BRIGHTNESS, CONTRAST, SATURATION = 0.2, 0.5, 1.  # the last two in powers of two
 SHIFT = 0.125         # the largest shift, in widths of the image
@@ -167,7 +169,10 @@ class Strength:
         return {'value': self.value, 'signs': self._signs, 'count': self._count}
 
     def load_state_dict(self, state):
-        self.value, self._signs, self._count = state['value'], state['signs'], state['count']
+        """Raises ValueError, KeyError or TypeError for what `state_dict` cannot have given."""
+        self.value = number(state['value'], 0., MOST_STRENGTH)
+        self._count = number(state['count'], 0, self.INTERVAL)
+        self._signs = number(state['signs'], -self._count - 1, self._count + 1)  # but for rounding
 
 
 class Augmentation:

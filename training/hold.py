@@ -8,12 +8,15 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
+from utils import number
+
 # Between these the need for the sphere grows from nothing to all of it.
 BETA_RANGE = 0.003, 0.008  # sharp as the paper's fields; so soft that fields here dissolved without a hold
 FOG_RANGE = 0.25, 0.45      # a sphere as large as a head has 0.16 to 0.21 at those betas, whatever the number of rays
 FEWEST_MEETINGS = 0.08     # of rays with a surface, below which there is none to speak of
 MEMORY = 0.98              # of the averages from step to step, so about 50 steps
 RISING, FALLING = 1 / 100, 1 / 2000  # the most that the weight changes in a step: it comes back sooner than it fades
+SHARES = 'surface', 'fog'   # whose averages are kept
 PATIENCE = 50              # steps of a surface that is lost before the warning
 
 
@@ -60,7 +63,7 @@ class Hold:
         that is due."""
         if 'surface' not in values:
             return
-        for name in ('surface', 'fog'):
+        for name in SHARES:
             before = self.averages.get(name, values[name])
             self.averages[name] = MEMORY * before + (1 - MEMORY) * values[name]
         if self.by_need:
@@ -89,4 +92,8 @@ class Hold:
         return {'share': self.share, 'averages': dict(self.averages), 'lost_steps': self.lost_steps}
 
     def load_state_dict(self, state):
-        self.share, self.averages, self.lost_steps = state['share'], dict(state['averages']), state['lost_steps']
+        """Raises ValueError, KeyError, TypeError or AttributeError for what `state_dict` cannot have given."""
+        self.share = number(state['share'], 0., 1.)
+        averages = dict(state['averages'])
+        self.averages = {name: number(averages[name], 0., 1.) for name in SHARES if name in averages}
+        self.lost_steps = number(state['lost_steps'], 0, 2 ** 53)

@@ -11,6 +11,8 @@ from training.gradients import Terms, chunks, frozen
 from training.hold import silhouette
 from training.random_numbers import draw_fakes
 from training.run import adam
+from training.state import damaged, load_optimizer
+from utils import UserError
 
 BETAS = (0., 0.9)
 SPHERE_BATCH = 3
@@ -123,19 +125,35 @@ def initialize_sphere(run, opt):
 
 def _load_sphere(run, opt, optimizer, path):
     """Load a sphere that this experiment began, or the official one. Returns how many steps it has had."""
+    found, saved, said = run.processes.share(lambda: _find_sphere(opt, path))
+    if said:
+        print(said)
+    if not saved:
+        return 0
+    checkpoint.load_state(run.state.g, saved['g'], found)
+    if found != path:
+        return opt.training.sphere_iters
+    load_optimizer(optimizer, saved.get('optimizer'), 'optimizer', path)
+    step = saved.get('step')
+    if not isinstance(step, int) or not 0 <= step <= opt.training.sphere_iters:
+        raise damaged(path, 'step', 'is not one of this sphere')
+    return step
+
+
+def _find_sphere(opt, path):
+    """(path, contents or None, a line to say) of the sphere that this experiment began or of the official one."""
     if path.exists() and opt.experiment.continue_training:
-        saved = checkpoint.read(path, key='g')
+        try:
+            saved = checkpoint.read(path, key='g')
+        except UserError as error:
+            return path, None, f'Making the sphere anew: {error}'
         checkpoint.reconcile(opt, saved | {'g_ema': saved['g']}, path, resumed=True)
-        checkpoint.load_state(run.state.g, saved['g'], path)
-        optimizer.load_state_dict(saved['optimizer'])
-        return saved['step']
+        return path, saved, ''
     official = checkpoint.RENDERERS / 'sphere_init.pt'
     if official.exists() and not opt.training.sphere_radius:
         weights = checkpoint.read(official)['g_ema']
-        flags = {**opt.model, **opt.rendering}
+        flags = checkpoint.flags_of(opt)
         if all(flags[name] == value for name, value in checkpoint.sizes(weights, official).items()):
-            checkpoint.load_state(run.state.g, weights, official)
-            print(f'Beginning with the sphere of {official}.')
-            return opt.training.sphere_iters
-        print(f'{official} has other sizes than this model: making a sphere of its own.')
-    return 0
+            return official, {'g': weights}, f'Beginning with the sphere of {official}.'
+        return official, None, f'{official} has other sizes than this model: making a sphere of its own.'
+    return path, None, ''

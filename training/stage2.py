@@ -11,9 +11,11 @@ from torch import Tensor
 import checkpoint
 import losses
 from discriminators import stddev_group
+from options import replaced
 from training.augmentation import unchanged
 from training.gradients import Terms, backward_in_chunks, chunks, frozen
 from training.projected import ProjectedDiscriminator
+from training.resuming import OWN_FLAGS
 from utils import UserError
 
 BETAS = (0., 0.99)
@@ -155,8 +157,17 @@ def accumulate_path_length(generator, rendered, directions, mean, opt, chunk, pr
     return backward_in_chunks(lengths_of, chunks(0, len(directions), chunk), loss_of)
 
 
-def find_renderer(opt):
-    """Stage 1's result, which --renderer_ckpt or else --expname names: (path, state dict, option tree that fits it)."""
+def find_renderer(opt, processes):
+    """Stage 1's result, which --renderer_ckpt or else --expname names: (path, state dict, option tree that fits it).
+
+    The first process reads it for all.
+    """
+    path, state, found = processes.share(lambda: _read_renderer(opt))
+    own = {name: checkpoint.flags_of(opt)[name] for name in OWN_FLAGS}
+    return path, state, replaced(found, **own)
+
+
+def _read_renderer(opt):
     path = opt.training.renderer_ckpt or checkpoint.renderer_path(opt.experiment.expname)
     if not opt.training.renderer_ckpt and not Path(path).is_file():
         newest = next(iter(checkpoint.iteration_paths(opt, 'volume_renderer').values()), None)
