@@ -1,5 +1,7 @@
 """app.py: the functions of its page, and the page in a browser."""
 import io
+import itertools
+import json
 import math
 import os
 import re
@@ -8,6 +10,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -57,21 +61,52 @@ def test_files_last_as_long_as_the_request(api, tmp_path):
     assert html.startswith('<iframe') and len(trimesh.load_mesh(path).faces) > 100
     assert next(request, None) is None and not Path(path).exists()
     request = api['video'](*IDENTITY, AROUND, 4, True)
-    assert len(frames_of(next(request))) == 4
-    request.close()  # the browser has gone
+    *_, last = itertools.islice(request, 4)  # between frames there is nothing to show yet
+    assert len(frames_of(last)) == 4
+    request.close()  # the browser has the file
     assert not list((tmp_path / 'temporary').glob('stylesdf-*'))
+
+
+def test_a_video_that_nobody_waits_for_ends(api, model, tmp_path, monkeypatch):
+    """Gradio closes the request where the viewer has left; what it was at must stop and go."""
+    rendered, render = [], model.generator.render
+    monkeypatch.setattr(type(model.generator), 'render', lambda self, *arguments, **wanted: (
+        rendered.append(1), render(*arguments, **wanted))[1])
+    request = api['video'](*IDENTITY, AROUND, 100, False)
+    next(request)
+    request.close()
+    assert len(rendered) == 1 and not list((tmp_path / 'temporary').glob('stylesdf-*'))
 
 
 def test_a_failed_request_leaves_nothing(api, model, tmp_path):
     gradio = pytest.importorskip('gradio')
-    with pytest.raises(gradio.Error, match='whole number'):
-        api['picture'](None, 1, 0., 0.7, 0., 0., 1.)
-    with pytest.raises(gradio.Error, match='whole number'):
-        next(api['video'](3, 1, math.nan, 0.7, AROUND, 4, False))
     model.generator.renderer.network.sigma_linear.bias += 100  # no surface anywhere
     with pytest.raises(gradio.Error, match='no surface'):
         next(api['mesh'](*IDENTITY))
     assert not list((tmp_path / 'temporary').glob('stylesdf-*'))
+
+
+@pytest.mark.parametrize('value', [None, '', 'text', '3', math.nan, math.inf, True, [], {}, [1], -100, 10 ** 12, b'1'])
+def test_every_field_is_checked(model, value):
+    """Whatever comes in through the page or the API; the refusal says which field, and prints no traceback."""
+    gradio = pytest.importorskip('gradio', reason='needs gradio (requirements-app.txt)')
+    checked = set()
+    for function in build(model).fns.values():
+        for field in function.inputs:
+            if not (value is True and isinstance(field, gradio.Checkbox)):
+                with pytest.raises(gradio.Error, match=re.escape(field.label.split(' ')[0])[1:]) as refused:
+                    field.preprocess(value)
+                assert not refused.value.print_exception
+                checked.add(field.label)
+    assert len(checked) >= 9
+
+
+def test_a_walk_needs_its_second_seed(model):
+    """With that field empty it ended in an error without a text."""
+    gradio = pytest.importorskip('gradio', reason='needs gradio (requirements-app.txt)')
+    video = next(function for function in build(model).fns.values() if function.api_name == 'video')
+    with pytest.raises(gradio.Error, match='Second seed: give a whole number'):
+        video.inputs[1].preprocess(None)
 
 
 def test_without_gradio(model, monkeypatch):
@@ -113,7 +148,8 @@ def address(tmp_path_factory):
             output += line
         yield found[1]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 143
+        rest, _ = process.communicate(timeout=60)
+        assert process.returncode == 143 and 'Traceback' not in rest, rest
         assert not list((folder / 'temporary').glob('stylesdf-*'))
     finally:
         process.kill()
@@ -199,8 +235,29 @@ def test_a_phone_is_wide_enough(window):
 
 
 def test_values_from_outside_are_checked(address):
+    """Over HTTP; the fixture sees to it that no traceback was printed."""
     client = pytest.importorskip('gradio_client').Client(address, verbose=False, analytics_enabled=False)
-    with pytest.raises(Exception, match='maximum'):
+    with pytest.raises(Exception, match='Azimuth'):
         client.predict(0, 1, 0., 0.7, 1000., 0., 1., api_name='/picture')
-    with pytest.raises(Exception, match='maximum'):
+    with pytest.raises(Exception, match='Seed'):
+        client.predict('x', 1, 0., 0.7, 0., 0., 1., api_name='/picture')
+    with pytest.raises(Exception, match='Frames'):
         client.predict(0, 1, 0., 0.7, AROUND, 10 ** 9, False, api_name='/video')
+
+    def called(values):
+        request = urllib.request.Request(f'{address}/gradio_api/call/picture', json.dumps({'data': values}).encode(),
+                                         {'Content-Type': 'application/json'})
+        event = json.load(urllib.request.urlopen(request, timeout=60))['event_id']
+        return urllib.request.urlopen(f'{address}/gradio_api/call/picture/{event}', timeout=60).read()
+
+    assert b'Give 7 values, not 3' in called([0, 1, 0.])
+
+
+def test_uploads_are_refused(address):
+    head = b'--X\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
+    body = head + bytes(10_000) + b'\r\n--X--\r\n'
+    request = urllib.request.Request(f'{address}/gradio_api/upload', body,
+                                     {'Content-Type': 'multipart/form-data; boundary=X'})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=60)
+    assert refused.value.code == 413

@@ -19,7 +19,7 @@ import generate_shapes_and_images
 import options
 import render_video
 from inference.frames import render_frames
-from inference.loaded_model import load_model
+from inference.loaded_model import load, load_model
 from inference.meshes import frontal_mesh
 from metrics import features
 from op import kernels, siren
@@ -203,7 +203,9 @@ def test_waits_of_a_frame(gpu, monkeypatch, arguments, expected):
     """Of a video on a GPU, once the first frame is done; no caches are emptied."""
     if '--dense' in arguments:
         monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 32)
-    model = load_model('cats_demo', device='cuda', truncation_mean=50)
+    dense = ['--dense'] if '--dense' in arguments else []
+    flags = ['--expname', 'cats_demo', '--device', 'cuda', '--truncation_mean', '50', *dense]
+    model = load(options.parse('app', '', flags))
     opt = options.parse('render_video', '', ['--expname', 'cats_demo', *arguments.split()])
     w, cameras = model.w_of([3], 0.7), model.cameras([[0., 0.], [5., 0.]])
     fixed = model.generator.decoder.fixed_noise()

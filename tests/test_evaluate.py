@@ -153,6 +153,27 @@ def test_photos_and_the_data_set_made_from_them_are_the_same(run, networks):
     assert open_images('photos', 32).fingerprint() != before
 
 
+def test_broken_photos_are_skipped_and_named(run, networks, tmp_path):
+    """As prepare_data.py does it, also where what was measured is there already."""
+    arguments = ['--metrics', 'fid,swd', '--features', networks / 'Pooled.pt']
+    assert run(*arguments)[0] == 0
+    whole = results()
+    (tmp_path / 'photos' / 'a_text.png').write_text('x')
+    cut = (tmp_path / 'photos' / '3.png').read_bytes()
+    (tmp_path / 'photos' / 'zz_cut.png').write_bytes(cut[:len(cut) // 2])
+    for _ in range(2):
+        code, out, _ = run(*arguments)
+        assert code == 0 and 'broken images skipped: 2\n  a_text.png: it is not an image' in out
+        assert '  zz_cut.png: ' in out
+        found = results()
+        assert found['fid']['real_images'] == whole['fid']['real_images'] == 11
+        assert found['fid']['value'] == pytest.approx(whole['fid']['value'], rel=1e-3)
+    for i in range(5):
+        (tmp_path / 'photos' / f'{i}.png').write_text('x')
+    code, _, error = run(*arguments)
+    assert code == 2 and 'only 6 of its images can be read' in error.splitlines()[-1]
+
+
 def test_real_images_are_measured_once(run, networks, monkeypatch):
     seen = []
     read = Pixels.__getitem__

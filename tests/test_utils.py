@@ -103,3 +103,21 @@ def test_importing_the_modules_changes_no_handler():
             'print(before == [*map(signal.getsignal, numbers)])')
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == 'True\n'
+
+
+def test_errors_name_the_file_that_the_user_knows(tmp_path):
+    """Not the hidden one under which it is written first."""
+    path = tmp_path / ('x' * 250 + '.png')
+    with pytest.raises(OSError, match='x.png') as error, atomic_path(path):
+        pass
+    assert error.value.filename == str(path) and error.value.errno == errno.ENAMETOOLONG
+    with pytest.raises(OSError, match='a.png') as error, atomic_path(tmp_path / 'a.png') as temporary:
+        raise OSError(errno.ENOSPC, 'No space left on device', str(temporary))
+    assert error.value.filename == str(tmp_path / 'a.png') and not list(tmp_path.iterdir())
+
+
+def test_another_target_at_the_end(tmp_path):
+    (tmp_path / 'a.txt').write_text('old')
+    with atomic_path(tmp_path / 'a.txt', lambda: tmp_path / 'b.txt') as temporary:
+        temporary.write_text('new')
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {'a.txt': 'old', 'b.txt': 'new'}

@@ -148,7 +148,21 @@ def build(model):
         with gr.Row():
             fields.update(file_fields(gr))
         connect(gr, page, fields, requests_to(model, gr))
+    refuse_too_few_values(gr, page)
     return page.queue(max_size=WAITING)
+
+
+def refuse_too_few_values(gr, page):
+    """Let a request through the API with too few values end like any other wrong one, without a traceback."""
+    validate = page.validate_inputs
+
+    def validate_or_refuse(function, values):
+        try:
+            validate(function, values)
+        except ValueError:
+            raise refusal(gr, f'Give {len(function.inputs)} values, not {len(values)}.') from None
+
+    page.validate_inputs = validate_or_refuse
 
 
 def identity_fields(gr, model):
