@@ -311,6 +311,11 @@ def _refuse_contradictions(opt, wrong, path):
 
 # ---------------------------------------------------------------------------------------------- loading
 
+def without_decoder(state):
+    """The part of a generator's state dict that stage 1 trains: mapping, field and renderer."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith('decoder.')}
+
+
 def load_state(module, state, path):
     """Load a state dict into a module, strictly: names and shapes must agree; half precision becomes the module's.
 

@@ -25,7 +25,7 @@ from inference.loading import load_generator
 from inference.meshes import frontal_mesh
 from inference.video_files import check_encoder
 from surfaces.files import save_mesh
-from surfaces.noise import frontal_noise
+from surfaces.noise import SLOW, frontal_noise, pixels_a_frame
 from utils import UserError, select_device, writable_folder
 from web.results_page import write_page
 
@@ -89,6 +89,11 @@ def main(opt):
     path_of_camera = 'azimuth' if opt.inference.azim_video else opt.video.path
     cameras = path_cameras(opt, path_of_camera, opt.video.frames, device)
     warn_beyond_training(opt, cameras.viewpoint, f'--path {path_of_camera}')
+    if opt.model.project_noise and len(cameras) > 1:
+        pixels = pixels_a_frame(cameras, generator.renderer.resolution, opt.model.size)
+        if pixels < SLOW:
+            print(f'--project_noise: the surface moves only about {pixels:.2f} pixels from frame to frame; so slowly, '
+                  'fixed noise flickers less (docs/video.md).')
 
     rng = seeded(opt.experiment.seed, device)
     means = generator.mean_latents(opt.inference.truncation_mean, rng)

@@ -188,6 +188,13 @@ def _umask():
     return mask
 
 
+def number(value, low, high):
+    """A number from a file, as it is. Raises ValueError where it is none or does not lie between low and high."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ValueError(f'{value!r} is no number from {low} to {high}')
+    return value
+
+
 def to_uint8(image):
     """(…,C,H,W) floats in [-1, 1] (clamped) to a uint8 numpy array (…,H,W,C), rounding to nearest."""
     return ((image.clamp(-1, 1) + 1) * 127.5 + 0.5).clamp(0, 255).byte().movedim(-3, -1).cpu().numpy()

@@ -1,13 +1,14 @@
 """Noise on surfaces: white in every view, and moving with the surface."""
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 
 from camera import Cameras, cameras_at
 from metrics.views import View, view_difference, warp
 from surfaces.meshes import surface_mesh
-from surfaces.noise import SurfaceNoise, frontal_noise
+from surfaces.noise import SurfaceNoise, frontal_noise, pixels_a_frame
 
 
 def plane(half=0.125, cells=128):
@@ -52,6 +53,23 @@ def test_noise_is_white_and_moves_with_the_surface():
     half = noise.maps(moved(camera, 0.5, 128), 64, fixed)[1][0, 0]
     assert correlation(half[:, :-1], still[1][:, :-1] + still[1][:, 1:]) > 0.8
     assert abs(half.std() - 1) < 0.04
+
+
+@pytest.mark.parametrize('size', (16, 32, 64))
+def test_the_noise_of_a_slow_surface_does_not_jump(size):
+    """White noise that moves by d pixels changes by pi / sqrt(3) d; rounded to quarters of pixels it would by more."""
+    camera, step = cameras_at(torch.zeros(1, 2)), 0.05
+    noise = SurfaceNoise(plane(), [size], torch.Generator().manual_seed(0))
+    fixed = [torch.zeros(1, 1, size, size)]
+    maps = [noise.maps(moved(camera, i * step, size), 64, fixed)[0] for i in range(6)]
+    changes = torch.stack([(after - before).std() for before, after in zip(maps, maps[1:], strict=False)])
+    assert changes.mean() < 1.5 * math.pi / 3 ** 0.5 * step
+
+
+def test_pixels_a_frame():
+    turning = cameras_at(torch.tensor([[0., 0.], [0.01, 0.], [0.02, 0.]]))
+    expected = 0.01 * 0.06 * 128 / 2 / math.tan(math.radians(6))  # half way to the near plane, 0.12 away
+    assert abs(pixels_a_frame(turning, 64, 128) / expected - 1) < 0.01
 
 
 def test_uncovered_pixels_keep_their_noise():

@@ -6,14 +6,19 @@ from tiny_training import IMAGES, STAGES, differences, flags, make_data, newest,
 
 import checkpoint
 from training import logs, resuming
+from training.augmentation import Strength
 from utils import UserError
 
 BOTH = pytest.mark.parametrize('stage', ('volume_renderer', 'full_pipeline'))
 
 
 @BOTH
-def test_resuming_is_exact(stage, data, renderer, tmp_path):
-    text = f'--renderer_ckpt {renderer}'
+@pytest.mark.parametrize('more', (
+    '', '--augment --augment_images 300 --augment_target 0 --sphere_lambda 1 --sphere_fade --r1_every 2'))
+def test_resuming_is_exact(stage, more, data, renderer, tmp_path, monkeypatch):
+    monkeypatch.setattr(Strength, 'INTERVAL', 4)
+    monkeypatch.setattr(Strength, 'FIRST', 0.5)
+    text = f'--renderer_ckpt {renderer} {more}'
     train(stage, tmp_path / 'whole', flags(data, f'{text} --iter 5'))
     train(stage, tmp_path / 'parts', flags(data, f'{text} --iter 2'))
     train(stage, tmp_path / 'parts', flags(data, f'{text} --iter 5 --continue_training --num_workers 2'))
@@ -24,6 +29,7 @@ def test_resuming_is_exact(stage, data, renderer, tmp_path):
     assert differences(whole, newest(tmp_path / 'whole', stage)[1] | {'iteration': 4}) == ['.iteration']
     lines = logs.read_stats(tmp_path / 'parts' / 'checkpoint' / 'debug' / stage / 'stats.jsonl')
     assert [line['iteration'] for line in lines] == [1, 2, 3, 4, 5]
+    assert not more or len({line['augment'] for line in lines}) > 1
 
 
 def test_the_newest_whole_checkpoint_is_taken(data, tmp_path, capsys):
@@ -61,6 +67,15 @@ def test_an_official_checkpoint_to_start_from(stage, data, renderer, tmp_path, c
     name = 'renderer.network.sigma_linear.weight'
     assert (begun['g_ema'][name] - official['g_ema'][name]).abs().max() < 1e-2
     assert not (tmp_path / 'begun' / 'checkpoint' / 'debug' / stage / 'models_0000000.pt').exists()  # no sphere
+
+
+def test_stage_1_begins_with_the_field_of_a_full_model(data, renderer, tmp_path, capsys):
+    train('full_pipeline', tmp_path, flags(data, f'--iter 1 --renderer_ckpt {renderer}'))
+    full = tmp_path / 'full_models' / 'debug.pt'
+    train('volume_renderer', tmp_path / 'field', flags(data, f'--iter 1 --lr_g 1e-9 --init_ckpt {full}'))
+    assert 'holds no discriminator of these sizes' in capsys.readouterr().out
+    for name, tensor in newest(tmp_path / 'field', 'volume_renderer')[1]['g'].items():
+        assert_close(tensor, checkpoint.read(full)['g'][name], 1e-6, name)
 
 
 def test_a_field_goes_on_at_another_resolution(data, tmp_path, capsys):

@@ -8,6 +8,7 @@ from tiny_training import IMAGES, differences, flags, newest, tiny, train
 
 import checkpoint
 import losses
+from dataset import make_loader
 from training import logs, run
 from utils import UserError
 
@@ -40,6 +41,15 @@ BAD = {
     'no such start': ('volume_renderer', '--init_ckpt none.pt', 'none.pt does not exist'),
     'half precision': ('volume_renderer', '--precision fp16', '--precision fp16'),
 }
+
+
+def test_photos_are_mirrored_unless_told(data, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(run, 'make_loader', lambda images, sampler, *rest: seen.append(
+        [sampler[i][1] for i in range(40)]) or make_loader(images, sampler, *rest))
+    for name, more in (('a', ''), ('b', '--no_mirror')):
+        train('volume_renderer', tmp_path / name, flags(data, f'--iter 1 --no_sphere_init {more}'))
+    assert 5 < sum(seen[0]) < 35 and not any(seen[1])
 
 
 @pytest.mark.parametrize('name', BAD)

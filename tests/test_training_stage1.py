@@ -28,4 +28,4 @@ def test_chunks_do_not_change_the_gradient_of_stage_1(double, chunk):
             terms = accumulate(random_numbers.draw_fakes(opt, 'd', 0, range(4), 'cpu'), size)
             found.append((terms, gradients(module)))
         check_same(*found)
-    assert set(terms) == {'g', 'g_view', 'g_eikonal', 'g_minimal_surface', 'g_sphere'}
+    assert set(terms) == {'g', 'g_view', 'g_eikonal', 'g_minimal_surface', 'g_sphere', 'surface', 'fog'}

@@ -1,4 +1,6 @@
-"""What training changes: the moving average of the weights, and checkpoints that it must not go on from."""
+"""What training changes: the moving average of the weights, what else adapts, and checkpoints that it must not go on
+from."""
+import math
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,23 @@ from tiny_training import tiny, tiny_generator
 
 from discriminators import Discriminator
 from training import run
-from training.state import State
+from training.augmentation import Augmentation
+from training.hold import Hold
+from training.state import State, load_control
 from utils import UserError
+
+
+def test_damaged_controls_are_refused():
+    opt = tiny('train_volume_renderer')
+    good = {'augmentation': Augmentation(opt, geometric=False).state_dict(), 'hold': Hold(opt).state_dict()}
+    for name, control in (('augmentation', Augmentation(opt, geometric=False)), ('hold', Hold(opt))):
+        load_control(control, {'controls': good}, name, 'x.pt')
+        load_control(control, {}, name, 'x.pt')  # a checkpoint from before there were any
+        for bad in ([], {'controls': []}, {name: {}}, {name: None},
+                    *({name: good[name] | {key: value}} for key in good[name] for value in ('1', math.nan, -5, [2]))):
+            saved = bad if isinstance(bad, dict) and 'controls' in bad else {'controls': bad}
+            with pytest.raises(UserError, match='x.pt is damaged'):
+                load_control(control, saved, name, 'x.pt')
 
 
 def test_ema():

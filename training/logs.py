@@ -158,6 +158,8 @@ CURVES = (  # title, logarithmic, names
     ('norms of the gradients', True, ('d_gradient', 'g_gradient', 'path_gradient')),
     ('path length', False, ('path_length',)),
     ('beta', True, ('beta',)),
+    ('the surface: shares of rays, and of the hold', False, ('surface', 'fog', 'sphere_weight')),
+    ('augmentation', False, ('augment', 'real_sign')),
     ('patch distance', False, ('swd',)),
     ('depth consistency', True, ('depth',)),
 )

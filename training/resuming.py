@@ -48,7 +48,10 @@ def _look_for_start(opt, stage, processes):
         path = Path(opt.training.init_ckpt)
         start = Start(path, checkpoint.read(path))
     if start.path:
-        opt = checkpoint.reconcile(opt, start.saved, start.path, start.resumed)
+        weights = start.saved['g_ema']
+        if stage == 'volume_renderer':  # of a full model, stage 1 takes the field alone
+            weights = checkpoint.without_decoder(weights)
+        opt = checkpoint.reconcile(opt, start.saved | {'g_ema': weights}, start.path, start.resumed)
     if start.resumed:
         opt = same_batch(opt, stage, start, processes)
     checked_chunk(opt)

@@ -193,7 +193,7 @@ class Run:
         method: count, log, sample, save, stop."""
         state, training = self.state, self.opt.training
         sampler = InfiniteSampler(len(self.images), seed=self.opt.experiment.seed, rank=self.processes.rank,
-                                  world_size=self.processes.size, start=state.images)
+                                  world_size=self.processes.size, start=state.images, flip=not training.no_mirror)
         batches = make_loader(self.images, sampler, training.batch, training.num_workers)
         self._cleanup.callback(batches.close)
         if self.is_first:
@@ -300,6 +300,10 @@ class Run:
         optimizer.zero_grad(set_to_none=True)
         self._values |= values
         return values
+
+    def record(self, **values):
+        """Further numbers of this step for the log."""
+        self._values |= values
 
     # -- what it writes
 

@@ -6,7 +6,9 @@ import torch
 
 import checkpoint
 import losses
+from training.augmentation import unchanged
 from training.gradients import Terms, chunks, frozen
+from training.hold import silhouette
 from training.random_numbers import draw_fakes
 from training.run import adam
 from training.state import damaged, load_optimizer
@@ -16,31 +18,36 @@ BETAS = (0., 0.9)
 SPHERE_BATCH = 3
 
 
-def accumulate_discriminator(discriminator, generator, real, fakes, opt, chunk):
+def accumulate_discriminator(discriminator, generator, real, fakes, opt, chunk, augmentation=unchanged,
+                             regularize=True):
     """Add the gradient of the discriminator's loss to its parameters.
 
-    real: thumbnails (B,3,H,H); fakes: B Fakes. Returns the weighted terms of the loss and the mean scores.
+    real: thumbnails (B,3,H,H); fakes: B Fakes; augmentation: of both. regularize: with R1. Returns the weighted terms
+    of the loss and the mean scores.
     """
     terms = Terms()
     for indices in chunks(0, len(real), chunk):
-        images, inputs = real[indices].requires_grad_(), fakes.select(indices)
-        scale = len(images) / len(real)
+        inputs = fakes.select(indices)
         with torch.no_grad():
             thumbnails = generator(inputs.z, inputs.cameras, rng=inputs.rngs).rendering.thumbnail
+            thumbnails = augmentation(thumbnails, inputs.rngs)
+        images = augmentation(real[indices], inputs.rngs).requires_grad_()
+        scale = len(images) / len(real)
         real_logits, _ = discriminator(images)
         fake_logits, viewpoints = discriminator(thumbnails)
         loss = {'d': losses.logistic_loss(real_logits, fake_logits)}
-        if opt.training.r1:
-            loss['r1'] = opt.training.r1 / 2 * losses.r1_penalty(real_logits, images)
+        if opt.training.r1 and regularize:
+            loss['r1'] = opt.training.r1 / 2 * opt.training.r1_every * losses.r1_penalty(real_logits, images)
         if discriminator.predict_view:
             loss['d_view'] = opt.training.view_lambda * losses.viewpoint_loss(viewpoints, inputs.cameras.viewpoint)
         (scale * sum(loss.values())).backward()
-        terms.add(scale, **loss, real_score=real_logits, fake_score=fake_logits)
+        terms.add(scale, **loss, real_score=real_logits, fake_score=fake_logits, real_sign=real_logits.sign())
     return terms
 
 
-def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lambda=0.):
-    """Add the gradient of the generator's loss to its parameters. Returns the weighted terms of the loss.
+def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lambda=0., augmentation=unchanged):
+    """Add the gradient of the generator's loss to its parameters. Returns the weighted terms of the loss,
+    and how much of a surface the pictures show (training/hold.py).
 
     sphere_lambda: the weight, at this step, of the sphere regularization: the distance to the sphere that training
     started from.
@@ -54,7 +61,7 @@ def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lam
             rendering = generator(inputs.z, inputs.cameras, rng=inputs.rngs,
                                   sdf=has_sdf and opt.training.min_surf_lambda > 0,
                                   eikonal=has_sdf and opt.training.eikonal_lambda > 0).rendering
-            logits, viewpoints = discriminator(rendering.thumbnail)
+            logits, viewpoints = discriminator(augmentation(rendering.thumbnail, inputs.rngs))
             loss = {'g': losses.nonsaturating_loss(logits)}
             if discriminator.predict_view:
                 loss['g_view'] = opt.training.view_lambda * losses.viewpoint_loss(viewpoints, inputs.cameras.viewpoint)
@@ -72,6 +79,9 @@ def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lam
                                                                       opt.training.sphere_radius)
             (scale * sum(loss.values())).backward()
             terms.add(scale, **loss)
+            if rendering.sdf is not None:
+                shown = silhouette(rendering)
+                terms.add(scale, surface=shown.meets, fog=shown.fog)
     return terms
 
 

@@ -12,12 +12,17 @@ EMA_DECAY = 0.5 ** (32 / 10_000)  # a batch of 32 halves the weight of 10,000 im
 
 
 class State:
-    """All that training changes, and so all that a checkpoint holds beside the options."""
+    """All that training changes, and so all that a checkpoint holds beside the options.
 
-    def __init__(self, generator, discriminator, g_optim, d_optim):
+    controls: by name, whatever else adapts during training (such as the strength of augmentation), each with
+    state_dict and load_state_dict.
+    """
+
+    def __init__(self, generator, discriminator, g_optim, d_optim, **controls):
         self.g, self.d, self.g_optim, self.d_optim = generator, discriminator, g_optim, d_optim
         self.g_ema = copy.deepcopy(generator).eval().requires_grad_(False)
         self.g_ema.renderer.perturb = 0.  # samples without jitter
+        self.controls = controls
         self.iteration = 0   # steps done
         self.images = 0      # position of the sampler: real images taken by all processes together
         self.path_mean = torch.zeros((), device=next(generator.parameters()).device)
@@ -37,12 +42,16 @@ class State:
     def checkpoint(self):
         """All of a checkpoint but the options, the data set and the images of a step."""
         return self.weights() | {'g_optim': self.g_optim.state_dict(), 'd_optim': self.d_optim.state_dict(),
-                                 'images': self.images, 'path_mean': self.path_mean.item()}
+                                 'images': self.images, 'path_mean': self.path_mean.item(),
+                                 'controls': {name: control.state_dict() for name, control in self.controls.items()}}
 
     def load_generator(self, saved, path):
-        """The generator and its EMA from a checkpoint, ours or official, which may lack all but the EMA."""
-        checkpoint.load_state(self.g_ema, saved['g_ema'], path)
-        checkpoint.load_state(self.g, saved['g'] if 'g' in saved else saved['g_ema'], path)
+        """The generator and its EMA from a checkpoint, ours or official, which may lack all but the EMA.
+
+        A generator without decoder (stage 1) leaves that of a full model out.
+        """
+        for module, state in ((self.g_ema, saved['g_ema']), (self.g, saved['g'] if 'g' in saved else saved['g_ema'])):
+            checkpoint.load_state(module, state if self.g.full_pipeline else checkpoint.without_decoder(state), path)
 
     def begin_from(self, saved, path):
         """The weights of a checkpoint for a new run, perhaps at another resolution: the field has none."""
@@ -66,11 +75,25 @@ class State:
         if not isinstance(path_mean, float | int) or not math.isfinite(path_mean):
             raise damaged(path, 'path_mean', 'is not a finite number')
         self.path_mean.fill_(path_mean)
+        for name, control in self.controls.items():
+            load_control(control, saved, name, path)
         for name, optimizer in (('g_optim', self.g_optim), ('d_optim', self.d_optim)):
             if name in saved:
                 load_optimizer(optimizer, saved[name], name, path)
             else:
                 print(f'{path} holds no {name}: that optimizer begins anew.')
+
+
+def load_control(control, saved, name, path):
+    """Load what one of State's controls had come to. One that the checkpoint lacks begins anew."""
+    controls = saved.get('controls', {})
+    if not isinstance(controls, dict):
+        raise damaged(path, 'controls', 'are no dict')
+    if name in controls:
+        try:
+            control.load_state_dict(controls[name])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise damaged(path, f'state of the {name}', 'is not what this program writes') from None
 
 
 def load_optimizer(optimizer, saved, name, path):
