@@ -48,7 +48,9 @@ def check_gradients(module, expected, prefix, rtol):
         gradient = parameters[key.removeprefix(prefix)].grad
         if gradient.dim() == 5:  # the first 8x8 channels
             gradient = gradient[:, :8, :8]
-        assert_close(gradient, expected[key], rtol, key)
+        # Beta's gradient is what is left of 200,000 numbers of both signs. In float64 it differs from the original's in
+        # float32 by 1.2e-3, ours in float32 by 2e-4 or less, depending on the processor and the number of threads.
+        assert_close(gradient, expected[key], 2e-3 if key.endswith('sigmoid_beta') else rtol, key)
 
 
 def step(module, optimizer, accumulate):
@@ -177,8 +179,8 @@ def test_one_step_of_stage_2(golden, manifest, parts_of):
 
     terms, before = step(discriminator, d_optim, lambda: stage2.accumulate_discriminator(
         discriminator, generator, real, rendered, opt, 2, regularize=True))
-    for name in ('d', 'r1'):
-        assert_close(terms[name], expected[f'stage2_loss:{name}'], 2e-5, name)
+    for name in ('d', 'r1'):  # with one thread rounding is 2e-5 of R1; in float64 it agrees to 1.5e-6
+        assert_close(terms[name], expected[f'stage2_loss:{name}'], 5e-5, name)
     check_steps(discriminator, before, expected, 'stage2_d_step:')
 
     terms, before = step(generator, g_optim, lambda: stage2.accumulate_generator(generator, discriminator, rendered, 2))
