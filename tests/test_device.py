@@ -203,8 +203,8 @@ def test_waits_of_a_frame(gpu, monkeypatch, arguments, expected):
     """Of a video on a GPU, once the first frame is done; no caches are emptied."""
     if '--dense' in arguments:
         monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 32)
-    dense = ['--dense'] if '--dense' in arguments else []
-    model = load(options.parse('app', '', [*['--expname', 'cats_demo', '--device', 'cuda', '--truncation_mean', '50'], *dense]))
+    flags = ['--expname', 'cats_demo', '--device', 'cuda', '--truncation_mean', '50']
+    model = load(options.parse('app', '', [*flags, '--dense'] if '--dense' in arguments else flags))
     opt = options.parse('render_video', '', ['--expname', 'cats_demo', *arguments.split()])
     w, cameras = model.w_of([3], 0.7), model.cameras([[0., 0.], [5., 0.]])
     fixed = model.generator.decoder.fixed_noise()
