@@ -74,7 +74,7 @@ def _folder(path):
     def encode(frame):
         nonlocal count
         with atomic_path(path / f'{count:05d}.png') as temporary:
-            Image.fromarray(frame).save(temporary)
+            Image.fromarray(frame).save(temporary, compress_level=1)
         count += 1
 
     yield encode

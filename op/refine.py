@@ -1,22 +1,21 @@
 """Signed distances at all samples of a view, most of them without asking the field.
 
-The field is evaluated at every 4th sample of every 4th ray. Twice the gaps are then halved: the new samples are
+The field is evaluated at every 4th sample of every 4th ray. Then the gaps are halved twice: the new samples are
 interpolated, and those are evaluated whose interpolation is not good enough for the result. So the cost grows with the
 roughness of the field: a smooth one is interpolated nearly everywhere, a rough one is evaluated in the band around its
 visible surface, and a fog, where all samples count, at all of them.
 
-Halving the gaps goes in three steps, each of which knows more than the one before. New samples are named after how many of
-their three indices are odd:
+A step that halves the gaps treats the new samples in three groups, named after how many of their indices are odd:
 
-1. `centers` (three odd: the middle of each cell of known samples). What is found there, against what was interpolated,
-   says how rough the field is around it, and corrects the samples of the other kinds.
-2. `faces` (two odd), corrected by the centers beside them,
-3. `edges` (one odd), corrected by the centers, and by the faces where those were evaluated.
+1. `centers`, three odd: the middles of the cells of known samples. By how much the interpolation was off there says how
+   rough the field is nearby, and corrects the samples of the other groups.
+2. `faces`, two odd, corrected by the centers beside them.
+3. `edges`, one odd, corrected by the centers, and by the faces where those were evaluated.
 
-How far off an interpolated sample may be (its deviation) is never taken from theory: it is the local size of the errors
-that were found, or at first of the difference between two orders of interpolation, times a factor that is measured at samples
-chosen at random in each step. Where an evaluated sample was off by far more than that, its surroundings are judged again.
-Measured: docs/performance.md.
+How far off an interpolated sample may be, its deviation, is not taken from theory. It is the local size of the errors
+that were found, or at first of the difference between two orders of interpolation, times a factor that is measured at
+samples chosen at random in each step. Where an evaluated sample was off by far more than that, its surroundings are
+judged again. Measured: docs/performance.md.
 """
 import functools
 from typing import NamedTuple
@@ -122,7 +121,7 @@ def part(volume, kind):
 
 
 def to_kind(cells, kind, like):
-    """Means of what `cells` (a volume over the centers) has around each sample of a kind; like: a tensor (…) of them."""
+    """Means of a volume over the centers around each sample of a kind; like: a volume of samples of that kind."""
     return separable(cells, [None if odd else averages(size, count, cells.device)
                              for odd, size, count in zip(kind, cells.shape, like.shape, strict=True)])
 
@@ -165,7 +164,7 @@ def levers(distance, density, spacing):
 
 
 def steepest(density, distance, reach):
-    """The largest |slope| of a density within `reach` of a distance: of signed distances it is the one nearest to zero."""
+    """The largest |slope| of a density within `reach` of a distance; by signed distances, the one nearest to zero."""
     if density.support is None:
         return torch.maximum(density.slope(distance - reach).abs(), density.slope(distance + reach).abs())
     return density.slope(distance.sign() * (distance.abs() - reach).clamp_(min=0)).abs()
@@ -184,10 +183,10 @@ def influence(distance, density, spacing):
 def sdf_volume(evaluate, shape, density, spacing, tolerances, hidden=True):
     """Distances at all samples of a volume, rows x columns x samples of a ray: a Found.
 
-    evaluate: index (P,3) of samples (row, column, depth; also some beyond the end) to distances (P,). shape: of the
-    volume, from 24 along each axis. density: what turns distances into density, with a number as its scale. spacing: between the samples of a ray, in the world.
-    hidden: whether the zero level matters where no ray sees it (for a closed mesh). Returns None for a smaller shape: then
-    evaluate every sample.
+    evaluate: a function from an index (P,3) (row, column, depth; also some beyond the end) to distances (P,). shape: of
+    the volume, from 21 along each axis. density: what turns distances into density, with a number as its scale.
+    spacing: between the samples of a ray, in the world. hidden: whether the zero level matters where no ray sees it, as
+    it does for a closed mesh. Returns None for a smaller shape; then every sample has to be evaluated.
     """
     nodes = [-(-size // COARSEST) + 1 for size in shape]
     if min(nodes) <= FEWEST_NODES:
@@ -251,7 +250,7 @@ class Step:
         samples of a ray may do together counts too; that takes all kinds."""
         effects = {kind: self.influence(kind, 2 * part(self.deviation, kind)).mul_(part(self.deviation, kind))
                    for kind in kinds}
-        limits = self.limits(effects) if together else dict.fromkeys((kind[:2] for kind in kinds), self.tolerances.depth)
+        limits = self.limits(effects) if together else {kind[:2]: self.tolerances.depth for kind in kinds}
         masks = {}
         for kind, effect in effects.items():
             masks[kind] = effect > limits[kind[:2]]
@@ -262,8 +261,8 @@ class Step:
         return masks
 
     def limits(self, effects):
-        """What the effect of one sample may be, for the rays (rows, columns, 1) of each kind: less on rays of which many
-        samples have one. effects: for all kinds; they are 0 where a sample is exact."""
+        """What the effect of one sample may be, for the rays (rows, columns, 1) of each kind: less on rays where many
+        samples have an effect. effects: for all kinds; they are 0 where a sample is exact."""
         limits, most = {}, self.tolerances.depth
         for ray in {kind[:2] for kind in effects}:
             total = sum(effect.masked_fill(effect > most, 0).sum(-1, keepdim=True)
@@ -303,7 +302,9 @@ class Step:
         place = tuple(index.T)
         found = self.evaluate(index * self.stride) if len(index) else self.values.new_zeros(0)
         errors, deviations = found - self.values[place], self.deviation[place]
-        self.values[place], self.exact[place], self.deviation[place] = found, self.exact.new_ones(()), found.new_zeros(())
+        self.values[place] = found
+        self.exact.index_put_(place, self.exact.new_ones(()))
+        self.deviation.index_put_(place, self.deviation.new_zeros(()))
         return errors, deviations
 
     def look(self, wanted):
@@ -331,8 +332,8 @@ class Step:
     # ------------------------------------------------------------------ centers, faces, edges
 
     def settle_centers(self, crossing):
-        """Evaluate the centers that have to be. Returns what they were off by (a volume over the centers) and the local mean
-        of its square; None where nearly all had to be."""
+        """Evaluate the centers that have to be. Returns what they were off by, a volume over the centers, and the local
+        mean of its square. Returns None where nearly all have to be evaluated."""
         values, deviation = part(self.values, CENTERS), part(self.deviation, CENTERS)
         smooth = [smoothing(size, values.device) for size in values.shape]
         rough = separable(self.nodes.values, [stencils(size, count, 4, device, only_odd=True)
@@ -354,7 +355,7 @@ class Step:
         return errors, separable(squares, smooth)
 
     def correct_by_centers(self, errors, squares, crossing):
-        """Correct the faces and edges by what the centers beside them were off by, and find the deviations of what is left.
+        """Correct the faces and edges by what the centers beside them were off by, and find their deviations then.
 
         errors, squares, crossing: see settle_centers and region.
         """

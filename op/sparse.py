@@ -1,12 +1,13 @@
 """SparseRenderer: views of a field from a tenth of its evaluations.
 
-The definition is VolumeRenderer (volume_renderer.py), which evaluates every sample. A field matters only where a ray can
-see it, and most of it can be interpolated. `refine.py` finds the signed distances of a view, and how far off each may be:
-what it cannot interpolate it evaluates. So the cost grows with the roughness of the field, sample by sample, and no view is
-given up as a whole.
+The definition is VolumeRenderer (volume_renderer.py), which evaluates every sample. A field matters only where a ray
+can see it, and most of it can be interpolated. `refine.py` finds the signed distances of a view, and how far off each
+may be; what it cannot interpolate it evaluates. So the cost grows with the roughness of the field, sample by sample,
+and no view is given up as a whole.
 
-A surface is finished when both ends of every edge that its mesh cuts are exact. A picture takes colors and features from
-the samples that may have weight; where their exact distances uncover others, those follow. Measured: docs/performance.md.
+A surface is finished when both ends of every edge that its mesh cuts are exact. A picture takes colors and features
+from the samples that may have weight; where their exact distances uncover other samples, those follow. Measured:
+docs/performance.md.
 """
 import torch
 
@@ -91,7 +92,7 @@ class SparseRenderer(VolumeRenderer):
             found.values[place], found.exact[place] = looks.at_grid(index), True
 
     def _settle_picture(self, volume, deviation, looks, t):
-        """Evaluate the samples t (1,1 or R,N) of a picture that may have weight. volume, deviation (R,N) are changed."""
+        """Evaluate the samples t (1,1 or R,N) of a picture that may have weight. Changes volume and deviation (R,N)."""
         spacing = (t[0, :, 1:] - t[0, :, :-1]) * looks.grid.rays.norm(dim=-1, keepdim=True)  # (R,N-1)
         for _ in range(ROUNDS):
             reach = DOUBTS * deviation
