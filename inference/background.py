@@ -11,8 +11,8 @@ class BackgroundWriter:
         with BackgroundWriter() as later:
             later(save_mesh, path, mesh)
 
-    What the work raises is raised by a later call, or at the end of the block. The block ends when all is done; where it
-    ends by an error that is no KeyboardInterrupt, work that was not begun is left out.
+    What the work raises is raised by a later call, or at the end of the block. The block ends when all work is done;
+    where an error ends it that is no KeyboardInterrupt, work that was not begun is left out.
     """
 
     def __init__(self):

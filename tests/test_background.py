@@ -16,14 +16,12 @@ def test_work_is_done_in_order_in_another_thread():
 
 
 def test_what_goes_wrong_there_is_raised_here():
-    with pytest.raises(OSError, match='full'):
-        with BackgroundWriter() as later:
+    with pytest.raises(OSError, match='full'), BackgroundWriter() as later:
+        later(fail)
+    with pytest.raises(OSError, match='full'), BackgroundWriter() as later:
+        for _ in range(10):
             later(fail)
-    with pytest.raises(OSError, match='full'):
-        with BackgroundWriter() as later:
-            for _ in range(10):
-                later(fail)
-            pytest.fail('no later call raised it')
+        pytest.fail('no later call raised it')
 
 
 def fail():
@@ -33,10 +31,9 @@ def fail():
 @pytest.mark.parametrize('error, finished', [(KeyboardInterrupt, True), (ValueError, False)])
 def test_after_ctrl_c_what_was_handed_over_is_finished(error, finished):
     begin, done = threading.Event(), []
-    with pytest.raises(error):
-        with BackgroundWriter() as later:
-            later(begin.wait)
-            later(done.append, 1)
-            threading.Timer(0.1, begin.set).start()
-            raise error
+    with pytest.raises(error), BackgroundWriter() as later:
+        later(begin.wait)
+        later(done.append, 1)
+        threading.Timer(0.1, begin.set).start()
+        raise error
     assert done == [1] * finished
