@@ -175,7 +175,7 @@ def to_uint8(image):
 def save_image_row(path, images):
     """Write uint8 images (H,W,3) of one size side by side as one PNG, atomically.
 
-    The lowest level of compression takes a sixth of the time of Pillow's own, for a sixth more bytes; both are lossless.
+    The lowest level of compression takes a sixth of the usual one's time, for a sixth more bytes. Both are lossless.
     """
     from PIL import Image
 

@@ -28,7 +28,8 @@ FEWEST_NODES = 6   # along an axis, which the interpolation needs
 CENTERS = (1, 1, 1)
 FACES = ((0, 1, 1), (1, 0, 1), (1, 1, 0))
 EDGES = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
-KINDS = ((0, 0, 0), *EDGES, *FACES, CENTERS)
+NODES = (0, 0, 0)
+KINDS = (NODES, *EDGES, *FACES, CENTERS)
 CENTER_PROBES, OTHER_PROBES = 1 / 2000, 1 / 20000  # of all samples, at least FEWEST_PROBES; others: of each kind
 FEWEST_PROBES = 24
 # The 97th of 100 normal numbers is 2.17 deviations off. Errors that are not normal have more that are far off.
@@ -71,7 +72,7 @@ def separable(volume, matrices):
 
 
 @functools.lru_cache(maxsize=64)
-def stencils(nodes, count, order, device, only_odd=False):
+def stencils(nodes, count, device, order, only_odd=False):
     """(count, nodes) weights of Lagrange interpolation at half steps: positions 0, 0.5, 1, … from the nearest `order`
     nodes. only_odd: of the positions between nodes alone."""
     positions = torch.arange(count, dtype=torch.float64) / 2
@@ -118,6 +119,20 @@ def smoothing(count, device):
 def part(volume, kind):
     """The samples of a kind, as a view: kind says for each axis whether their index is odd."""
     return volume[tuple(slice(odd, None, 2) for odd in kind)]
+
+
+def split(volume):
+    """{kind: the samples of it, a tensor of its own}."""
+    return {kind: part(volume, kind).contiguous() for kind in KINDS}
+
+
+def joined(volumes):
+    """The volume that was split."""
+    size = [volumes[NODES].shape[axis] + volumes[CENTERS].shape[axis] for axis in range(3)]
+    volume = volumes[NODES].new_empty(size)
+    for kind, own in volumes.items():
+        part(volume, kind).copy_(own)
+    return volume
 
 
 def to_kind(cells, kind, like):
@@ -167,7 +182,7 @@ def steepest(density, distance, reach):
     """The largest |slope| of a density within `reach` of a distance; by signed distances, the one nearest to zero."""
     if density.support is None:
         return torch.maximum(density.slope(distance - reach).abs(), density.slope(distance + reach).abs())
-    return density.slope(distance.sign() * (distance.abs() - reach).clamp_(min=0)).abs()
+    return density.slope(torch.copysign((distance.abs() - reach).clamp_(min=0), distance)).abs()
 
 
 def influence(distance, density, spacing):
@@ -203,7 +218,11 @@ def sdf_volume(evaluate, shape, density, spacing, tolerances, hidden=True):
 
 
 class Step:
-    """Halves the gaps between the samples of a Found."""
+    """Halves the gaps between the samples of a Found.
+
+    Each kind of samples has volumes of its own, in a dict by kind, because PyTorch is slow on every other element of a
+    tensor. The samples of the kind NODES are those that were there before.
+    """
 
     def __init__(self, evaluate, nodes, counts, stride, density, spacing, tolerances, hidden):
         """counts: of the new samples along the axes. stride: of them, in samples of the result. Else as sdf_volume."""
@@ -213,51 +232,50 @@ class Step:
             self.tolerances = Tolerances(COARSER * tolerances.depth, COARSER * tolerances.ray, tolerances.zero)
         device = nodes.values.device
         self.sizes = [(size, count, device) for size, count in zip(nodes.values.shape, counts, strict=True)]
-        self.values = separable(nodes.values, [stencils(size, count, 6, where) for size, count, where in self.sizes])
-        self.deviation = separable(nodes.deviation,
-                                   [stencils(size, count, 2, where) for size, count, where in self.sizes])
-        self.exact = torch.zeros(counts, dtype=torch.bool, device=device)
-        known = part(self.exact, (0, 0, 0))
+        values = separable(nodes.values, [stencils(*size, 6) for size in self.sizes])
+        self.weigh(values)
+        self.values = split(values)
+        self.deviation = split(separable(nodes.deviation, [stencils(*size, 2) for size in self.sizes]))
+        self.exact = {kind: torch.zeros_like(volume, dtype=torch.bool) for kind, volume in self.values.items()}
+        known = self.exact[NODES]
         known.copy_(nodes.exact[tuple(slice(size) for size in known.shape)])
         self.rng = torch.Generator().manual_seed(stride)
 
     def run(self):
         """The Found with all samples."""
-        self.weigh()
         crossing = self.variation()
         centers = self.settle_centers(crossing)
         if centers is None:
-            self.look_everywhere()
+            self.look({kind: exact.logical_not() for kind, exact in self.exact.items()})
         else:
             self.correct_by_centers(*centers, crossing)
             faces = self.wanted(FACES)
             self.correct_edges(faces, self.look(faces))
             self.settle()
-        return Found(self.values, self.deviation, self.exact)
+        return Found(*(joined(volumes) for volumes in (self.values, self.deviation, self.exact)))
 
     # ------------------------------------------------------------------ what is wanted
 
-    def weigh(self):
-        """Find out what matters by the distances as they are now."""
-        self.levers = levers(self.values, self.density, self.spacing).mul_(self.spacing)
+    def weigh(self, values):
+        """Find out what matters by the distances (…,N) of all samples."""
+        self.levers = split(levers(values, self.density, self.spacing).mul_(self.spacing))
 
     def influence(self, kind, reach):
         """How much a distance of this kind moves its ray's depth, at most, if it is right to `reach`."""
-        return steepest(self.density, part(self.values, kind), reach).mul_(part(self.levers, kind))
+        return steepest(self.density, self.values[kind], reach).mul_(self.levers[kind])
 
     def wanted(self, kinds, together=False):
         """Masks of the samples that are not good enough as they are, for each of some kinds. together: whether what the
         samples of a ray may do together counts too; that takes all kinds."""
-        effects = {kind: self.influence(kind, 2 * part(self.deviation, kind)).mul_(part(self.deviation, kind))
-                   for kind in kinds}
+        effects = {kind: self.influence(kind, 2 * self.deviation[kind]).mul_(self.deviation[kind]) for kind in kinds}
         limits = self.limits(effects) if together else {kind[:2]: self.tolerances.depth for kind in kinds}
         masks = {}
         for kind, effect in effects.items():
             masks[kind] = effect > limits[kind[:2]]
             if self.tolerances.zero:
-                near = part(self.values, kind).abs() < self.tolerances.zero * part(self.deviation, kind)
-                masks[kind] |= near if self.hidden else near & (part(self.levers, kind) > UNSEEN * self.spacing ** 2)
-            masks[kind] &= part(self.exact, kind).logical_not()
+                near = self.values[kind].abs() < self.tolerances.zero * self.deviation[kind]
+                masks[kind] |= near if self.hidden else near & (self.levers[kind] > UNSEEN * self.spacing ** 2)
+            masks[kind] &= self.exact[kind].logical_not()
         return masks
 
     def limits(self, effects):
@@ -265,7 +283,7 @@ class Step:
         samples have an effect. effects: for all kinds; they are 0 where a sample is exact."""
         limits, most = {}, self.tolerances.depth
         for ray in {kind[:2] for kind in effects}:
-            total = sum(effect.masked_fill(effect > most, 0).sum(-1, keepdim=True)
+            total = sum(effect.where(effect <= most, 0).sum(-1, keepdim=True)
                         for kind, effect in effects.items() if kind[:2] == ray)
             limits[ray] = most * (self.tolerances.ray / total.clamp(min=self.tolerances.ray))
         return limits
@@ -273,16 +291,15 @@ class Step:
     def region(self, kind, crossing):
         """Samples of a kind of which an error as large as the density's scale would matter; crossing: how far from zero
         the distance may reach zero nearby."""
-        values = part(self.values, kind)
         region = self.influence(kind, 0.) * self.density.scale > self.tolerances.depth
         if self.tolerances.zero and self.hidden:
-            region |= values.abs() < crossing
-        return region.logical_and_(part(self.exact, kind).logical_not())
+            region |= self.values[kind].abs() < crossing
+        return region.logical_and_(self.exact[kind].logical_not())
 
     def variation(self):
         """Over the centers: by how much the distance changes from there to that corner of the cell where it is nearest
         to zero, at most."""
-        middle = [stencils(size, count, 2, device, only_odd=True) for size, count, device in self.sizes]
+        middle = [stencils(*size, 2, only_odd=True) for size in self.sizes]
         change = 0
         for axis in range(3):
             matrices = [differences(*m.shape, m.device) if i == axis else m for i, m in enumerate(middle)]
@@ -291,37 +308,24 @@ class Step:
 
     # ------------------------------------------------------------------ evaluating
 
-    def index_of(self, wanted):
-        """The index (P,3) of the samples in `wanted`, a mask for each kind."""
-        return torch.cat([mask.nonzero().mul_(2).add_(torch.tensor(kind, device=mask.device))
-                          for kind, mask in wanted.items()])
-
-    def look_at(self, index):
-        """Evaluate samples index (P,3). Returns by how much their values had to be raised (P,), and the deviations that
-        they had (P,)."""
-        place = tuple(index.T)
-        found = self.evaluate(index * self.stride) if len(index) else self.values.new_zeros(0)
-        errors, deviations = found - self.values[place], self.deviation[place]
-        self.values[place] = found
-        self.exact.index_put_(place, self.exact.new_ones(()))
-        self.deviation.index_put_(place, self.deviation.new_zeros(()))
-        return errors, deviations
-
     def look(self, wanted):
         """Evaluate the samples in `wanted`, a mask for each kind: {kind: by how much they had to be raised (n,)}."""
-        errors, _ = self.look_at(self.index_of(wanted))
-        return dict(zip(wanted, errors.split([int(mask.sum()) for mask in wanted.values()]), strict=True))
-
-    def look_everywhere(self):
-        """Evaluate what is left."""
-        index = self.exact.logical_not().nonzero()
-        self.values[tuple(index.T)] = self.evaluate(index * self.stride)
-        self.exact.fill_(True)
-        self.deviation.zero_()
+        places = {kind: mask.nonzero() for kind, mask in wanted.items()}
+        index = torch.cat([place * 2 + torch.tensor(kind, device=place.device) for kind, place in places.items()])
+        found = self.evaluate(index * self.stride) if len(index) else self.values[NODES].new_zeros(0)
+        errors = {}
+        found = found.split([len(place) for place in places.values()])
+        for (kind, mask), distances in zip(wanted.items(), found, strict=True):
+            place = tuple(places[kind].T)
+            errors[kind] = distances - self.values[kind][place]
+            self.values[kind][place] = distances
+            self.exact[kind] |= mask
+            self.deviation[kind].masked_fill_(mask, 0)
+        return errors
 
     def probes(self, region, share):
         """Samples of a region (a mask) chosen at random, a mask again; share: how many, of all samples."""
-        count = max(FEWEST_PROBES, int(share * self.values.numel()))
+        count = max(FEWEST_PROBES, int(share * 8 * region.numel()))
         places = region.flatten().nonzero()[:, 0]
         chosen = torch.zeros_like(region)
         if len(places):
@@ -334,10 +338,9 @@ class Step:
     def settle_centers(self, crossing):
         """Evaluate the centers that have to be. Returns what they were off by, a volume over the centers, and the local
         mean of its square. Returns None where nearly all have to be evaluated."""
-        values, deviation = part(self.values, CENTERS), part(self.deviation, CENTERS)
+        values, deviation = self.values[CENTERS], self.deviation[CENTERS]
         smooth = [smoothing(size, values.device) for size in values.shape]
-        rough = separable(self.nodes.values, [stencils(size, count, 4, device, only_odd=True)
-                                              for size, count, device in self.sizes])
+        rough = separable(self.nodes.values, [stencils(*size, 4, only_odd=True) for size in self.sizes])
         squares, inherited = separable(rough.sub_(values).square_(), smooth), deviation.square()
         probes = self.region(CENTERS, crossing)
         if self.stride == 1:  # before, there are so few that it is better to know all of them
@@ -359,20 +362,20 @@ class Step:
 
         errors, squares, crossing: see settle_centers and region.
         """
-        nearby = {kind: [to_kind(volume, kind, part(self.values, kind)) for volume in (errors, squares, crossing)]
+        nearby = {kind: [to_kind(volume, kind, self.values[kind]) for volume in (errors, squares, crossing)]
                   for kind in (*FACES, *EDGES)}
         probes = {kind: self.probes(self.region(kind, crossing), OTHER_PROBES)
                   for kind, (_, _, crossing) in nearby.items()}
         self.left = {}  # kind: probes, and what their samples were off by after that
         for kind, found in self.look(probes).items():
             correction, squares, _ = nearby[kind]
-            probe, known = probes[kind], part(self.exact, kind)
+            probe, known = probes[kind], self.exact[kind]
             beside = correction[probe]
             factor = fitted(found, beside)
             left = found - factor * beside
             share = typical(left.abs() / squares[probe].clamp(min=TINY).sqrt_())
-            part(self.values, kind).add_(correction.mul_(factor).masked_fill_(known, 0))
-            part(self.deviation, kind).copy_(squares.sqrt_().mul_(share).masked_fill_(known, 0))
+            self.values[kind].add_(correction.mul_(factor).masked_fill_(known, 0))
+            self.deviation[kind] = squares.sqrt_().mul_(share).masked_fill_(known, 0)
             self.left[kind] = probe, left
 
     def correct_edges(self, faces, found):
@@ -383,7 +386,7 @@ class Step:
         raised, known = {}, {}
         for kind in FACES:
             probe, left = self.left[kind]
-            raised[kind] = torch.zeros(probe.shape, device=probe.device)
+            raised[kind] = torch.zeros_like(self.values[kind])
             raised[kind][probe] = left
             raised[kind][faces[kind]] = found[kind]
             known[kind] = (probe | faces[kind]).float()
@@ -397,16 +400,16 @@ class Step:
             left, near = left[enough], beside[probe][enough]
             factor = fitted(left, near)
             share = ((left - factor * near).square().mean() / left.square().mean().clamp(min=TINY)).sqrt().clamp(max=1)
-            part(self.values, kind).add_(beside.mul_(factor).masked_fill_(part(self.exact, kind), 0))
-            part(self.deviation, kind).mul_(torch.where(covered, share, 1.))
+            self.values[kind].add_(beside.mul_(factor).masked_fill_(self.exact[kind], 0))
+            self.deviation[kind].mul_(torch.where(covered, share, 1.))
 
     def mean_of_faces(self, kind, faces):
         """The mean over the four faces beside each edge of a kind; faces: a volume for each of their kinds."""
-        count = part(self.values, kind).shape
+        count = self.values[kind].shape
         total = 0
         for axis in range(3):
             if not kind[axis]:
-                face = faces[tuple(odd or i == axis for i, odd in enumerate(kind))]
+                face = faces[tuple(int(odd or i == axis) for i, odd in enumerate(kind))]
                 matrices = [averages(face.shape[i], count[i], face.device) if i == axis else None for i in range(3)]
                 total = separable(face, matrices).add_(total)
         return total.mul_(0.5)
@@ -414,32 +417,35 @@ class Step:
     def settle(self):
         """Evaluate what else is wanted, judging again what lies around surprises, until there are none."""
         for _ in range(ROUNDS):
-            index = self.index_of(self.wanted(KINDS, together=True))
-            errors, deviations = self.look_at(index)
-            surprised = self.surprised(index, errors.abs(), deviations)
-            if len(surprised):
-                self.doubt(index[surprised], errors[surprised].abs() / 2)
-            elif len(index) < FEW * self.values.numel():
+            wanted = self.wanted(KINDS, together=True)
+            deviations = {kind: self.deviation[kind][mask] for kind, mask in wanted.items()}
+            errors = self.look(wanted)
+            doubts = [self.surprises(kind, wanted[kind], errors[kind].abs(), deviations[kind]) for kind in KINDS]
+            index, doubt = (torch.cat(values) for values in zip(*doubts, strict=True))
+            if len(index):
+                self.doubt(index, doubt)
+            elif sum(map(len, errors.values())) < FEW * sum(map(torch.numel, self.values.values())):
                 return
-            self.weigh()
+            self.weigh(joined(self.values))
 
-    def surprised(self, index, errors, deviations):
-        """Which of the samples index (P,3) were off by (P,) far more than expected, where it matters."""
-        place = tuple(index.T)
-        moved = steepest(self.density, self.values[place], errors).mul_(self.levers[place]).mul_(errors)
+    def surprises(self, kind, mask, errors, deviations):
+        """The cells (P,3) of samples in a mask of a kind that were off by far more than expected where it matters, and half
+        of what they were off by (P,)."""
+        distances = self.values[kind][mask]
+        moved = steepest(self.density, distances, errors).mul_(self.levers[kind][mask]).mul_(errors)
         matters = moved > self.tolerances.depth
         if self.tolerances.zero and self.hidden:
-            matters |= self.values[place].abs() < errors  # on the other side of zero
-        return (matters & (errors > MISJUDGED * deviations)).nonzero()[:, 0]
+            matters |= distances.abs() < errors  # it may have been on the other side of zero
+        surprising = matters & (errors > MISJUDGED * deviations)
+        return mask.nonzero()[surprising], errors[surprising] / 2
 
-    def doubt(self, index, deviation):
-        """Raise the deviations around samples index (P,3) to `deviation` (P,)."""
-        shape = part(self.values, CENTERS).shape
-        cell = (index // 2).minimum(torch.tensor(shape, device=index.device) - 1)
-        flat = (cell[:, 0] * shape[1] + cell[:, 1]) * shape[2] + cell[:, 2]
+    def doubt(self, cells, deviation):
+        """Raise the deviations around cells (P,3) to `deviation` (P,)."""
+        shape = self.values[CENTERS].shape
+        cells = cells.minimum(torch.tensor(shape, device=cells.device) - 1)
+        flat = (cells[:, 0] * shape[1] + cells[:, 1]) * shape[2] + cells[:, 2]
         around = deviation.new_zeros(shape.numel()).scatter_reduce(0, flat, deviation, 'amax').view(shape)
         around = grown(around)
         for kind in KINDS[1:]:
-            own = part(self.deviation, kind)
-            raised = torch.maximum(own, to_kind(around, kind, own))
-            own.copy_(raised.masked_fill_(part(self.exact, kind), 0))
+            raised = torch.maximum(self.deviation[kind], to_kind(around, kind, self.values[kind]))
+            self.deviation[kind] = raised.masked_fill_(self.exact[kind], 0)

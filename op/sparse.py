@@ -60,7 +60,7 @@ class SparseRenderer(VolumeRenderer):
         if found is None:
             return None
         if decisive:
-            self._settle_mesh(found, looks, lambda volume: decisive(volume, NEAR_ZERO * grid.density.scale))
+            settle_mesh(found, looks.at_grid, lambda volume: decisive(volume, NEAR_ZERO * grid.density.scale))
         t = grid.t
         volume, deviation = found.values.flatten(0, 1), found.deviation.flatten(0, 1)  # (R,N)
         if self.perturb > 0:
@@ -80,17 +80,6 @@ class SparseRenderer(VolumeRenderer):
                            for values in (thumbnail, blended, xyz, weights[:, -1:])),
                          volume.view(1, resolution, resolution, samples, 1) if sdf else None, None)
 
-    @staticmethod
-    def _settle_mesh(found, looks, decisive):
-        """Evaluate the samples that decide the mesh, and those that decide it then, until all of them are exact."""
-        for _ in range(ROUNDS):
-            index = decisive(found.values[None, ..., None])
-            index = index[~found.exact[tuple(index.T)]]
-            if not len(index):
-                return
-            place = tuple(index.T)
-            found.values[place], found.exact[place] = looks.at_grid(index), True
-
     def _settle_picture(self, volume, deviation, looks, t):
         """Evaluate the samples t (1,1 or R,N) of a picture that may have weight. Changes volume and deviation (R,N)."""
         spacing = (t[0, :, 1:] - t[0, :, :-1]) * looks.grid.rays.norm(dim=-1, keepdim=True)  # (R,N-1)
@@ -102,6 +91,21 @@ class SparseRenderer(VolumeRenderer):
                 return
             volume[wanted] = looks.at_samples(index, t)
             deviation[wanted] = 0
+
+
+def settle_mesh(found, evaluate, decisive):
+    """Evaluate the samples of a Found that decide its mesh, and those that decide it then, until all are exact.
+
+    evaluate: a function from an index (P,3) to distances (P,). decisive: a function from distances (1,H,W,N,1) to the
+    index (P,3) of the samples that decide the mesh.
+    """
+    for _ in range(ROUNDS):
+        index = decisive(found.values[None, ..., None])
+        index = index[~found.exact[tuple(index.T)]]
+        if not len(index):
+            return
+        place = tuple(index.T)
+        found.values[place], found.exact[place] = evaluate(index), True
 
 
 def most_weight(density, volume, reach, spacing):
