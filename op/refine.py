@@ -34,8 +34,8 @@ CENTER_PROBES, OTHER_PROBES = 1 / 2000, 1 / 20000  # of all samples, at least FE
 FEWEST_PROBES = 24
 # The 97th of 100 normal numbers is 2.17 deviations off. Errors that are not normal have more that are far off.
 QUANTILE, QUANTILE_OF_NORMAL = 0.97, 2.17
-MISJUDGED = 5      # deviations: an evaluated sample that was off by more has neighbors that are judged again
-ROUNDS = 4         # of judging again
+MISJUDGED = 4      # deviations: an evaluated sample that was off by more has neighbors that are judged again
+ROUNDS = 6         # of judging again
 UNSEEN = 1e-3      # transmittance of what no ray reaches
 FEW = 1e-4         # of all samples: so few that were evaluated last are not followed up
 COARSER = 0.5      # what is allowed to samples from which others are interpolated
@@ -429,8 +429,8 @@ class Step:
             self.weigh(joined(self.values))
 
     def surprises(self, kind, mask, errors, deviations):
-        """The cells (P,3) of samples in a mask of a kind that were off by far more than expected where it matters, and half
-        of what they were off by (P,)."""
+        """The cells (P,3) of samples in a mask of a kind that were off by far more than expected, where it matters, and
+        half of what they were off by (P,)."""
         distances = self.values[kind][mask]
         moved = steepest(self.density, distances, errors).mul_(self.levers[kind][mask]).mul_(errors)
         matters = moved > self.tolerances.depth

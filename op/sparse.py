@@ -15,12 +15,13 @@ from op.refine import COARSEST, Tolerances, sdf_volume
 from volume_renderer import Rendering, VolumeRenderer, pixel_directions, sample_depths
 
 # The errors of a ray's samples then add up to less than 1e-4 (docs/notes/performance.md).
-SURFACE = Tolerances(depth=4.5e-6, ray=3e-5, zero=4)
+SURFACE = Tolerances(depth=6e-6, ray=4e-5, zero=4)
 # For a picture it is enough to know which samples may have weight: those are then evaluated.
 PICTURE = Tolerances(depth=1e-4, ray=1e-3, zero=0)
 NEAR_ZERO = 0.05   # in scales of the density: of a mesh, samples whose sign is in doubt are exact
 NO_WEIGHT = 3e-5   # samples of a picture that have less weight are left out
-DOUBTS = 3         # deviations that a distance of a picture may be off by
+HEAVY = 1e-3       # samples of more weight are not alone: those beside them are evaluated too
+DOUBTS = 4         # deviations that a distance of a picture may be off by
 ROUNDS = 6         # so often at most exact samples uncover others that matter
 
 
@@ -82,15 +83,29 @@ class SparseRenderer(VolumeRenderer):
 
     def _settle_picture(self, volume, deviation, looks, t):
         """Evaluate the samples t (1,1 or R,N) of a picture that may have weight. Changes volume and deviation (R,N)."""
-        spacing = (t[0, :, 1:] - t[0, :, :-1]) * looks.grid.rays.norm(dim=-1, keepdim=True)  # (R,N-1)
-        for _ in range(ROUNDS):
-            reach = DOUBTS * deviation
-            wanted = (most_weight(looks.grid.density, volume, reach, spacing) > NO_WEIGHT) & (looks.row < 0)
+        grid = looks.grid
+        spacing = (t[0, :, 1:] - t[0, :, :-1]) * grid.rays.norm(dim=-1, keepdim=True)  # (R,N-1)
+        for attempt in range(ROUNDS):
+            wanted = most_weight(grid.density, volume, DOUBTS * deviation, spacing) > NO_WEIGHT
+            if attempt:
+                heavy = self.weights(volume[None], grid.rays[None], t)[0] > HEAVY
+                wanted |= beside(heavy.view(grid.resolution, grid.resolution, -1)).view_as(heavy)
+            wanted &= looks.row < 0
             index = wanted.nonzero()
             if not len(index):
                 return
             volume[wanted] = looks.at_samples(index, t)
             deviation[wanted] = 0
+
+
+def beside(mask):
+    """The samples (row, column, depth) of a mask and their neighbors on the rays beside."""
+    grown = mask.clone()
+    grown[1:] |= mask[:-1]
+    grown[:-1] |= mask[1:]
+    grown[:, 1:] |= mask[:, :-1]
+    grown[:, :-1] |= mask[:, 1:]
+    return grown
 
 
 def settle_mesh(found, evaluate, decisive):
@@ -136,35 +151,34 @@ class Looks:
 
     def at_grid(self, index):
         """Distances (P,) of the grid's samples index (P,3): row, column, depth."""
-        points = self.grid.points(index)
-        row, column, depth = index.T
+        points, grid = self.grid.points(index), self.grid
         if not self.color or self.renderer.perturb > 0:
             return self.renderer.sdf_at(self.field, points, self.camera)
-        inside = (row < self.grid.resolution) & (column < self.grid.resolution) & (depth < self.grid.samples)
-        distances = torch.empty(len(points), device=points.device)
-        distances[~inside] = self.renderer.sdf_at(self.field, points[~inside], self.camera)
-        distances[inside] = self._look(row[inside] * self.grid.resolution + column[inside], depth[inside],
-                                       points[inside])
-        return distances
+        row, column, depth = index.T
+        inside = (row < grid.resolution) & (column < grid.resolution) & (depth < grid.samples)
+        return self._look(row * grid.resolution + column, depth, points, grid.viewdirs[row, column], inside)
 
     def at_samples(self, index, t):
         """Distances (P,) of samples index (P,2), ray and number; t: (1,1 or R,N) where they lie."""
         ray, sample = index.T
         depth = t[0].expand(len(self.grid.rays), -1)[ray, sample]
-        return self._look(ray, sample, self.grid.origin + self.grid.rays[ray] * depth[:, None])
+        points = self.grid.origin + self.grid.rays[ray] * depth[:, None]
+        viewdirs = self.grid.viewdirs[ray // self.grid.resolution, ray % self.grid.resolution]
+        return self._look(ray, sample, points, viewdirs, slice(None))
 
-    def _look(self, ray, sample, points):
-        distances, features, logits = self.renderer.evaluate_at(self.field, points, self.grid.viewdirs[ray],
-                                                                self.camera)
+    def _look(self, ray, sample, points, viewdirs, kept):
+        """Distances (P,) at points (P,3); kept: which of them are samples of the view, ray and sample (P,)."""
+        distances, features, logits = self.renderer.evaluate_at(self.field, points, viewdirs, self.camera)
         self.features.append(features)
         self.logits.append(logits)
-        self.row[ray, sample] = torch.arange(self.count, self.count + len(ray), device=ray.device)
-        self.count += len(ray)
+        row = torch.arange(self.count, self.count + len(points), device=ray.device)
+        self.row[ray[kept], sample[kept]] = row[kept]
+        self.count += len(points)
         return distances
 
     def blend(self, weights, features):
         """Colors (R,3) in [-1, 1] and, if wanted, features (R,C), of the samples with these weights (R,N)."""
-        ray, sample = ((self.row >= 0) & (weights > NO_WEIGHT)).nonzero().T
+        ray, sample = (self.row >= 0).nonzero().T
         row, weight = self.row[ray, sample], weights[ray, sample][:, None]
         kept = weight.new_zeros(len(weights), 1).index_add_(0, ray, weight)
         # The samples that were left out give their weight to those that were kept.
@@ -189,12 +203,12 @@ class ViewGrid:
         self.t = sample_depths(camera.near, camera.far, samples, offset_sampling=renderer.offset_sampling)  # (1,1,N)
         pixels = torch.arange(resolution + COARSEST, device=self.t.device, dtype=self.t.dtype)
         local = pixel_directions(pixels[:, None], pixels, resolution, camera.focal)
-        self.directions, viewdirs = (d[0] for d in renderer.directions(local, camera))    # (H+4,W+4,3)
-        self.rays, self.viewdirs = (d[:resolution, :resolution].flatten(0, 1) for d in (self.directions, viewdirs))
+        self.directions, self.viewdirs = (d[0] for d in renderer.directions(local, camera))  # (H+4,W+4,3)
+        self.rays = self.directions[:resolution, :resolution].flatten(0, 1)                # (R,3)
         self.origin = camera.extrinsics[0, :, 3]
         self.step = self.t[0, 0, 1] - self.t[0, 0, 0]
         beyond = torch.arange(1, COARSEST + 1, device=self.t.device) * self.step
-        self.depths = torch.cat([self.t[0, 0], self.t[0, 0, -1:] + beyond])               # (N+4,)
+        self.depths = torch.cat([self.t[0, 0], self.t[0, 0, -1:] + beyond])                # (N+4,)
         # As numbers, which the host has to know.
         scale, self.spacing = torch.cat([renderer.density.scale, self.step[None]]).tolist()
         self.density = renderer.density._replace(scale=scale)
