@@ -239,6 +239,7 @@ class Step:
         self.exact = {kind: torch.zeros_like(volume, dtype=torch.bool) for kind, volume in self.values.items()}
         known = self.exact[NODES]
         known.copy_(nodes.exact[tuple(slice(size) for size in known.shape)])
+        self.surprises = []  # cells (P,3), and what the deviations there should have been (P,)
         self.rng = torch.Generator().manual_seed(stride)
 
     def run(self):
@@ -250,7 +251,7 @@ class Step:
         else:
             self.correct_by_centers(*centers, crossing)
             faces = self.wanted(FACES)
-            self.correct_edges(faces, self.look(faces))
+            self.correct_edges(faces, self.look(faces, judge=True))
             self.settle()
         return Found(*(joined(volumes) for volumes in (self.values, self.deviation, self.exact)))
 
@@ -281,11 +282,15 @@ class Step:
     def limits(self, effects):
         """What the effect of one sample may be, for the rays (rows, columns, 1) of each kind: less on rays where many
         samples have an effect. effects: for all kinds; they are 0 where a sample is exact."""
-        limits, most = {}, self.tolerances.depth
+        limits, most = {}, self.tolerances.ray
         for ray in {kind[:2] for kind in effects}:
-            total = sum(effect.where(effect <= most, 0).sum(-1, keepdim=True)
-                        for kind, effect in effects.items() if kind[:2] == ray)
-            limits[ray] = most * (self.tolerances.ray / total.clamp(min=self.tolerances.ray))
+            own = torch.cat([effect for kind, effect in effects.items() if kind[:2] == ray], dim=-1)  # (rows,columns,N)
+            limits[ray] = torch.full_like(own[..., :1], self.tolerances.depth)
+            many = own.where(own <= self.tolerances.depth, 0).sum(-1) > most
+            own, limit = own[many], limits[ray][many]
+            for _ in range(ROUNDS):
+                limit = limit * (most / own.where(own <= limit, 0).sum(-1, keepdim=True).clamp(min=most))
+            limits[ray][many] = limit
         return limits
 
     def region(self, kind, crossing):
@@ -308,8 +313,11 @@ class Step:
 
     # ------------------------------------------------------------------ evaluating
 
-    def look(self, wanted):
-        """Evaluate the samples in `wanted`, a mask for each kind: {kind: by how much they had to be raised (n,)}."""
+    def look(self, wanted, judge=False):
+        """Evaluate the samples in `wanted`, a mask for each kind: {kind: by how much they had to be raised (n,)}.
+
+        judge: whether to remember where they were off by far more than expected.
+        """
         places = {kind: mask.nonzero() for kind, mask in wanted.items()}
         index = torch.cat([place * 2 + torch.tensor(kind, device=place.device) for kind, place in places.items()])
         found = self.evaluate(index * self.stride) if len(index) else self.values[NODES].new_zeros(0)
@@ -319,9 +327,23 @@ class Step:
             place = tuple(places[kind].T)
             errors[kind] = distances - self.values[kind][place]
             self.values[kind][place] = distances
+            if judge:
+                self.surprises.append(self.surprising(kind, places[kind], errors[kind].abs()))
             self.exact[kind] |= mask
             self.deviation[kind].masked_fill_(mask, 0)
         return errors
+
+    def surprising(self, kind, places, errors):
+        """The cells (P,3) of those samples of a kind that were off by far more than expected, where it matters, and
+        half of what they were off by (P,). places: (n,3). errors: (n,)."""
+        place = tuple(places.T)
+        distances = self.values[kind][place]
+        moved = steepest(self.density, distances, errors).mul_(self.levers[kind][place]).mul_(errors)
+        matters = moved > self.tolerances.depth
+        if self.tolerances.zero and self.hidden:
+            matters |= distances.abs() < errors  # it may have been on the other side of zero
+        surprising = matters & (errors > MISJUDGED * self.deviation[kind][place])
+        return places[surprising], errors[surprising] / 2
 
     def probes(self, region, share):
         """Samples of a region (a mask) chosen at random, a mask again; share: how many, of all samples."""
@@ -355,7 +377,8 @@ class Step:
             return None
         errors[wanted] = self.look({CENTERS: wanted})[CENTERS]
         squares = torch.where(wanted | probes, errors.square(), squares)
-        return errors, separable(squares, smooth)
+        # The mean around does not hide what a single center shows.
+        return errors, torch.maximum(separable(squares, smooth), squares)
 
     def correct_by_centers(self, errors, squares, crossing):
         """Correct the faces and edges by what the centers beside them were off by, and find their deviations then.
@@ -417,30 +440,19 @@ class Step:
     def settle(self):
         """Evaluate what else is wanted, judging again what lies around surprises, until there are none."""
         for _ in range(ROUNDS):
-            wanted = self.wanted(KINDS, together=True)
-            deviations = {kind: self.deviation[kind][mask] for kind, mask in wanted.items()}
-            errors = self.look(wanted)
-            doubts = [self.surprises(kind, wanted[kind], errors[kind].abs(), deviations[kind]) for kind in KINDS]
-            index, doubt = (torch.cat(values) for values in zip(*doubts, strict=True))
-            if len(index):
-                self.doubt(index, doubt)
-            elif sum(map(len, errors.values())) < FEW * sum(map(torch.numel, self.values.values())):
+            self.doubt()
+            found = self.look(self.wanted(KINDS, together=True), judge=True)
+            few = sum(map(len, found.values())) < FEW * sum(map(torch.numel, self.values.values()))
+            if few and not any(len(cells) for cells, _ in self.surprises):
                 return
             self.weigh(joined(self.values))
 
-    def surprises(self, kind, mask, errors, deviations):
-        """The cells (P,3) of samples in a mask of a kind that were off by far more than expected, where it matters, and
-        half of what they were off by (P,)."""
-        distances = self.values[kind][mask]
-        moved = steepest(self.density, distances, errors).mul_(self.levers[kind][mask]).mul_(errors)
-        matters = moved > self.tolerances.depth
-        if self.tolerances.zero and self.hidden:
-            matters |= distances.abs() < errors  # it may have been on the other side of zero
-        surprising = matters & (errors > MISJUDGED * deviations)
-        return mask.nonzero()[surprising], errors[surprising] / 2
-
-    def doubt(self, cells, deviation):
-        """Raise the deviations around cells (P,3) to `deviation` (P,)."""
+    def doubt(self):
+        """Raise the deviations around the surprises so far."""
+        cells, deviation = (torch.cat(values) for values in zip(*self.surprises, strict=True))
+        self.surprises = []
+        if not len(cells):
+            return
         shape = self.values[CENTERS].shape
         cells = cells.minimum(torch.tensor(shape, device=cells.device) - 1)
         flat = (cells[:, 0] * shape[1] + cells[:, 1]) * shape[2] + cells[:, 2]
