@@ -17,7 +17,7 @@ import threading
 
 from inference.loaded_model import load
 from utils import UserError
-from web.explorer import CSS, build, import_gradio
+from web.explorer import CSS, UPLOAD_BYTES, build, import_gradio
 
 
 def main(opt):
@@ -30,7 +30,7 @@ def main(opt):
         try:
             _, address, public = page.launch(
                 server_port=opt.app.port, share=opt.app.share, prevent_thread_lock=True, quiet=True, ssr_mode=False,
-                css=CSS, footer_links=['api', 'gradio', 'settings'])
+                css=CSS, footer_links=['api', 'gradio', 'settings'], max_file_size=UPLOAD_BYTES)
         except OSError:
             raise UserError(f'--port {opt.app.port} cannot be used; choose another, or stop what uses it.') from None
         try:

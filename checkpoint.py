@@ -7,13 +7,14 @@ import hashlib
 import os
 import pickle
 import pickletools
+import tarfile
 import warnings
 import zipfile
 from pathlib import Path
 
 import torch
 
-from model import sizes_of
+from model import build_generator, sizes_of
 from options import adopted_flags, checked, fixed_flags, replaced
 from utils import UserError, atomic_path
 
@@ -57,12 +58,14 @@ def iteration_paths(opt, stage):
 
 
 def find_model(opt):
-    """(path, name of its results folder) of the model that --expname and --ckpt name.
+    """(path, name of its results folder) of the model that --model names, or --expname and --ckpt.
 
     The finished model comes first, then the full pipeline's checkpoint --ckpt, then, where there is no other of those,
     what stage 1 finished with (a field without decoder), and last the bundled demo model. Raises UserError that lists
     where it looked.
     """
+    if opt.experiment.model:
+        return Path(opt.experiment.model), 'final_model'
     iteration = opt.experiment.ckpt
     candidates = [(final_model_path(opt.experiment.expname), 'final_model'),
                   (iteration_path(opt, 'full_pipeline', iteration), f'iter_{iteration:07d}')]
@@ -81,18 +84,45 @@ def find_model(opt):
 
 # ---------------------------------------------------------------------------------------------- reading
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+COUNTERS = ('num_batches_tracked', 'total_ops', 'total_params')  # entries of other tools, of no use here
+
+
 def read(path, key='g_ema'):
     """The checkpoint at `path` as a dict on the CPU, checked to hold finite tensors under `key`.
 
-    Raises UserError for a file that is missing, damaged, not a checkpoint, or that would have to run code to load.
+    What is plainly meant is taken, with one line saying so: weights under 'g' alone or without any key, names under
+    'module.' (torch.nn.DataParallel). Raises UserError for a file that is missing, damaged, not a checkpoint, or that
+    would have to run code to load; and for tensors that claim more than the file holds, before anything is made of
+    them.
     """
     path = Path(path)
+    contents = _weights_under(key, _load(path), path)
+    state = contents.get(key)
+    if not isinstance(state, dict) or not state:
+        raise UserError(f"{path} is not a StyleSDF checkpoint: it holds no state dict of real numbers under '{key}' "
+                        f'(but {_listed(contents)}).')
+    contents[key] = state = _cleaned(state, path)
+    for name, tensor in state.items():
+        _check_tensor(printable(name), tensor, path)
+    if (state.get('renderer.sigmoid_beta', torch.ones(1)) <= 0).any():
+        raise UserError(f'{path} has a beta (renderer.sigmoid_beta) of 0 or less, and so no density: the training that '
+                        'wrote it diverged; use an earlier checkpoint.')
+    return contents
+
+
+def _load(path):
+    """The contents of a file of torch.save, whatever they are. Raises UserError, one sentence, where it cannot be read.
+    """
     try:
+        _refuse_compression(path)
         with warnings.catch_warnings():  # about pickles that are refused anyway
             warnings.simplefilter('ignore')
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+            return torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:
         raise UserError(f'{path} does not exist; check the path.') from None
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f'{path} cannot be read ({error.strerror}); check its permissions.') from None
     except Exception as error:  # a damaged file can fail anywhere in the unpickler, with any exception
@@ -102,23 +132,82 @@ def read(path, key='g_ema'):
         if 'Unsupported operand' in str(error) and _is_whole_pickle(path):  # of protocols 0 and 1, or 4 and newer
             raise UserError(f'{path} is not pickled as torch.save does it, cannot be read without risk of running '
                             'code, and was refused; its owner can save it again with torch.save.') from None
+        if tarfile.is_tarfile(path):
+            raise UserError(f'{path} is in the tar format of PyTorch before 0.4, which can only be read by running '
+                            'code, and was refused; its owner can save it again with torch.save.') from None
         raise UserError(f'{path} is no PyTorch checkpoint, or a damaged or incomplete one; copy or download it '
                         'again.') from None
-    state = checkpoint.get(key) if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not all(
-            isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
-            and tensor.layout is torch.strided and tensor.device.type == 'cpu' for name, tensor in state.items()):
-        raise UserError(f"{path} is not a StyleSDF checkpoint: it holds no state dict of real numbers under '{key}'.")
-    for name, tensor in state.items():
-        if not tensor.numel():
-            raise UserError(f'{path} is not a StyleSDF checkpoint: {name} is empty.')
-        if not tensor.isfinite().all():
-            raise UserError(f'{path} holds values that are not finite numbers (in {name}): the training that wrote it '
-                            'diverged; use an earlier checkpoint.')
-    if (state.get('renderer.sigmoid_beta', torch.ones(1)) <= 0).any():
-        raise UserError(f'{path} has a beta (renderer.sigmoid_beta) of 0 or less, and so no density: the training that '
-                        'wrote it diverged; use an earlier checkpoint.')
-    return checkpoint
+
+
+def _refuse_compression(path):
+    """Raise UserError for an archive that unpacks to more than the file is long, which torch.save never writes."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                raise UserError(f'{path} is compressed, which torch.save never does, and was refused: what it unpacks '
+                                'to could fill the memory; its owner can save it again with torch.save.')
+
+
+def _weights_under(key, contents, path):
+    """A checkpoint that holds its weights under `key`, also where the file has them under 'g' or bare."""
+    if not isinstance(contents, dict):
+        raise UserError(f"{path} is not a StyleSDF checkpoint: it holds no state dict of real numbers under '{key}' "
+                        f'(but a {type(contents).__name__}).')
+    if key in contents or not contents:
+        return contents
+    if key == 'g_ema' and isinstance(contents.get('g'), dict) and contents['g']:
+        print(f"{path} holds no averaged weights (g_ema): using those under 'g'.")
+        return contents | {key: contents['g']}
+    if all(isinstance(value, torch.Tensor) for value in contents.values()):
+        print(f'{path} is a state dict without a key: taking it for the generator.')
+        return {key: contents}
+    return contents
+
+
+def _cleaned(state, path):
+    """A state dict without the prefix of DataParallel and without counters of other tools."""
+    if not all(isinstance(name, str) for name in state):
+        raise UserError(f'{path} is not a StyleSDF checkpoint: its state dict has names that are no text.')
+    if all(name.startswith('module.') for name in state):
+        print(f'{path} was saved by DataParallel: leaving out the prefix "module." of its names.')
+        state = {name.removeprefix('module.'): value for name, value in state.items()}
+    dropped = [name for name in state if name.rpartition('.')[2] in COUNTERS]
+    if dropped:
+        print(f'{path}: {len(dropped)} entries left out that other tools count in ({printable(dropped[0])}).')
+    return {name: value for name, value in state.items() if name not in dropped}
+
+
+def is_plain(tensor):
+    """Whether a tensor is a dense one of real numbers, and claims no more of them than it holds."""
+    return (tensor.layout is torch.strided and tensor.device.type == 'cpu' and not tensor.is_nested
+            and not tensor.is_quantized and tensor.dtype in FLOATS
+            and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes())
+
+
+def _check_tensor(name, tensor, path):
+    """Raise UserError where an entry of a state dict is no tensor of finite real numbers."""
+    if not isinstance(tensor, torch.Tensor):
+        raise UserError(f'{path} is not a StyleSDF checkpoint: {name} is no tensor.')
+    if not is_plain(tensor):
+        raise UserError(f'{path} is not a StyleSDF checkpoint: {name} is no plain tensor of real numbers '
+                        f'({str(tensor.dtype).removeprefix("torch.")}), or claims more of them than the file holds.')
+    if not tensor.numel():
+        raise UserError(f'{path} is not a StyleSDF checkpoint: {name} is empty.')
+    if not tensor.isfinite().all():
+        raise UserError(f'{path} holds values that are not finite numbers (in {name}): the training that wrote it '
+                        'diverged; use an earlier checkpoint.')
+
+
+def printable(name, most=80):
+    """A name from a file as harmless text: escape codes and line breaks are spelled out, and it is not too long."""
+    text = str(name).encode('unicode_escape').decode()
+    return text if len(text) <= most else f'{text[:most]}…'
+
+
+def _listed(contents, most=5):
+    """The keys of a dict, in words."""
+    names = [printable(name) for name in list(contents)[:most]]
+    return ', '.join(names + ['…'] * (len(contents) > most)) or 'nothing'
 
 
 def _is_whole_pickle(path):
@@ -176,7 +265,7 @@ def reconcile(opt, saved, path, resumed=False):
     changes one line says so. resumed: the training goes on from it, so what is learnt must stay the same. Raises
     UserError for what the user typed and the checkpoint contradicts, and for an option without meaning.
     """
-    there, here = _flags_of(saved.get('options')), _flags_of(opt)
+    there, here = flags_of(saved.get('options')), flags_of(opt)
     adopted = {}
     for name in adopted_flags(opt.command):
         if name in there and name not in opt.given and there[name] != here[name]:
@@ -200,10 +289,12 @@ def reconcile(opt, saved, path, resumed=False):
         if differing:
             raise UserError(f'{path} was trained with other options ({"; ".join(differing)}); give the same ones, or '
                             'begin a new --expname.')
-    return replaced(opt, **adopted | wrong)
+    opt = replaced(opt, **adopted | wrong)
+    check_fits(opt, saved['g_ema'], path)
+    return opt
 
 
-def _flags_of(tree):
+def flags_of(tree):
     """{name: value} of all flags in an option tree, or in what a file holds in its place."""
     groups = tree.values() if isinstance(tree, dict) else ()
     return {name: value for group in groups if isinstance(group, dict) for name, value in group.items()}
@@ -212,7 +303,7 @@ def _flags_of(tree):
 def _refuse_contradictions(opt, wrong, path):
     """Raise UserError where the user typed one of the flags `wrong`, whose values the weights tell."""
     for name in wrong.keys() & opt.given:
-        typed = _flags_of(opt)[name]
+        typed = flags_of(opt)[name]
         contradiction = f'--{name}' if wrong[name] is False else f'--{name} {typed}'
         raise UserError(f'{contradiction} contradicts {path}, which has {name} {wrong[name]}; leave the flag out, and '
                         'the value is read from the file.')
@@ -220,29 +311,65 @@ def _refuse_contradictions(opt, wrong, path):
 
 # ---------------------------------------------------------------------------------------------- loading
 
+def without_decoder(state):
+    """The part of a generator's state dict that stage 1 trains: mapping, field and renderer."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith('decoder.')}
+
+
 def load_state(module, state, path):
     """Load a state dict into a module, strictly: names and shapes must agree; half precision becomes the module's.
 
-    The one exception are noise maps of another size, as official files have them: they are left as they are, with
-    one line saying so. Raises UserError that names the first missing, unknown or misshapen entry.
+    The one exception are noise maps that the file lacks or has of another size, as official ones: the module keeps its
+    own, with one line saying so. Raises UserError that names the first missing, unknown or misshapen entry.
     """
+    if not isinstance(state, dict):
+        raise UserError(f'{path} does not fit this model: it holds no state dict; check which stage it comes from.')
     own = module.state_dict()
-    skipped = [name for name in own if name in state and name.startswith('decoder.noises.')
-               and own[name].shape != state[name].shape]
-    for what, names in (('lacks', own.keys() - state.keys()), ('has the unknown entry', state.keys() - own.keys())):
-        if names:
-            more = f' (and {len(names) - 1} more)' if len(names) > 1 else ''
-            raise UserError(f'{path} does not fit this model: it {what} {min(names)}{more}; check the model flags and '
-                            'which stage the file comes from.')
+    skipped = [name for name in own if name.startswith('decoder.noises.')
+               and (name not in state or _shape(state[name]) != own[name].shape)]
+    _check_names(own.keys() - set(skipped), state.keys() - set(skipped), path)
     for name, tensor in own.items():
-        if name not in skipped and tensor.shape != state[name].shape:
-            raise UserError(f'{path} does not fit this model: {name} is {tuple(state[name].shape)} there and '
-                            f'{tuple(tensor.shape)} here; check the model flags.')
+        if name not in skipped:
+            _check_shape(name, state[name], tensor.shape, path)
+            _check_tensor(name, state[name], path)
     if skipped:
-        print(f'{path}: {len(skipped)} noise maps of another size left out '
+        print(f'{path}: {len(skipped)} noise maps are missing or of another size '
               f'({", ".join(name.rpartition(".")[2] for name in skipped)}); other maps stand in for them.')
     module.load_state_dict({**state, **{name: own[name] for name in skipped}})
     return module
+
+
+def _check_names(wanted, there, path):
+    for what, names in (('lacks', wanted - there), ('has the unknown entry', there - wanted)):
+        if names:
+            more = f' (and {len(names) - 1} more)' if len(names) > 1 else ''
+            raise UserError(f'{path} does not fit this model: it {what} {printable(min(names, key=str))}{more}; check '
+                            'the model flags and which stage the file comes from.')
+
+
+def _check_shape(name, value, shape, path):
+    if _shape(value) != shape:
+        raise UserError(f'{path} does not fit this model: {name} is {_shape(value)} there and {tuple(shape)} here; '
+                        'check the model flags.')
+
+
+def _shape(value):
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else 'no tensor'
+
+
+def check_fits(opt, state, path):
+    """Raise UserError where a generator's state dict does not have the shapes that the flags describe.
+
+    Nothing is allocated for it, so a small file cannot ask for an enormous model.
+    """
+    try:
+        with torch.device('meta'):
+            model = build_generator(opt, full_pipeline=any(name.startswith('decoder.') for name in state))
+    except (RuntimeError, OverflowError, ValueError):
+        raise UserError(f'{path} is not a StyleSDF generator: its tensors claim an impossible size.') from None
+    for name, tensor in model.state_dict().items():
+        if name in state and not name.startswith('decoder.noises.'):
+            _check_shape(name, state[name], tensor.shape, path)
 
 
 # ---------------------------------------------------------------------------------------------- writing

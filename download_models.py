@@ -7,9 +7,8 @@
 A file is written to `<name>.pt.part` and renamed once its size and MD5 are right; what an interrupted run leaves
 behind, the next run goes on from; of two runs at once the second waits. Nothing downloaded is loaded here.
 """
-import interrupts  # noqa: F401
-
 import argparse
+import codecs
 import contextlib
 import hashlib
 import os
@@ -53,6 +52,9 @@ DRIVE_PAGE = 'https://drive.google.com/file/d/{}/view'  # the same file for a pe
 TIMEOUT = (15, 60)  # seconds: to connect, and between two pieces of an answer
 RETRY_PAUSES = (1, 3, 9)  # seconds before each new attempt at a transfer that broke off
 CHUNK = 1 << 16  # bytes
+MAX_PAGE = 1 << 20  # bytes of a web page; a page that asks for a confirmation is far shorter
+PAGE_SECONDS = 60   # that the whole of a page may take
+MAX_REDIRECTS = 20
 
 
 class TransferError(Exception):
@@ -99,24 +101,65 @@ def is_page(reply):
 def extent(reply):
     """(position in the file of the body's first byte, the file's size); None for what the server does not say."""
     if reply.status_code == 206:
-        match = re.fullmatch(r'bytes (\d+)-\d+/(\d+|\*)', reply.headers.get('Content-Range', ''))
+        number = '[0-9]{1,18}'
+        match = re.fullmatch(rf'bytes ({number})-{number}/({number}|\*)', reply.headers.get('Content-Range', ''))
         if not match:
             return None, None
         return int(match[1]), None if match[2] == '*' else int(match[2])
     length = reply.headers.get('Content-Length', '')
-    return 0, int(length) if length.isdigit() else None
+    return 0, int(length) if re.fullmatch('[0-9]{1,18}', length) else None
+
+
+def text_of(reply):
+    """The text of a web page. Raises TransferError where it is too long to be one that is expected here."""
+    body, started = b'', time.monotonic()
+    for chunk in reply.iter_content(CHUNK):
+        body += chunk
+        if len(body) > MAX_PAGE or time.monotonic() - started > PAGE_SECONDS:
+            raise TransferError(f'{reply.url} answered with a web page without an end instead of the file')
+    return body.decode(reply.encoding if known_encoding(reply.encoding) else 'utf-8', errors='replace')
+
+
+def known_encoding(name):
+    try:
+        return bool(name and codecs.lookup(name))
+    except LookupError:
+        return False
+
+
+class PlainSession(requests.Session):
+    """A session that leaves redirects to `send`: requests reads their bodies, which may have no end."""
+
+    def resolve_redirects(self, *_, **__):
+        yield from ()
+
+
+def send(session, method, url, **options):
+    """Send a request and follow redirects, whose bodies are not read."""
+    for _ in range(MAX_REDIRECTS):
+        reply = session.request(method, url, **options)
+        target = session.get_redirect_target(reply)
+        if target is None:
+            return reply
+        reply.close()
+        url = urljoin(reply.url, requests.utils.requote_uri(target))
+        options.pop('params', None)  # they belong to the first address
+        if reply.status_code not in (307, 308):
+            method = 'GET'
+            options.pop('data', None)
+    raise requests.TooManyRedirects(f'more than {MAX_REDIRECTS} redirects', response=reply)
 
 
 def ask(session, method, url, fields, offset):
     """Send one request for a file from byte `offset` on; what cannot be given in part is asked for as a whole."""
     body = {'params' if method == 'GET' else 'data': fields, 'stream': True, 'timeout': TIMEOUT}
     if offset:
-        reply = session.request(method, url, headers={'Range': f'bytes={offset}-'}, **body)
+        reply = send(session, method, url, headers={'Range': f'bytes={offset}-'}, **body)
         unusable = reply.status_code == 206 and (is_page(reply) or extent(reply)[0] != offset)
         if reply.status_code != 416 and not unusable:
             return reply
         reply.close()
-    return session.request(method, url, **body)
+    return send(session, method, url, **body)
 
 
 def open_file(session, url, offset):
@@ -128,14 +171,15 @@ def open_file(session, url, offset):
     request = 'GET', url, {}
     for _ in range(3):  # a page or two, then the file
         reply = ask(session, *request, offset)
-        page = reply.text if is_page(reply) else None
+        page = text_of(reply) if is_page(reply) else None
         if page and re.search('too many users have viewed or downloaded|google drive - quota exceeded', page, re.I):
             raise TransferError(f'Google Drive gives {url} to nobody for now, because too many people downloaded it '
                                 'recently')
         if reply.status_code >= 500 or reply.status_code == 429:
             raise requests.HTTPError(response=reply)
         if reply.status_code not in (200, 206) or extent(reply)[0] not in (0, offset):
-            raise TransferError(f'{url} answered HTTP {reply.status_code} {reply.reason or ""}'.rstrip())
+            reason = re.sub('[^ -~]', '?', reply.reason or '')[:60]  # anything may stand there
+            raise TransferError(f'{url} answered HTTP {reply.status_code} {reason}'.rstrip())
         if page is None:
             return reply
         request = confirmation(page, reply.url, url, session.cookies)
@@ -179,7 +223,7 @@ def fetch(url, partial, size, name):
         if size_of(partial) == size:
             return
         try:
-            with requests.Session() as session:
+            with PlainSession() as session:
                 # As it is, for the bytes must add up; and in English, for the quota page is known by its words.
                 session.headers.update({'Accept-Encoding': 'identity', 'Accept-Language': 'en'})
                 with open_file(session, url, size_of(partial)) as reply:
@@ -194,6 +238,8 @@ def fetch(url, partial, size, name):
             raise TransferError(f'{url} leads to a malformed address ({error})') from error
         if pause is not None:
             time.sleep(pause)
+    if not size_of(partial):
+        raise TransferError(f'{url} did not deliver the file ({trouble})')
     if size_of(partial) != size:
         raise TransferError(f'the transfer from {url} broke off ({trouble}) at {size_of(partial)} of {size} bytes; '
                             f'what came is kept in {partial} for the next run')
@@ -201,9 +247,12 @@ def fetch(url, partial, size, name):
 
 def describe(error):
     """A requests.RequestException in a few words."""
+    if isinstance(error, requests.TooManyRedirects):
+        return 'it redirects without an end'
     if error.response is not None:
         return f'HTTP {error.response.status_code}'
-    kinds = {requests.exceptions.SSLError: 'its TLS certificate was not accepted',
+    kinds = {requests.exceptions.InvalidHeader: 'its answer has a malformed header',
+             requests.exceptions.SSLError: 'its TLS certificate was not accepted',
              requests.exceptions.ProxyError: 'the proxy in the environment refused',
              requests.Timeout: 'no answer in time; is there a network?',
              requests.ConnectionError: 'the connection failed; is there a network?'}
@@ -298,8 +347,8 @@ def folder_url(text):
     raise argparse.ArgumentTypeError(f'{text} is not the address of a folder, like https://example.org/models')
 
 
-def parse_arguments(argv=None):
-    """The command line as a Namespace; `only` is a list of keys of MODELS. Raises UserError."""
+def read_flags(argv=None):
+    """The command line as a namespace; `only` is a list of keys of MODELS. Raises UserError."""
     parser = Parser(description='Download the official models and check their size and MD5.')
     parser.add_argument('--only', action='append', metavar='NAME',
                         help=f'only this file (may be repeated, or several with commas): {", ".join(MODELS)}')
@@ -308,26 +357,25 @@ def parse_arguments(argv=None):
     parser.add_argument('--out_dir', default='.', metavar='FOLDER',
                         help='folder that gets pretrained_renderer/ and full_models/ (default: the current one)')
     parser.add_argument('--list', action='store_true', help='list the files with their addresses, and stop')
-    args = parser.parse_args(argv)
-    wanted = list(MODELS) if args.only is None else [name.strip() for name in ','.join(args.only).split(',')]
+    flags = parser.parse_args(argv)
+    wanted = list(MODELS) if flags.only is None else [name.strip() for name in ','.join(flags.only).split(',')]
     for name in wanted:
         if name not in MODELS:
             parser.error(f'--only {name}: there is no such model, choose from {", ".join(MODELS)}')
-    args.only = list(dict.fromkeys(wanted))
-    return args
+    flags.only = list(dict.fromkeys(wanted))
+    return flags
 
 
-def main(argv=None):
-    args = parse_arguments(argv)
+def main(flags):
     failures = []
-    for name in args.only:
-        if args.list:
+    for name in flags.only:
+        if flags.list:
             model = MODELS[name]
             print(f'{name:18s}{model.size / 1e6:6.1f} MB  MD5 {model.md5}  {DRIVE_PAGE.format(model.drive_id)}  '
-                  f'-> {Path(args.out_dir) / model.path}')
+                  f'-> {Path(flags.out_dir) / model.path}')
             continue
         try:
-            download(name, args.out_dir, args.mirror)
+            download(name, flags.out_dir, flags.mirror)
         except UserError as error:  # the other files may fare better
             failures.append(str(error))
     if failures:
@@ -335,4 +383,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    run_command(main)
+    run_command('download_models', read_flags)

@@ -2,7 +2,7 @@
 
     python generate_shapes_and_images.py --expname cats_demo --identities 4 --num_views_per_id 2
 
-Writes under RESULTS_DIR/EXPNAME/MODEL/{random_angles|fixed_angles}: images/, depth_map_meshes/,
+Writes under RESULTS_DIR/EXPNAME/MODEL/{random_angles|fixed_angles|chosen_angles}: images/, depth_map_meshes/,
 marching_cubes_meshes/ and index.json, which lists what was made from which seed, view and checkpoint; with --page also
 RESULTS_DIR/EXPNAME/MODEL/index.html, which shows all of the model's results in a browser.
 """
@@ -14,19 +14,31 @@ if __name__ == '__main__':
 import time
 from functools import partial
 
+import torch
 from tqdm import tqdm
 
 from camera import cameras_of
 from checkpoint import file_hash
 from inference import results
 from inference.background import BackgroundWriter
+from inference.camera_paths import warn_beyond_training
 from inference.identities import draw_viewpoints, draw_z, identities, identity_count, seeded
 from inference.loading import load_generator
 from inference.meshes import generate_meshes
 from inference.pictures import check_row, generate_images
 from surfaces.files import save_mesh
-from utils import save_image_row, select_device, to_uint8, writable_folder
+from utils import UserError, save_image_row, select_device, to_uint8, writable_folder
 from web.results_page import write_page
+
+
+def check_views(opt):
+    """Raise UserError for flags that contradict --views; say where these lie beyond the training's."""
+    if not opt.inference.views:
+        return
+    for name in ('fixed_camera_angles', 'num_views_per_id'):
+        if name in opt.given:
+            raise UserError(f'--views and --{name} both say which views to render; use one of them.')
+    warn_beyond_training(opt, torch.deg2rad(torch.tensor(opt.inference.views)), '--views')
 
 
 def report_missing_parts(generator, path, opt):
@@ -87,6 +99,7 @@ def main(opt):
     device = select_device(opt.machine.device)
     generator, opt, path, model_name = load_generator(opt, device, graphs=True)
     check_row(opt)
+    check_views(opt)
     folder = writable_folder(results.generation_folder(opt, model_name), '--results_dir')
     results.read_index(folder)  # an unusable one is noticed before the work
     model = {'file': str(path), 'sha256': file_hash(path)}

@@ -21,6 +21,17 @@ def nonsaturating_loss(fake_logits):
     return F.softplus(-fake_logits).mean()
 
 
+def hinge_loss(real_logits):
+    """The discriminator's hinge loss max(0, 1 - D(real)) (Sauer et al. 2021, equation 2); of fakes with their logits
+    negated. Logits of any shape."""
+    return F.relu(1 - real_logits).mean()
+
+
+def mean_score_loss(fake_logits):
+    """The generator's side of the hinge loss: -D(fake). Logits of any shape."""
+    return -fake_logits.mean()
+
+
 def r1_penalty(real_logits, real_images):
     """R1 (Mescheder et al. 2018, equation 9, without gamma / 2): squared gradient of D at real images (B,…).
 

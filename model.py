@@ -383,10 +383,11 @@ def sizes_of(state, rays=64):
         doublings = count('decoder.to_rgbs.')
         first = shape('decoder.conv1.conv.weight', 1)
         last = shape(f'decoder.convs.{2 * doublings - 1}.conv.weight', 1) if doublings else first
-        side = shape('decoder.noises.noise_0', 3)
-        # Official files have maps of other sizes: the last map and the channels must agree.
-        if (shape(f'decoder.noises.noise_{2 * doublings}', 3) == side * 2 ** doublings
-                and side >= 4 and side & (side - 1) == 0 and last >= min(first, channels_at(side * 2 ** doublings, 1))):
+        maps = [f'decoder.noises.noise_{i}' for i in (0, 2 * doublings)]
+        side, largest = (shape(name, 3) for name in maps) if all(name in state for name in maps) else (0, 0)
+        # Some files have no maps, and official ones have maps of other sizes: the last map and the channels must agree.
+        if (largest == side * 2 ** doublings and side >= 4 and side & (side - 1) == 0
+                and last >= min(first, channels_at(largest, 1))):
             rays = sizes['renderer_spatial_output_dim'] = side
         sizes['size'] = rays * 2 ** doublings
         multiplier = max(1, last // channels_at(sizes['size'], 1))

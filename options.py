@@ -20,6 +20,8 @@ from munch import Munch
 from utils import UserError, run_command
 
 MAX_SEED = 2 ** 63 - 1
+MAX_VIEWS = 1000
+MAX_NAME = 200  # bytes; file systems allow 255, and endings are added to an experiment's name
 LARGEST = 10 ** 9  # no number may be larger: that would be a slip of the finger
 MEAN_LATENT_DRAWS = 10_000  # model.py has the same default
 MAX_MEAN_DRAWS = 10 ** 7  # more take minutes and change nothing
@@ -45,6 +47,18 @@ def not_empty(text):
     """A flag type: a name or path."""
     if not text.strip():
         raise ValueError('must be a name or path')
+    return text
+
+
+def experiment_name(text):
+    """A flag type: the name of an experiment, of which folders and files are named; a/b is one inside another."""
+    folders = not_empty(text).replace('\\', '/').split('/')
+    if not all(folders) or {'.', '..'} & set(folders) or ':' in folders[0]:
+        raise ValueError('must be a name, or several with / between them, that stays inside the folders of the project')
+    if not text.isprintable():
+        raise ValueError('must consist of printable characters')
+    if max(len(folder.encode()) for folder in folders) > MAX_NAME:
+        raise ValueError(f'must be a name of at most {MAX_NAME} bytes')
     return text
 
 
@@ -74,12 +88,20 @@ def radius(text):
     return value
 
 
-def power_of_two(low):
-    """A flag type: a power of two no smaller than `low`."""
+def spread(text):
+    """How far viewpoints spread, in radians: from 0 to 10."""
+    value = float(text)
+    if not 0 <= value <= 10:
+        raise ValueError('must lie between 0 and 10 radians (views in degrees are given by --views)')
+    return value
+
+
+def power_of_two(low, most):
+    """A flag type: a power of two from `low` to `most`."""
     def check(text):
         value = int(text)
-        if value < low or value & (value - 1):
-            raise ValueError(f'must be a power of two, {low} or more')
+        if not low <= value <= most or value & (value - 1):
+            raise ValueError(f'must be a power of two from {low} to {most}')
         return value
     return check
 
@@ -113,6 +135,51 @@ def metric_list(text):
     if not set(names) <= set(METRICS):
         raise ValueError(f'must be some of {",".join(METRICS)}')
     return names
+
+
+def view_list(text):
+    """'20,0 -20:20:3,10' to ((20., 0.), (-20., 10.), (0., 10.), (20., 10.)): azimuth and elevation in degrees.
+
+    FROM:TO:COUNT stands for angles at equal distances; of two such ranges all combinations are taken.
+    """
+    views = []
+    for pair in text.split():
+        angles = [_angles(part, low) for part, low in zip(pair.split(','), (-360, -89), strict=False)]
+        if len(angles) != 2 or pair.count(',') != 1 or not all(angles):
+            raise ValueError('must be views such as "20,0 -20,0" or "-30:30:5,0", azimuth and elevation in degrees, '
+                             'the elevation from -89 to 89')
+        views.extend((azimuth, elevation) for elevation in angles[1] for azimuth in angles[0])
+    if not 1 <= len(views) <= MAX_VIEWS:
+        raise ValueError(f'must be 1 to {MAX_VIEWS} views')
+    return tuple(views)
+
+
+def _angles(text, low):
+    """The angles of one part of view_list, or none if there is something wrong with it."""
+    match = re.fullmatch(r'(-?\d{1,3}(?:\.\d{1,6})?)(?::(-?\d{1,3}(?:\.\d{1,6})?):(\d{1,4}))?', text, re.ASCII)
+    if not match:
+        return []
+    first, last, count = float(match[1]), float(match[2] or match[1]), int(match[3] or 1)
+    if max(abs(first), abs(last)) > -low or count < (2 if match[2] else 1):
+        return []
+    return [first + (last - first) * i / max(1, count - 1) for i in range(count)]
+
+
+def joined_views(argv):
+    """argv with the values of --views as one, since -20,0 in `--views 20,0 -20,0` would look like a flag."""
+    joined, values = [], None
+    for text in argv:
+        if values is not None and re.match(r'-?\d', text):
+            values.append(text)
+            continue
+        if values is not None:
+            joined.append('--views=' + ' '.join(values))
+            values = None
+        if text == '--views':
+            values = []
+        else:
+            joined.append(text)
+    return joined if values is None else [*joined, '--views=' + ' '.join(values)]
 
 
 def device_name(text):
@@ -205,7 +272,10 @@ GROUPS = {
     ),
     'experiment': (
         Flag('expname', 'debug', EVERYWHERE,
-             'name of the experiment: the folder of its checkpoints and results', defaults={APP: 'cats_demo'}),
+             'name of the experiment: the folder of its checkpoints and results', experiment_name,
+             defaults={APP: 'cats_demo'}),
+        Flag('model', None, Scope(INFERENCE),
+             'checkpoint to use, wherever the file lies, instead of the one that --expname names'),
         Flag('ckpt', 300000, Scope(INFERENCE),
              'iteration of the checkpoint to use where there is no finished model', at_least(0)),
         Flag('continue_training', False, RUN, 'go on from the newest checkpoint of this experiment', bool),
@@ -214,7 +284,10 @@ GROUPS = {
     'training': (
         Flag('checkpoints_dir', './checkpoint', EVERYWHERE, 'folder where checkpoints are kept'),
         Flag('iter', 300000, RUN, 'number of training steps', at_least(1), defaults={STAGE_1: 200000}),
-        Flag('batch', 4, LEARNING, 'images per step and process, at least 2', at_least(1)),
+        Flag('batch', 4, RUN,
+             'images per step and process, at least 2; a training that goes on keeps its images per step', at_least(1)),
+        Flag('new_batch', False, RUN, 'let a training go on with another number of images per step', bool),
+        Flag('new_data', False, RUN, 'let a training go on with other images, such as a data set that has grown', bool),
         Flag('chunk', 4, RUN,
              'images that are computed at a time; a smaller chunk needs less memory, and the gradient stays '
              'the same', at_least(1)),
@@ -262,6 +335,25 @@ GROUPS = {
              'and helps short runs (0: as in the paper)', at_least(0, float)),
         Flag('sphere_until', 2000, LEARNING_1,
              'the weight of the sphere regularization falls linearly to 0 at this step', at_least(1)),
+        Flag('sphere_fade', False, LEARNING_1,
+             'let the weight of the sphere regularization follow beta and the silhouettes, and fade as the surface '
+             'becomes sharp, instead of --sphere_until', bool),
+        Flag('r1_every', 1, LEARNING_1, 'number of steps between R1 regularizations, which are as much stronger',
+             at_least(1)),
+        Flag('no_mirror', False, LEARNING,
+             'do not mirror a random half of the photos, for subjects that have a left and a right', bool),
+        Flag('augment', False, LEARNING,
+             'change what the discriminator sees at random, as strongly as it needs (ADA), for small data sets', bool),
+        Flag('augment_target', 0.6, LEARNING,
+             "mean sign of the discriminator's scores of real images above which --augment becomes stronger",
+             at_least(0, float, most=1)),
+        Flag('augment_images', 100000, LEARNING,
+             'number of real images in which the strength of --augment can go from 0 to 1', at_least(1)),
+        Flag('discriminator', 'stylegan2', LEARNING_2,
+             'projected: judge images by the features of a pretrained network (--features), which learns sooner',
+             choices=('stylegan2', 'projected')),
+        Flag('thumbnail_until', 0, LEARNING_2,
+             'the weight of the thumbnail loss falls linearly to 0 at this step (0: it stays)', at_least(0)),
         Flag('initial_beta', 0.1, LEARNING_1,
              'value of beta that training begins with (with --init_ckpt only if this flag is given)', above(0)),
     ),
@@ -278,6 +370,9 @@ GROUPS = {
         Flag('no_surface_videos', False, VIDEOS, 'make no videos of the surface', bool),
         Flag('fixed_camera_angles', False, GENERATION, 'render the 13 fixed views instead of random ones', bool),
         Flag('azim_video', False, VIDEOS, 'move the camera from side to side instead of on an ellipse', bool),
+        Flag('views', None, GENERATION,
+             'render these views instead of random ones: azimuth and elevation in degrees, such as 20,0 -20,0, or '
+             'ranges FROM:TO:COUNT such as -30:30:5,0', view_list),
         Flag('seeds', None, GENERATION_AND_VIDEO,
              'make one identity for each of these seeds, such as 0-7,42, instead of --identities', seed_list),
         Flag('mesh_format', 'obj', GENERATION_AND_VIDEO, 'file format of the meshes', choices=('obj', 'ply', 'glb')),
@@ -295,6 +390,9 @@ GROUPS = {
         Flag('fps', 30, VIDEOS, 'frames per second', at_least(1, most=1000)),
         Flag('format', 'mp4', VIDEOS,
              'file format of the videos; frames is a folder of PNG files', choices=('mp4', 'gif', 'webp', 'frames')),
+        Flag('path', 'ellipse', VIDEOS,
+             'path of the camera: ellipse, azimuth (from side to side), orbit (once around), dolly (a dolly zoom), or '
+             'a file of key frames (docs/video.md)'),
         Flag('side_by_side', False, VIDEOS, 'make one more video, with image and surface side by side', bool),
         Flag('depth_style', 'phong', VIDEOS, 'how the surface is drawn', choices=('phong', 'normals', 'depth')),
         Flag('interpolate', None, VIDEOS,
@@ -306,10 +404,12 @@ GROUPS = {
         Flag('num_images', 50000, EVALUATION, 'number of images to generate for fid, kid, pr and swd', at_least(1)),
         Flag('num_surfaces', 1000, EVALUATION, 'number of identities for depth, view and field', at_least(1)),
         Flag('eval_size', 256, EVALUATION,
-             'side of the images that are compared; smaller images are compared at their own size', power_of_two(16)),
+             'side of the images that are compared; smaller images are compared at their own size',
+             power_of_two(16, most=8192)),
         Flag('eval_batch', 8, EVALUATION, 'images that are generated at a time', at_least(1)),
-        Flag('features', None, EVALUATION,
-             "TorchScript network to use for fid, kid and pr instead of torch-fidelity's Inception"),
+        Flag('features', None, Scope((EVALUATE, STAGE_2)),
+             "TorchScript network to use for fid, kid and pr instead of torch-fidelity's Inception, or for "
+             "--discriminator projected instead of torchvision's EfficientNet-B0"),
         Flag('save_images', None, EVALUATION, 'folder to write the generated images to as well'),
     ),
     'export': (
@@ -321,7 +421,7 @@ GROUPS = {
              "also serve the page at a public address, through Gradio's servers, for three days", bool),
     ),
     'model': (
-        Flag('size', 256, IMAGE_SIZE, 'side of the generated images', power_of_two(8)),
+        Flag('size', 256, IMAGE_SIZE, 'side of the generated images', power_of_two(8, most=8192)),
         Flag('style_dim', 256, FIELD_SIZE, 'size of the latents w', at_least(1)),
         Flag('channel_multiplier', 2, DECODER_SIZE, "multiplies the decoder's channels", at_least(1)),
         Flag('channel_max', 0, DECODER_SIZE,
@@ -332,15 +432,16 @@ GROUPS = {
         Flag('n_mlp', 8, OBSOLETE,
              'accepted because old command lines have it; the mapping has three layers', at_least(1)),
         Flag('lr_mapping', 0.01, DECODER, "learning rate multiplier of the decoder's mapping", above(0)),
-        Flag('renderer_spatial_output_dim', 64, SCENE, 'number of rays along a side of the thumbnail', power_of_two(4)),
+        Flag('renderer_spatial_output_dim', 64, SCENE,
+             'number of rays along a side of the thumbnail', power_of_two(4, most=1024)),
         Flag('project_noise', False, VIDEOS, 'attach the noise to the surface instead of to the image plane', bool),
     ),
     'camera': (
         Flag('uniform', False, SCENE, 'draw viewpoints uniformly from the range instead of from a Gaussian', bool),
         Flag('azim', 0.3, SCENE,
-             'standard deviation (or range) of the azimuth in radians', at_least(0, float, most=10)),
+             'standard deviation (or range) of the azimuth in radians', spread),
         Flag('elev', 0.15, SCENE,
-             'standard deviation (or range) of the elevation in radians', at_least(0, float, most=10)),
+             'standard deviation (or range) of the elevation in radians', spread),
         Flag('fov', 6., SCENE, 'half the field of view in degrees', half_angle),
         Flag('dist_radius', 0.12, SCENE, 'the near and far planes lie this far before and behind the origin', radius),
     ),
@@ -421,7 +522,7 @@ def parse(command, description, argv=None):
     anything that is not a known flag with a sensible value. One line says which flags the command does not follow; it
     is no error, since one --config file serves all commands.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    argv = joined_views(sys.argv[1:] if argv is None else argv)
     try:
         given = vars(_parser(command, description, '--help_all' in argv).parse_args(argv))
     except (configargparse.ConfigFileParserException, UnicodeDecodeError) as error:

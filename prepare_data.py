@@ -126,6 +126,7 @@ from imaging.lmdb_files import (
     read_contents,
     remedy,
     shape_key,
+    shared_lmdb,
     source_key,
 )
 from imaging.photos import BrokenPhoto, Photos, hidden, named_lines
@@ -290,8 +291,8 @@ class Shards:
     """
 
     def __init__(self, paths):
-        self.path = ', '.join(paths)
-        self._environments = [open_lmdb(path) for path in paths]
+        self.path, self.places = ', '.join(paths), set(map(os.path.realpath, paths))
+        self._environments = [shared_lmdb(path) for path in paths]
         self._contents = [read_contents(environment) for environment in self._environments]
         self._check(paths)
         first = self._contents[0]
@@ -421,6 +422,8 @@ def prepare(photos, out_path, sizes, *, n_worker=1, resample='lanczos', strict=F
     shard = None if merging or not photos.shard else '{}/{}'.format(*photos.shard)
     if merging:
         sizes, resample, fit = photos.sizes, photos.resample, photos.fit
+        if os.path.realpath(out_path) in photos.places:
+            raise UserError(f'--merge: {out_path} is one of the shards; choose another --out_path.')
     with contextlib.closing(Writer(out_path)) as writer:
         contents = existing_contents(out_path)
         check_same_way(contents, out_path, resample, fit, shard)

@@ -3,9 +3,10 @@
     python render_video.py --expname cats_demo --identities 2 --side_by_side
 
 Writes under RESULTS_DIR/EXPNAME/MODEL/videos/[with_noise_projection/] for each identity sample_video_{i}_{path},
-sample_depth_video_{i}_{path} and, with --side_by_side, sample_side_by_side_video_{i}_{path}; path: elipsoid or azim.
-With --page also RESULTS_DIR/EXPNAME/MODEL/index.html, which shows all of the model's results in a browser. Ctrl-C
-finishes the videos that are being written with the frames they have.
+sample_depth_video_{i}_{path} and, with --side_by_side, sample_side_by_side_video_{i}_{path}. The path in the name is
+elipsoid (--path ellipse, the default), azim, orbit, dolly, or path_NAME of a file NAME.csv of key frames. With --page
+also RESULTS_DIR/EXPNAME/MODEL/index.html, which shows all of the model's results in a browser. Ctrl-C finishes the
+videos that are being written with the frames they have.
 """
 import options
 
@@ -16,14 +17,15 @@ from functools import partial
 
 from tqdm import tqdm
 
-from camera import cameras_of, video_viewpoints
 from inference import results
+from inference.camera_paths import path_cameras, path_name, warn_beyond_training
 from inference.frames import record, render_frames
 from inference.identities import identity_count, seeded, subjects
 from inference.loading import load_generator
 from inference.meshes import frontal_mesh
+from inference.video_files import check_encoder
 from surfaces.files import save_mesh
-from surfaces.noise import frontal_noise
+from surfaces.noise import SLOW, frontal_noise, pixels_a_frame
 from utils import UserError, select_device, writable_folder
 from web.results_page import write_page
 
@@ -31,13 +33,16 @@ GIF_MAX_FPS = 50  # viewers slow down a GIF whose frames last less than 2/100 s
 
 
 def check(opt, generator, path):
-    """Raise UserError for flags that contradict each other or that this model cannot follow."""
+    """Raise UserError for flags that contradict each other, or that this model or machine cannot follow."""
+    check_encoder(opt.video.format)
     if opt.video.interpolate and opt.inference.seeds:
         raise UserError('--seeds and --interpolate each name the identities to show; use one of them.')
     if opt.video.format == 'gif' and opt.video.fps > GIF_MAX_FPS:
         raise UserError(f'--fps {opt.video.fps} is more than a GIF can show; use up to {GIF_MAX_FPS}, or --format mp4.')
     if opt.video.side_by_side and opt.inference.no_surface_videos:
         raise UserError('--side_by_side shows the surface, which --no_surface_videos leaves out; use one of them.')
+    if opt.inference.azim_video and 'path' in opt.given:
+        raise UserError('--azim_video and --path both say how the camera moves; use one of them.')
     if opt.model.project_noise:
         if opt.video.interpolate:
             raise UserError('--project_noise ties the noise to the surface of one identity, and --interpolate shows a '
@@ -81,8 +86,14 @@ def main(opt):
     if not generator.full_pipeline:
         print(f'{path} has no decoder: videos of thumbnails.')
     fixed = generator.decoder.fixed_noise() if generator.full_pipeline else None
-    cameras = cameras_of(opt, video_viewpoints(opt.video.frames, opt.camera.azim, opt.camera.elev, opt.camera.uniform,
-                                               opt.inference.azim_video, device))
+    path_of_camera = 'azimuth' if opt.inference.azim_video else opt.video.path
+    cameras = path_cameras(opt, path_of_camera, opt.video.frames, device)
+    warn_beyond_training(opt, cameras.viewpoint, f'--path {path_of_camera}')
+    if opt.model.project_noise and len(cameras) > 1:
+        pixels = pixels_a_frame(cameras, generator.renderer.resolution, opt.model.size)
+        if pixels < SLOW:
+            print(f'--project_noise: the surface moves only about {pixels:.2f} pixels from frame to frame; so slowly, '
+                  'fixed noise flickers less (docs/video.md).')
 
     rng = seeded(opt.experiment.seed, device)
     means = generator.mean_latents(opt.inference.truncation_mean, rng)
@@ -92,7 +103,7 @@ def main(opt):
             bar.set_postfix_str(subject.name)
             shown, noise = surface_and_noise(generator, subject, fixed, folder, opt)
             frames = render_frames(generator, subject.w, cameras, noise, opt, means, surfaces=shown)
-            record(frames, folder, subject.name, opt, bar)
+            record(frames, folder, subject.name, path_name(path_of_camera), opt, bar)
         seconds = bar.format_dict['elapsed'] / bar.n
     print(f'{count} {"identity" if count == 1 else "identities"} in {folder}: {seconds:.2f} s a frame')
     if opt.inference.page:

@@ -18,9 +18,11 @@ from dataset import ImageDataset
 from discriminators import Discriminator
 from model import PRECISIONS, build_generator
 from op.fast import fast_parts
+from training.augmentation import Augmentation
 from training.processes import Processes
+from training.projected import projected_discriminator
 from training.random_numbers import draw_directions
-from training.resuming import find_start
+from training.resuming import find_start, path_batch
 from training.run import Run, adam
 from training.stage2 import (
     accumulate_discriminator,
@@ -37,9 +39,9 @@ STAGE = 'full_pipeline'
 
 def main(opt):
     with Processes(opt.machine.device) as processes:
-        start, opt = find_start(opt, STAGE)
+        start, opt = find_start(opt, STAGE, processes)
         if not start.path:
-            renderer_path, renderer_state, opt = find_renderer(opt)
+            renderer_path, renderer_state, opt = find_renderer(opt, processes)
         size, training = opt.model.size, opt.training
         images = ImageDataset(opt.dataset.dataset_path, size)
 
@@ -49,27 +51,38 @@ def main(opt):
             checkpoint.load_state(generator, {**generator.state_dict(), **renderer_state}, renderer_path)
         generator = generator.to(processes.device).requires_grad_(False)
         generator.decoder.requires_grad_(True)
-        discriminator = Discriminator(size, opt.model.channel_multiplier, opt.model.channel_max,
-                                      PRECISIONS[opt.machine.precision]).to(processes.device)
+        augmentation = Augmentation(opt, geometric=True)
+        controls = {'augmentation': augmentation}
+        projected = training.discriminator == 'projected'
+        if projected:
+            discriminator, controls['features'] = projected_discriminator(opt, images, processes.device)
+        else:
+            discriminator = Discriminator(size, opt.model.channel_multiplier, opt.model.channel_max,
+                                          PRECISIONS[opt.machine.precision]).to(processes.device)
         g_optim = adam(generator.decoder.parameters(), *lazy(training.g_reg_every, training.lr))
-        d_optim = adam(discriminator.parameters(), *lazy(training.d_reg_every, training.lr))
-        state = State(generator, discriminator, g_optim, d_optim)
+        d_optim = adam(discriminator.parameters(), *lazy(0 if projected else training.d_reg_every, training.lr))
+        state = State(generator, discriminator, g_optim, d_optim, **controls)
         final = checkpoint.final_model_path(opt.experiment.expname)
 
         with Run(opt, STAGE, processes, images, state, start, final) as run:
             for real in run.steps():
                 step = state.iteration
                 rendered = render(generator, run.draw('discriminator'), run.draw_mixing('discriminator'))
-                terms = accumulate_discriminator(discriminator, generator, real, rendered, opt, run.chunk,
-                                                 regularize=step % training.d_reg_every == 0)
-                run.update('d', d_optim, terms)
+                if projected:
+                    discriminator.renormalize()
+                regularize = not projected and step % training.d_reg_every == 0
+                terms = accumulate_discriminator(discriminator, generator, real, rendered, opt, run.chunk, regularize,
+                                                 augmentation)
+                augmentation.learn(run, run.update('d', d_optim, terms))
 
                 rendered = render(generator, run.draw('generator'), run.draw_mixing('generator'))
-                terms = accumulate_generator(generator, discriminator, rendered, run.chunk, training.thumbnail_lambda)
+                fade = max(0., 1 - step / training.thumbnail_until) if training.thumbnail_until else 1.
+                terms = accumulate_generator(generator, discriminator, rendered, run.chunk,
+                                             training.thumbnail_lambda * fade, augmentation)
                 run.update('g', g_optim, terms)
 
                 if training.g_reg_every and step % training.g_reg_every == 0:
-                    fakes = run.draw('path', max(1, training.batch // training.path_batch_shrink))
+                    fakes = run.draw('path', path_batch(opt))
                     rendered = render(generator, fakes, run.draw_mixing('path'))
                     directions = draw_directions(fakes, size, run.device)
                     terms, state.path_mean = accumulate_path_length(generator, rendered, directions, state.path_mean,

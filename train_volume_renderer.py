@@ -18,6 +18,8 @@ from dataset import ImageDataset
 from discriminators import VolumeDiscriminator
 from model import build_generator
 from op.fast import fast_parts
+from training.augmentation import Augmentation
+from training.hold import Hold
 from training.processes import Processes
 from training.resuming import find_start
 from training.run import Run, adam
@@ -35,7 +37,7 @@ STAGE = 'volume_renderer'
 
 def main(opt):
     with Processes(opt.machine.device) as processes:
-        start, opt = find_start(opt, STAGE)
+        start, opt = find_start(opt, STAGE, processes)
         rays, training = opt.model.renderer_spatial_output_dim, opt.training
         images = ImageDataset(opt.dataset.dataset_path, opt.model.size, thumbnail_size=rays)
 
@@ -45,7 +47,8 @@ def main(opt):
                                             opt.model.discriminator_width).to(processes.device)
         g_optim = adam(generator.parameters(), training.lr_g, BETAS)
         d_optim = adam(discriminator.parameters(), training.lr_d, BETAS)
-        state = State(generator, discriminator, g_optim, d_optim)
+        augmentation, hold = Augmentation(opt, geometric=False), Hold(opt)
+        state = State(generator, discriminator, g_optim, d_optim, augmentation=augmentation, hold=hold)
         final = checkpoint.renderer_path(opt.experiment.expname)
 
         with Run(opt, STAGE, processes, images, state, start, final) as run:
@@ -57,12 +60,13 @@ def main(opt):
 
             for real in run.steps():
                 fakes = run.draw('discriminator')
-                terms = accumulate_discriminator(discriminator, generator, real, fakes, opt, run.chunk)
-                run.update('d', d_optim, terms)
+                terms = accumulate_discriminator(discriminator, generator, real, fakes, opt, run.chunk, augmentation,
+                                                 regularize=state.iteration % training.r1_every == 0)
+                augmentation.learn(run, run.update('d', d_optim, terms))
 
                 fakes = run.draw('generator')
-                sphere_lambda = training.sphere_lambda * max(0., 1 - state.iteration / training.sphere_until)
-                terms = accumulate_generator(generator, discriminator, fakes, opt, run.chunk, sphere_lambda)
-                run.update('g', g_optim, terms)
+                terms = accumulate_generator(generator, discriminator, fakes, opt, run.chunk,
+                                             hold.weight(state.iteration), augmentation)
+                hold.learn(run, run.update('g', g_optim, terms))
 
                 state.update_ema()

@@ -7,6 +7,7 @@ import ctypes
 import errno
 import importlib
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -25,10 +26,14 @@ class UserError(Exception):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived: handled like Ctrl-C, so that the work so far is saved on the same path."""
+    """A signal other than Ctrl-C's arrived: handled like that, so that the work so far is saved on the same path."""
+
+    def __init__(self, number=signal.SIGTERM):
+        super().__init__()
+        self.number = number
 
 
-def run_command(module, read_flags=None):
+def run_command(module, read_flags):
     """Run a command: read its flags, import its file as a module, call main(flags) there, and end the process.
 
     module: the name of the command's file as a module. read_flags(): reads the command line. It runs before the module
@@ -41,10 +46,6 @@ def run_command(module, read_flags=None):
     interruptible = signal.getsignal(signal.SIGINT) != signal.SIG_IGN  # shells start background jobs that ignore it
     try:
         _handle_signals(_leave, interruptible)
-        if callable(module):  # a command that has not taken the new form yet
-            _handle_signals(_raise, interruptible)
-            module()
-            return
         flags = read_flags()
         main = importlib.import_module(module).main
         _handle_signals(_raise, interruptible)
@@ -52,6 +53,11 @@ def run_command(module, read_flags=None):
         sys.exit(0)  # what follows in the command's file has run already, as the module
     except UserError as error:
         sys.exit(_fail(name, str(error)))
+    except (MemoryError, RuntimeError) as error:
+        if not (lack := lack_of_memory(error)):
+            raise
+        sys.exit(_fail(name, f'memory ran out ({lack}); compute less at a time (--chunk, --eval_batch), use '
+                             '--precision bf16, smaller sizes, or another --device.'))
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -59,10 +65,9 @@ def run_command(module, read_flags=None):
         if error.errno not in USER_ERRNOS:
             raise
         what = error.filename or 'a file'
-        sys.exit(_fail(name, f'cannot read or write {what}: {error.strerror}; free some space, or check the '
-                             'place and its permissions.'))
+        sys.exit(_fail(name, f'cannot read or write {what}: {error.strerror}; {_remedy(error)}.'))
     except KeyboardInterrupt as stop:
-        sys.exit(_say_stopped(signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
+        sys.exit(_say_stopped(stop.number if isinstance(stop, Terminated) else signal.SIGINT))
 
 
 def _prepare_for_pytorch():
@@ -101,6 +106,25 @@ def _say_stopped(number):
     return 128 + number
 
 
+def _remedy(error):
+    """What helps against an OSError that the user can mend."""
+    if error.errno == errno.ENAMETOOLONG:
+        return 'choose a shorter name'
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return 'free some space, or choose another folder'
+    return 'check the place and its permissions'
+
+
+def lack_of_memory(error):
+    """What an error says was lacking, if it says that memory ran out, on a GPU or here; otherwise an empty string."""
+    text = ' '.join(str(error).split())
+    if isinstance(error, MemoryError):
+        return text or 'in this process'
+    found = re.search(r"(CUDA|MPS\S*) out of memory(\. Tried to allocate [\d.]+ \w+)?|can't allocate memory: [^.]*|"
+                      r'not enough memory: [^.]*|std::bad_alloc', text)
+    return found[0] if found else ''
+
+
 def _fail(name, sentence):
     print(f'{name}: error: {sentence}', file=sys.stderr)
     return 2
@@ -127,26 +151,32 @@ def select_device(name='auto'):
 
 
 @contextlib.contextmanager
-def atomic_path(path):
+def atomic_path(path, target=None):
     """Yield a temporary path beside `path` (same suffix); it takes the place of `path` when the block succeeds.
 
-    A block that fails or is interrupted leaves neither the temporary file nor a changed `path`.
+    target: a function that is asked at the end for another path to take. A block that fails or is interrupted leaves
+    neither the temporary file nor a changed `path`.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f'.{path.stem}-', suffix=path.suffix, dir=path.parent)
-    os.close(handle)
+    path, temporary = Path(path), None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f'.{path.stem}-', suffix=path.suffix, dir=path.parent)
+        os.close(handle)
         yield Path(temporary)
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's 0600 would lock colleagues out
-        os.replace(temporary, path)
+        os.replace(temporary, target() if target else path)
     except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        if isinstance(error, OSError) and error.filename in (None, temporary):
-            with contextlib.suppress(AttributeError):  # PyAV's errors keep theirs
-                error.filename = str(path)  # the name that the user knows
+        if temporary:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno and _is_hidden_name_of(error.filename, path):
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from None  # the name that the user knows
         raise
+
+
+def _is_hidden_name_of(name, path):
+    """Whether an error's file name is that of a temporary file of atomic_path, or of none at all."""
+    return name is None or Path(os.fsdecode(name)).name.startswith(f'.{path.stem}-')
 
 
 def writable_folder(path, flag):
@@ -165,6 +195,13 @@ def _umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def number(value, low, high):
+    """A number from a file, as it is. Raises ValueError where it is none or does not lie between low and high."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ValueError(f'{value!r} is no number from {low} to {high}')
+    return value
 
 
 def to_uint8(image):

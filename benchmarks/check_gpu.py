@@ -39,6 +39,18 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from utils import UserError, run_command  # noqa: E402
+
+
+def read_flags():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--parts', help='what to do, some of the parts above, such as field,decoder (default: all)')
+    return parser.parse_args()
+
+
+if __name__ == '__main__':
+    run_command('check_gpu', read_flags)
+
 import torch  # noqa: E402
 
 import model  # noqa: E402
@@ -48,7 +60,6 @@ from op import bands, fused_leaky_relu, graphs, siren, upfirdn2d  # noqa: E402
 from op.fast import fast_parts  # noqa: E402
 from op.folded_field import FoldedField, fold  # noqa: E402
 from op.graphs import Graphed  # noqa: E402
-from utils import UserError, run_command  # noqa: E402
 from volume_renderer import SirenField  # noqa: E402
 
 BLUR = torch.outer(torch.tensor([1., 3, 3, 1]), torch.tensor([1., 3, 3, 1])) / 64
@@ -219,10 +230,8 @@ PARTS = {'tests': run_tests, 'kernels': time_operations, 'field': time_field, 'd
          'picture': time_picture}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--parts', default=','.join(PARTS), help=f'what to do (default: {",".join(PARTS)})')
-    parts = parser.parse_args().parts.split(',')
+def main(flags):
+    parts = flags.parts.split(',') if flags.parts else list(PARTS)
     if unknown := set(parts) - set(PARTS):
         raise UserError(f'--parts: there is no {min(unknown)!r}; choose from {",".join(PARTS)}.')
     if not torch.cuda.is_available():
@@ -243,7 +252,3 @@ def main():
         torch.cuda.empty_cache()
         print(f'({part}: {time.perf_counter() - started:.0f} s)\n', flush=True)
     sys.exit(1 if failed else 0)
-
-
-if __name__ == '__main__':
-    run_command(main)

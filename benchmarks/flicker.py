@@ -13,10 +13,29 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import options
+from utils import UserError, run_command, save_image_row, select_device, to_uint8
+
+
+def read_flags():
+    """(the flags of this benchmark, the option tree of render_video.py)."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--pairs', type=int, default=8, help='pairs of frames, spread over the video (default: 8)')
+    parser.add_argument('--gap', type=int, default=1, help='frames between the two of a pair (default: 1)')
+    parser.add_argument('--untrained_decoder', type=int, metavar='SIZE',
+                        help='an untrained decoder of this size, channel multiplier 1, in place of the checkpoint\'s')
+    parser.add_argument('--noise_weight', type=float, default=0.05, help='its noise weights (default: 0.05)')
+    parser.add_argument('--picture', help='also write this picture of the surface, and of what stays of the noise')
+    own, rest = parser.parse_known_args()
+    return own, options.parse('render_video', __doc__, rest)
+
+
+if __name__ == '__main__':
+    run_command('flicker', read_flags)
+
 import torch
 from tqdm import tqdm
 
-import options
 from camera import cameras_of, video_viewpoints
 from inference.loading import load_generator
 from inference.meshes import frontal_mesh
@@ -25,7 +44,6 @@ from op.bands import BandedDecoder
 from surfaces.noise import frontal_noise
 from surfaces.rendering import render_surface
 from surfaces.shading import shade_surface
-from utils import UserError, run_command, save_image_row, select_device, to_uint8
 
 # The table's columns: by how many pixels the surface moves between the two frames.
 SPEEDS = {'all': (0, math.inf), '< 0.5': (0, 0.5), '0.5-1': (0.5, 1), '1-2': (1, 2), '2-4': (2, 4),
@@ -84,16 +102,8 @@ def save_picture(path, frames):
 
 
 @torch.no_grad()
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--pairs', type=int, default=8, help='pairs of frames, spread over the video (default: 8)')
-    parser.add_argument('--gap', type=int, default=1, help='frames between the two of a pair (default: 1)')
-    parser.add_argument('--untrained_decoder', type=int, metavar='SIZE',
-                        help='an untrained decoder of this size, channel multiplier 1, in place of the checkpoint\'s')
-    parser.add_argument('--noise_weight', type=float, default=0.05, help='its noise weights (default: 0.05)')
-    parser.add_argument('--picture', help='also write this picture of the surface, and of what stays of the noise')
-    own, rest = parser.parse_known_args()
-    opt = options.parse('render_video', __doc__, rest)
+def main(flags):
+    own, opt = flags
     device = select_device(opt.machine.device)
     generator, opt, _, _ = load_generator(opt, device)
     if own.untrained_decoder:
@@ -134,7 +144,3 @@ def main():
                                      for pixels, summed in total.tolist()))
     pixels = totals['fixed'][:, 0]
     print(f'{"pixels":10}' + ''.join(f'{share:8.0%}' for share in (pixels / pixels[0]).tolist()))
-
-
-if __name__ == '__main__':
-    run_command(main)

@@ -110,7 +110,9 @@ def _gamma_curve(gamma):
 def _is_adobe_rgb(image):
     """Whether EXIF marks the colors as Adobe RGB: cameras write that instead of a profile."""
     exif = image.getexif()
-    return exif.get_ifd(INTEROPERABILITY).get(1) == 'R03' or exif.get_ifd(EXIF).get(COLOR_SPACE) == 2
+    inside = exif.get_ifd(EXIF)
+    return inside.get(COLOR_SPACE) == 2 or (
+        INTEROPERABILITY in inside and str(exif.get_ifd(INTEROPERABILITY).get(1)).startswith('R03'))
 
 
 def _png_chunk(data, name):

@@ -28,8 +28,8 @@ def to_8_bits(image):
             values &= 2**32 - 1  # Pillow takes them for signed ones
     declared = _declared_range(image, values)
     low, high = declared or (0, _likely_largest(values))
-    if values.dtype.kind == 'i' and low == 0:  # exact for every level
-        levels = (values * 255 + high // 2) // high
+    if values.dtype.kind == 'i':  # exact for every level
+        levels = ((values - low) * 255 + (high - low) // 2) // (high - low)
     else:
         levels = np.rint((values - low) * (255 / (high - low)))
     levels = np.clip(levels, 0, 255).astype(np.uint8)

@@ -13,6 +13,8 @@ TRANSPOSED = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
 # What the pixels need; other chunks and segments are metadata.
 PNG_CHUNKS = {b'IHDR', b'PLTE', b'tRNS', b'IDAT', b'IEND'}
 WEBP_CHUNKS = {b'VP8 ', b'VP8L', b'VP8X', b'ALPH', b'ANIM', b'ANMF'}
+TIFF_TAGS = {254, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 280, 281, 284, 292, 293, 317, 320, 322, 323, 324,
+             325, 332, 338, 339, 340, 341, 347, *range(512, 522), 529, 530, 531, 532}
 JPEG_ADOBE = 0xEE  # the segment that tells how colors are encoded
 
 
@@ -56,6 +58,8 @@ def without_metadata(data):
             return _bare_jpeg(data)
         if data.startswith(b'\x89PNG\r\n\x1a\n'):
             return _bare_png(data)
+        if data.startswith((b'II*\0', b'MM\0*')):
+            return _bare_tiff(data), data
         if data.startswith(b'RIFF') and data[8:12] == b'WEBP':
             return _bare_webp(data)
     except (struct.error, IndexError):
@@ -108,3 +112,14 @@ def _bare_webp(data):
         position = end
     body = b'WEBP' + b''.join(kept)
     return b'RIFF' + struct.pack('<I', len(body)) + body, exif
+
+
+def _bare_tiff(data):
+    order = '<' if data.startswith(b'II') else '>'
+    first, = struct.unpack_from(order + 'I', data, 4)
+    count, = struct.unpack_from(order + 'H', data, first)
+    entries = [data[place:place + 12] for place in range(first + 2, first + 2 + 12 * count, 12)]
+    kept = [entry for entry in entries if struct.unpack_from(order + 'H', entry)[0] in TIFF_TAGS]
+    body = data + b'\0' * (len(data) % 2)
+    return (body[:4] + struct.pack(order + 'I', len(body)) + body[8:] + struct.pack(order + 'H', len(kept)) +
+            b''.join(kept) + bytes(4))

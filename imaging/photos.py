@@ -54,9 +54,7 @@ class Photos:
 
     def _images(self, found):
         """{name: bytes} of the images among the (name, bytes) that were found, sorted; counts the others."""
-        known = set(formats())
-        readable = {suffix for suffix, name in Image.registered_extensions().items() if name in known}
-        files = {}
+        readable, files = readable_suffixes(), {}
         for name, size in found:
             suffix = PurePosixPath(name).suffix.lower()
             if suffix not in readable:
@@ -165,9 +163,9 @@ class Photos:
             data = self.read(name)
             return read_photo(data)
         except UnidentifiedImageError:
-            suffix = BRANDS.get(data[8:12]) if data[4:8] == b'ftyp' else None
-            raise BrokenPhoto(f'it is an image of kind {suffix}; {REMEDIES[suffix]}' if suffix else
-                              'it is not an image, or of a kind that Pillow cannot read') from None
+            brand = BRANDS.get(data[8:12]) if data[4:8] == b'ftyp' else None
+            raise BrokenPhoto('it is not an image, or of a kind that Pillow cannot read' if brand is None or
+                              brand in readable_suffixes() else f'it is a {brand} file; {REMEDIES[brand]}') from None
         except MemoryError:
             raise BrokenPhoto('the memory does not suffice for it') from None
         except OSError as error:
@@ -202,8 +200,14 @@ def named_lines(heading, reasons):
     return lines + ([f'  and {len(reasons) - NAMED} more'] if len(reasons) > NAMED else [])
 
 
+def readable_suffixes():
+    """The endings of the names of image files that can be read."""
+    known = set(formats())
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in known}
+
+
 def _listed(counts):
-    return ', '.join(f'{count} {what}' for what, count in sorted(counts.items()))
+    return ', '.join(f'{what} ({count})' for what, count in sorted(counts.items()))
 
 
 def _in_one_line(error):

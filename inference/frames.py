@@ -54,20 +54,20 @@ def side_by_side(image, surface):
     return np.concatenate([at_height(image), at_height(surface)], axis=1)
 
 
-def record(frames, folder, name, opt, bar):
+def record(frames, folder, name, camera_path, opt, bar):
     """Write the frames of what `name` calls, pictures by the kind of their video, as they come.
 
-    Stopped early, it says how many frames the videos have.
+    camera_path: its name, from camera_paths.path_name. Stopped early, it says how many frames the videos have.
     """
-    count = 0
+    count, add, earlier = 0, {}, False
     with contextlib.ExitStack() as stack:
-        add = {}
         try:
             for pictures in frames:
                 for kind, picture in pictures.items():
                     if kind not in add:
-                        path = video_path(folder, results.video_stem(kind, name, opt.inference.azim_video),
+                        path = video_path(folder, results.video_stem(kind, name, camera_path),
                                           opt.video.format)
+                        earlier = earlier or path.exists()
                         crf = DEPTH_CRF if kind == 'depth_video' else IMAGE_CRF
                         add[kind] = stack.enter_context(video_writer(path, opt.video.format, opt.video.fps, crf))
                     add[kind](picture)
@@ -75,5 +75,6 @@ def record(frames, folder, name, opt, bar):
                 bar.update()
         except KeyboardInterrupt:
             if count:
-                tqdm.write(f'identity {name}: stopped; its videos have {count} of {opt.video.frames} frames.')
+                names = ', and "unfinished" in their names, since there were others before' if earlier else ''
+                tqdm.write(f'identity {name}: stopped; its videos have {count} of {opt.video.frames} frames{names}.')
             raise

@@ -65,7 +65,9 @@ def draw_z(opt, rng, count=1):
 
 
 def draw_viewpoints(opt, rng):
-    """(views,2) viewpoints of one identity: the fixed ones, which need no draw, or random ones."""
+    """(views,2) viewpoints of one identity: those of --views or the fixed ones, which need no draw, or random ones."""
+    if opt.inference.views:
+        return torch.deg2rad(torch.tensor(opt.inference.views, device=rng.device))
     if opt.inference.fixed_camera_angles:
         return fixed_viewpoints(opt.camera.azim, opt.camera.elev, rng.device)
     return sample_viewpoints(opt.inference.num_views_per_id, opt.camera.azim, opt.camera.elev, opt.camera.uniform,

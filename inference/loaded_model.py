@@ -82,11 +82,20 @@ class LoadedModel:
         renderer = self.generator.renderer
         return color_vertices(mesh, renderer, w, camera, *volume_points(mesh.vertices, renderer, camera))
 
-    def video(self, path, w, psi, frames=40, with_surface=False, progress=iter):
+    def video(self, path, w, psi, frames=40, with_surface=False):
         """Write a video (H.264) to `path`, once round the ellipse of render_video.py; returns the path.
 
         w: (1,style_dim), or several latents, which the video then walks through and back to the first. with_surface:
-        the surface beside the image. progress: wraps the iterable of frames, as tqdm does.
+        the surface beside the image.
+        """
+        for _ in self.video_steps(path, w, psi, frames, with_surface):
+            pass
+        return path
+
+    def video_steps(self, path, w, psi, frames=40, with_surface=False):
+        """Write a video as `video` does; yields the number of frames so far after each of them.
+
+        Where nobody asks for the next one any more (the generator is closed), nothing is left of the video.
         """
         camera = self.opt.camera
         viewpoints = video_viewpoints(frames, camera.azim, camera.elev, camera.uniform, device=w.device)
@@ -94,15 +103,19 @@ class LoadedModel:
             w = closed_walk(w, frames)
         pictures = self._frames(w, cameras_of(self.opt, viewpoints), psi, with_surface)
         with video_writer(path, fps=FPS, crf=IMAGE_CRF) as add:
-            for _ in progress(range(frames)):
-                add(next(pictures)['side_by_side_video' if with_surface else 'video'])
-        return path
+            for i, picture in enumerate(pictures):
+                add(picture['side_by_side_video' if with_surface else 'video'])
+                yield i + 1
 
 
 def load_model(expname, **flags):
-    """The LoadedModel that --expname names; flags: other flags of app.py by name. Raises UserError, as they do."""
+    """The LoadedModel of an experiment, or of a checkpoint's file (NAME.pt); flags: other flags of app.py by name.
+
+    Raises UserError, as these do.
+    """
     typed = [text for name, value in flags.items() for text in (f'--{name}', str(value))]
-    return load(options.parse('app', '', ['--expname', expname, *typed]))
+    named = '--model' if str(expname).endswith('.pt') else '--expname'
+    return load(options.parse('app', '', [named, str(expname), *typed]))
 
 
 def load(opt):

@@ -1,4 +1,5 @@
 """Loading a trained generator, as every command that uses a finished model begins."""
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +9,13 @@ from munch import Munch
 from checkpoint import find_model, load_state, read, reconcile
 from model import Generator, build_generator
 from op.fast import fast_parts
+from options import MAX_NAME, replaced
+
+
+def name_of_file(path):
+    """An experiment's name for a checkpoint that is given as a file: that of the file, as far as it can be one."""
+    name = re.sub(r'[^\w.-]', '_', path.stem).strip('.')[:MAX_NAME // 4]
+    return name or 'model'
 
 
 class Loaded(NamedTuple):
@@ -19,13 +27,17 @@ class Loaded(NamedTuple):
 
 
 def load_generator(opt, device, graphs=False):
-    """The generator that --expname names, on `device`, for inference: a Loaded.
+    """The generator that --model or --expname names, on `device`, for inference: a Loaded.
+
+    Results of a --model go under the name of its file, unless --expname is given too.
 
     --dense and STYLESDF_OPS say how it computes (op/fast.py). graphs: whether --cuda_graphs is obeyed, for which all
     calls must come from one thread. Raises UserError where there is no such checkpoint, where it is damaged, or where
     it contradicts the flags that the user typed.
     """
     path, name = find_model(opt)
+    if opt.experiment.model and 'expname' not in opt.given:
+        opt = replaced(opt, expname=name_of_file(path))
     saved = read(path)
     state = saved['g_ema']
     opt = reconcile(opt, saved, path)

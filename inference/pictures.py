@@ -12,10 +12,13 @@ ROW_PIXELS = 1 << 17  # width of a row of pictures: few programs open a wider on
 
 def check_row(opt):
     """Raise UserError for more views than a row of pictures holds, which bounds the memory that it takes."""
-    limit = ROW_PIXELS // opt.model.size
-    if not opt.inference.fixed_camera_angles and opt.inference.num_views_per_id > limit:
-        raise UserError(f'--num_views_per_id {opt.inference.num_views_per_id}: a row of pictures of {opt.model.size} '
-                        f'pixels holds at most {limit}; ask for fewer views, or use --seeds and several runs.')
+    limit, inference = ROW_PIXELS // opt.model.size, opt.inference
+    views, flag = ((len(inference.views), '--views') if inference.views else
+                   (1, '') if inference.fixed_camera_angles else
+                   (inference.num_views_per_id, f'--num_views_per_id {inference.num_views_per_id}'))
+    if views > limit:
+        raise UserError(f'{flag}: a row of pictures of {opt.model.size} pixels holds at most {limit}, not {views}; ask '
+                        'for fewer views, or use --seeds and several runs.')
 
 
 @torch.no_grad()

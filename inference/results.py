@@ -1,7 +1,7 @@
 """Where results go, what their files are called, and how both are read back; no other module knows these names.
 
     RESULTS_DIR/EXPNAME/MODEL/                       MODEL: final_model, vol_renderer or iter_0300000
-        random_angles/ or fixed_angles/              of generate_shapes_and_images.py
+        random_angles/, fixed_angles/, chosen_angles/ of generate_shapes_and_images.py
             images/0000000.png                       all views of an identity in a row; images/0000000_thumb.png
             depth_map_meshes/sample_0_depth_mesh_azim10_elev-3.obj
             marching_cubes_meshes/sample_0_marching_cubes_mesh_azim10_elev-3.obj
@@ -29,12 +29,12 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-GENERATED = ('random_angles', 'fixed_angles')
+GENERATED = ('random_angles', 'fixed_angles', 'chosen_angles')
 VIDEOS = ('videos', 'videos/with_noise_projection')
 PICTURES = {'image': '', 'thumbnail': '_thumb'}  # kinds of pictures, and the endings of their names
 MESHES = {'depth_mesh': 'depth_map_meshes', 'marching_cubes_mesh': 'marching_cubes_meshes'}
 VIDEO_KINDS = ('video', 'depth_video', 'side_by_side_video')
-CAMERA_PATHS = {False: 'elipsoid', True: 'azim'}  # by --azim_video; the first is spelled as the original spells it
+CAMERA_PATH = r'elipsoid|azim|orbit|dolly|path_[A-Za-z0-9-]+'  # what camera_paths.path_name gives
 FRONTAL_MESH = 'frontal_marching_cubes_mesh'
 INDEX = 'index.json'
 SEEDS_IN_NAME = 8  # A walk through more seeds names only so many of them in its file's name.
@@ -52,7 +52,8 @@ def model_folder(opt, model_name):
 
 def generation_folder(opt, model_name):
     """Where generate_shapes_and_images.py writes."""
-    return model_folder(opt, model_name) / GENERATED[opt.inference.fixed_camera_angles]
+    chosen = 2 if opt.inference.views else int(opt.inference.fixed_camera_angles)
+    return model_folder(opt, model_name) / GENERATED[chosen]
 
 
 def video_folder(opt, model_name):
@@ -77,11 +78,12 @@ def walk_name(seeds):
 
 
 def view_names(viewpoints):
-    """A name for each (azimuth, elevation) in radians, azim{a}_elev{e} in whole degrees, cut towards zero; views that
-    would share a name are numbered."""
+    """A name for each (azimuth, elevation) in radians, azim{a}_elev{e} in whole degrees, cut towards zero (but 19.9999,
+    as 20 degrees come out of float32, are 20); views that would share a name are numbered."""
     names = []
-    for azimuth, elevation in viewpoints:
-        name = f'azim{int(math.degrees(azimuth))}_elev{int(math.degrees(elevation))}'
+    for viewpoint in viewpoints:
+        azimuth, elevation = (int(round(math.degrees(angle), 3)) for angle in viewpoint)
+        name = f'azim{azimuth}_elev{elevation}'
         names.append(name if name not in names else f'{name}_view{len(names)}')
     return names
 
@@ -96,9 +98,10 @@ def mesh_file(name, kind, view, suffix):
     return f'{MESHES[kind]}/sample_{name}_{kind}_{view}.{suffix}'
 
 
-def video_stem(kind, name, azimuth_only):
-    """The name of a video without its suffix; name: the short one, or a walk's. kind: of VIDEO_KINDS."""
-    return f'sample_{kind}_{name}_{CAMERA_PATHS[azimuth_only]}'
+def video_stem(kind, name, camera_path):
+    """The name of a video without its suffix; name: the short one, or a walk's. kind: of VIDEO_KINDS. camera_path: from
+    camera_paths.path_name."""
+    return f'sample_{kind}_{name}_{camera_path}'
 
 
 def frontal_mesh_file(name, suffix):
@@ -238,9 +241,9 @@ def read_videos(folder):
     """The VideoResults in a folder, in the order of their files' names."""
     folder = Path(folder)
     found = {}
-    kinds, paths = '|'.join(VIDEO_KINDS), '|'.join(CAMERA_PATHS.values())
+    kinds = '|'.join(VIDEO_KINDS)
     for path in sorted(folder.glob('sample_*')):
-        video = re.fullmatch(f'sample_({kinds})_([A-Za-z0-9_]+)_({paths})', path.stem)
+        video = re.fullmatch(f'sample_({kinds})_([A-Za-z0-9_]+?)_({CAMERA_PATH})', path.stem)
         mesh = re.fullmatch(f'sample_([A-Za-z0-9_]+)_{FRONTAL_MESH}', path.stem)
         if not (video or mesh) or inside(folder, path) is None:
             continue

@@ -1,10 +1,13 @@
 """Video files written frame by frame: H.264 in mp4, gif, animated webp, or a folder of PNGs.
 
 Frames are encoded on a thread of their own and dropped then, so memory does not grow with the video. A recording that
-is stopped (Ctrl-C) is finished with the frames that it has.
+is stopped (Ctrl-C) is finished with the frames that it has, but never replaces one that was there before.
 """
 import contextlib
+import errno
+import os
 import re
+import tempfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -16,7 +19,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
-from utils import atomic_path
+from utils import UserError, atomic_path
 
 FORMATS = ('mp4', 'gif', 'webp', 'frames')
 CODECS = {'mp4': 'libx264', 'gif': 'gif', 'webp': 'libwebp_anim'}
@@ -32,17 +35,41 @@ def video_path(folder, name, file_format):
     return Path(folder) / (name if file_format == 'frames' else f'{name}.{file_format}')
 
 
+def unfinished_path(path):
+    """Where a video goes that was stopped, if there is one at `path` already."""
+    path = Path(path)
+    return path.with_name(f'{path.stem}_unfinished{path.suffix}')
+
+
+def check_encoder(file_format):
+    """Raise UserError where PyAV cannot write this format: builds of FFmpeg differ in the encoders that they have."""
+    codec = CODECS.get(file_format)
+    if codec:
+        try:
+            av.codec.Codec(codec, 'w')
+        except ValueError:  # PyAV's UnknownCodecError
+            others = ', '.join(other for other in FORMATS if other != file_format)
+            raise UserError(f'--format {file_format}: the installed PyAV lacks the encoder {codec}; use another format '
+                            f'({others}), or install PyAV anew from PyPI (pip install --force-reinstall av).') from None
+
+
 @contextlib.contextmanager
 def video_writer(path, file_format='mp4', fps=30, crf=10):
     """Yield a function that adds one frame, a uint8 array (H,W,3) in RGB, to the video at `path`.
 
     file_format: one of FORMATS. fps: a whole number. crf: quality of H.264, from 0 (lossless) to 51. Odd sizes of a
     file get one more row or column, a copy of the last, since yuv420p halves them. The video appears when the block
-    ends, and with the frames so far when KeyboardInterrupt ends it; after any other exception, or without a frame,
-    nothing changes.
+    ends. When KeyboardInterrupt ends it, the frames so far become the video, or go to unfinished_path(path) where there
+    is a video already. After any other exception, or without a frame, nothing changes. Raises UserError for a format
+    that this machine cannot write.
     """
-    stop = None
-    recording = _folder(Path(path)) if file_format == 'frames' else _file(path, file_format, fps, crf)
+    check_encoder(file_format)
+    path, stop = Path(path), None
+
+    def target():
+        return unfinished_path(path) if stop and path.exists() else path
+
+    recording = _folder(path, target) if file_format == 'frames' else _file(path, target, file_format, fps, crf)
     with recording as encode, ThreadPoolExecutor(1) as thread:
         waiting, frames = deque(), 0
 
@@ -66,27 +93,41 @@ def video_writer(path, file_format='mp4', fps=30, crf=10):
 
 
 @contextlib.contextmanager
-def _folder(path):
-    """Yield encode(frame) for a folder of numbered PNGs; frames left from a longer video are removed at the end."""
-    path.mkdir(parents=True, exist_ok=True)
+def _folder(path, target):
+    """Yield encode(frame) for a folder of numbered PNGs, which is filled under another name and then takes its place.
+
+    Files in an earlier folder that are no frames move into the new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     count = 0
+    with tempfile.TemporaryDirectory(prefix=f'.{path.name}-', dir=path.parent) as temporary:
+        new, old = Path(temporary) / 'new', Path(temporary) / 'old'
+        new.mkdir()
 
-    def encode(frame):
-        nonlocal count
-        with atomic_path(path / f'{count:05d}.png') as temporary:
-            Image.fromarray(frame).save(temporary, compress_level=1)
-        count += 1
+        def encode(frame):
+            nonlocal count
+            try:
+                Image.fromarray(frame).save(new / f'{count:05d}.png', compress_level=1)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path / f'{count:05d}.png')) from None
+            count += 1
 
-    yield encode
-    for old in path.iterdir():
-        if re.fullmatch(r'\d{5,}\.png', old.name) and int(old.stem) >= count:
-            old.unlink()
+        yield encode
+        place = target()
+        if place.exists():
+            for file in place.iterdir():
+                if not re.fullmatch(r'\d{5,}\.png', file.name):
+                    file.rename(new / file.name)
+            place.rename(old)
+        new.rename(place)
 
 
 @contextlib.contextmanager
-def _file(path, file_format, fps, crf):
+def _file(path, target, file_format, fps, crf):
     """Yield encode(frame) for a video file made by FFmpeg."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path, target) as temporary:
         recording = _Recording(temporary, file_format, fps, crf)
         try:
             yield recording.encode

@@ -57,19 +57,25 @@ def load_features(path, size, device):
     return features
 
 
-def _torchscript(path, device):
+def load_torchscript(path, device):
+    """(network, hash of the file) of a TorchScript file. Raises UserError for one that is missing or damaged."""
     if not path.is_file():
         raise UserError(f'--features {path}: there is no such file; give a TorchScript network.')
     try:
         with warnings.catch_warnings():  # PyTorch would rather have other formats
             warnings.simplefilter('ignore')
             network = torch.jit.load(path, map_location=device).eval()
-        arguments = [argument.name for argument in network.forward.schema.arguments]
+        network.forward.schema  # noqa: B018 (which a damaged file may lack)
     except (RuntimeError, ValueError, AttributeError):
         raise UserError(f'--features {path} is not a TorchScript network, or a damaged one; make it with '
                         'torch.jit.save, or fetch it again.') from None
+    return network, file_hash(path)
+
+
+def _torchscript(path, device):
+    network, digest = load_torchscript(path, device)
+    arguments = [argument.name for argument in network.forward.schema.arguments]
     options = {'return_features': True} if 'return_features' in arguments else {}
-    digest = file_hash(path)
     return Features(f'{path.name} ({digest[:8]})', digest[:16], lambda images: network(images, **options))
 
 

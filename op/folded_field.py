@@ -101,9 +101,9 @@ class FoldedField(NamedTuple):
         out = self.scratch and self.scratch.tensor('features', hidden.shape, hidden)
         from_point = torch.bmm(hidden, weight[:, :-3], out=out)
         batch, rays, width = from_view.shape
-        samples = from_point.view(batch, rays, -1, width)
+        samples = from_point.view(batch, rays, hidden.shape[1] // max(1, rays), width)
         return _sin(samples + from_view[:, :, None] if samples.requires_grad
-                    else samples.add_(from_view[:, :, None])).view(batch, -1, width)
+                    else samples.add_(from_view[:, :, None])).view(hidden.shape)
 
 
 def fold(network, w):

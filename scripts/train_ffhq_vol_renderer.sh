@@ -2,6 +2,8 @@
 # Stage 1 on FFHQ with the paper's settings: 24 images a step, shared out among GPUS. Resumes by itself; further
 # arguments go to the training.
 #     GPUS=4 bash scripts/train_ffhq_vol_renderer.sh --wandb
+#
+# Expected: beta below 0.003 after 200,000 steps. We have not run it to the end: it takes several GPUs and days.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 gpus=${GPUS:-2}

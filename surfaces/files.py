@@ -5,7 +5,9 @@ import numpy as np
 import torch
 import trimesh
 
-from utils import atomic_path
+from utils import UserError, atomic_path
+
+FARTHEST = 1e6  # from the origin that a vertex of a mesh may lie; ours lie within 2
 
 
 @torch.no_grad()
@@ -62,6 +64,18 @@ def save_obj(path, mesh):
         file.write(obj_lines(np.asarray(mesh.faces) + 1, 'f %d %d %d\n'))
 
 
+def check_mesh(mesh):
+    """Raise ValueError for something that trimesh read and that cannot be drawn."""
+    if not isinstance(mesh, trimesh.Trimesh) or not len(mesh.faces) or not len(mesh.vertices):
+        raise ValueError('it has no triangles')
+    if not np.isfinite(mesh.vertices).all():
+        raise ValueError('a vertex lies nowhere: a coordinate is no finite number')
+    if np.abs(mesh.vertices).max() > FARTHEST:
+        raise ValueError('a vertex lies too far away')
+    if mesh.faces.min() < 0 or mesh.faces.max() >= len(mesh.vertices):
+        raise ValueError('a triangle has a vertex that is not there')
+
+
 def save_mesh(path, mesh):
     """Write a mesh atomically in the format of the path's suffix (.obj, .ply, .glb)."""
     with atomic_path(path) as temporary:
@@ -74,10 +88,21 @@ def save_mesh(path, mesh):
 
 
 def load_mesh(path):
-    """The mesh in a file, its vertices in the file's order; vertex colors are sRGB, as save_mesh took them."""
-    # Where there is a material too, trimesh would drop the vertex colors.
-    mesh = trimesh.load_mesh(path, process=False, maintain_order=True, skip_materials=True)
-    if Path(path).suffix == '.glb' and mesh.visual.kind == 'vertex':
+    """The mesh in a file, its vertices in the file's order; vertex colors are sRGB, as save_mesh took them.
+
+    Nothing else is read, whatever other files the file names. Raises UserError for a file that holds no usable mesh.
+    """
+    suffix = Path(path).suffix
+    try:
+        with open(path, 'rb') as file:  # trimesh does not know where an open file lies, and so cannot look around there
+            # Where there is a material too, trimesh would drop the vertex colors.
+            mesh = trimesh.load_mesh(file, file_type=suffix[1:], process=False, maintain_order=True,
+                                     skip_materials=True)
+        check_mesh(mesh)
+    except Exception as error:  # each of trimesh's readers fails in its own way
+        reason = ' '.join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f'{path} is not a mesh that can be read ({reason}); remove it, or generate it again.') from None
+    if suffix == '.glb' and mesh.visual.kind == 'vertex':
         colors = mesh.visual.vertex_colors.copy()
         colors[:, :3] = np.rint(255 * linear_to_srgb(colors[:, :3] / 255))
         mesh.visual.vertex_colors = colors

@@ -8,10 +8,13 @@ import torch.nn.functional as F
 from camera import project
 from surfaces.meshes import SURFACE_RESOLUTION, volume_points
 
-# Noise on surfaces: a point's place counts to a quarter of a pixel; triangles have edges of about 1/1.5 pixel in the
-# frontal view; the filter reaches over 4 pixels to each side and rolls off over 20% of the band.
-SUBPIXELS, SUBDIVISION, FILTER_REACH, FILTER_ROLLOFF = 4, 1.5, 4, 0.2
+# Noise on surfaces: triangles have edges of about 1/1.5 pixel in the frontal view; the filter reaches over 4 pixels to
+# each side and rolls off over 20% of the band. A point's place counts to a quarter of a pixel, and in small maps more
+# finely (subpixels_of).
+SUBDIVISION, FILTER_REACH, FILTER_ROLLOFF = 1.5, 4, 0.2
+SUBPIXELS, MOST_SUBPIXELS, FINE_SIDE = 4, 32, 1024
 FILTER_BLOCK = 64  # pixels filtered by one matrix product
+SLOW = 0.5  # pixels a frame, below which noise that stands still flickers less than noise that sticks (docs/video.md)
 NUMBERS_AT_MOST = 1 << 24  # noise values of a layer: a mesh of very many triangles, which are small, is divided less
 
 
@@ -27,25 +30,36 @@ def root_raised_cosine(step, reach, rolloff):
     return (pulse / pulse.norm()).float()
 
 
-def filter_block(taps, pixels):
-    """(pixels, pixels * step + len(taps) - step) matrix that filters the subpixels around a block of pixels."""
-    step = SUBPIXELS
+def subpixels_of(size):
+    """Into how many parts, along each side, the pixels of a layer's map are divided.
+
+    From frame to frame a surface moves by few hundredths of the pixels of a small map. Were its noise rounded to
+    quarters of them, it would jump.
+    """
+    return min(max(FINE_SIDE // size, SUBPIXELS), MOST_SUBPIXELS)
+
+
+def filter_block(taps, pixels, step):
+    """(pixels, pixels * step + len(taps) - step) matrix that filters the subpixels around a block of pixels.
+
+    step: subpixels along a pixel's side, for which the taps are.
+    """
     matrix = torch.zeros(pixels, pixels * step + len(taps) - step)
     for i in range(pixels):
         matrix[i, i * step:i * step + len(taps)] = taps
     return matrix
 
 
-def filtered(subpixels, block):
-    """(size,size) pixels from (fine,fine) subpixels, filtered along both axes with a filter_block.
+def filtered(subpixels, block, step):
+    """(size,size) pixels from (fine,fine) subpixels, `step` a pixel, filtered along both axes with a filter_block.
 
     Matrix products over blocks of rows: on a CPU twice as fast as strided convolutions of one channel.
     """
-    step = len(block) * SUBPIXELS
-    pad = (block.shape[1] - step) // 2
+    stride = len(block) * step
+    pad = (block.shape[1] - stride) // 2
     for _ in range(2):  # columns, then rows
         padded = F.pad(subpixels, (0, 0, pad, pad))
-        subpixels = torch.cat([block @ padded[i:i + block.shape[1]] for i in range(0, len(subpixels), step)]).T
+        subpixels = torch.cat([block @ padded[i:i + block.shape[1]] for i in range(0, len(subpixels), stride)]).T
     return subpixels
 
 
@@ -79,8 +93,10 @@ class SurfaceNoise:
         self.numbers = [torch.randn(len(corners), self.divisions[size] ** 2, generator=rng,
                                     device=corners.device) for size in sizes]
         self.weights = {size: subdivision_weights(divisions).to(corners) for size, divisions in self.divisions.items()}
-        taps = root_raised_cosine(SUBPIXELS, FILTER_REACH, FILTER_ROLLOFF)
-        self.filters = {size: filter_block(taps, min(FILTER_BLOCK, size)).to(corners) for size in set(sizes)}
+        self.filters = {}
+        for size in set(sizes):
+            taps = root_raised_cosine(subpixels_of(size), FILTER_REACH, FILTER_ROLLOFF)
+            self.filters[size] = filter_block(taps, min(FILTER_BLOCK, size), subpixels_of(size)).to(corners)
 
     def maps(self, camera, resolution, fixed):
         """The layers' noise maps, a list of (1,1,h,w), for one camera whose focal length is for `resolution`.
@@ -93,11 +109,12 @@ class SurfaceNoise:
             if size not in seen:
                 places = self._places(self.corners[faces], camera, resolution, size)
                 count = self._sums(places, torch.ones_like(places, dtype=torch.float32), size)
-                covered = F.max_pool2d(count[None], SUBPIXELS)[0] > 0
-                energy = filtered(count, self.filters[size].square())
+                covered = F.max_pool2d(count[None], subpixels_of(size))[0] > 0
+                energy = filtered(count, self.filters[size].square(), subpixels_of(size))
                 seen[size] = places, covered, energy.clamp(min=1e-12).rsqrt()  # covered pixels have much more
             places, covered, scale = seen[size]
-            projected = filtered(self._sums(places, numbers[faces].flatten(), size), self.filters[size]) * scale
+            sums = self._sums(places, numbers[faces].flatten(), size)
+            projected = filtered(sums, self.filters[size], subpixels_of(size)) * scale
             maps.append(torch.where(covered, projected, background))
         return maps
 
@@ -113,12 +130,12 @@ class SurfaceNoise:
     def _places(self, corners, camera, resolution, size):
         """The subpixel that each small triangle's center falls into."""
         points = torch.einsum('kc,fcd->fkd', self.weights[size], corners).flatten(0, 1)
-        return _cells(points, camera, resolution, size * SUBPIXELS)[0]
+        return _cells(points, camera, resolution, size * subpixels_of(size))[0]
 
     @staticmethod
     def _sums(places, values, size):
         """(fine,fine) sums of the values in each subpixel."""
-        fine = size * SUBPIXELS
+        fine = size * subpixels_of(size)
         return values.new_zeros(fine ** 2 + 1).index_add(0, places, values)[:-1].view(fine, fine)
 
 
@@ -129,6 +146,18 @@ def _cells(points, camera, resolution, size):
     column, row = pixels.floor().long().unbind(dim=-1)
     inside = (column >= 0) & (column < size) & (row >= 0) & (row < size)
     return torch.where(inside, row * size + column, size ** 2), depth
+
+
+def pixels_a_frame(cameras, resolution, size):
+    """About how many pixels of a size x size image the surface moves on average from one camera to the next.
+
+    cameras: their focal lengths are for `resolution`. The surface is taken to lie half way between the origin and the
+    near plane.
+    """
+    positions = cameras.extrinsics[:, :, 3]
+    angles = (positions[1:] - positions[:-1]).norm(dim=1)  # on the unit sphere
+    depth = (cameras.far - cameras.near).flatten()[0] / 4
+    return (angles.mean() * depth * cameras.focal.flatten()[0] * size / resolution).item()
 
 
 def frontal_noise(mesh, renderer, camera, sizes, rng=None):

@@ -1,5 +1,4 @@
 """Fixtures: the golden numbers of the original (golden/README.md), commands, formula weights."""
-import inspect
 import json
 import os
 import signal
@@ -7,12 +6,19 @@ import sys
 import zlib
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
-from golden_head import GOLDEN, write_head
+from golden_head import FLAGS, GOLDEN, head_state, write_head
+from tiny_model import save_tiny_model
 
 import options
+from camera import cameras_at, video_viewpoints
+from inference.loaded_model import load_model
+from model import build_generator
+from op.fast import fast_parts
+from surfaces.rendering import render_surface
 from utils import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +48,34 @@ def head_checkpoint(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope='session')
+def head_views():
+    """The golden head: generator, latents, and its surface in three views of a video of 60 frames."""
+    opt = options.parse('render_video', '', FLAGS)
+    generator = build_generator(opt, **fast_parts(opt)).requires_grad_(False)
+    generator.load_state_dict(head_state())
+    rng = torch.Generator().manual_seed(1234)
+    means = generator.mean_latents(10000, rng)
+    z = torch.randn(1, 64, generator=rng)
+    w = generator.map(z, 0.5, means)
+    with torch.no_grad():
+        viewpoints = torch.cat([torch.zeros(1, 2), video_viewpoints(60, 0.3, 0.15)[11:13]])
+        cameras = [cameras_at(viewpoint[None]) for viewpoint in viewpoints]
+        surfaces = [render_surface(generator.renderer, w, camera, sdf=i == 0) for i, camera in enumerate(cameras)]
+    return dict(generator=generator, z=z, w=w, means=means, cameras=cameras, surfaces=surfaces)
+
+
+@pytest.fixture
+def loaded_tiny(tmp_path, monkeypatch):
+    """A tiny model, loaded; small surfaces; temporary files below tmp_path / 'temporary'."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 16)
+    (tmp_path / 'temporary').mkdir()
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path / 'temporary'))
+    save_tiny_model(tmp_path)
+    return load_model('tiny', device='cpu', truncation_mean=100)
+
+
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     """command(module, *arguments) -> (exit code, stdout, stderr) of a command, in this process and an empty folder."""
@@ -52,9 +86,6 @@ def command(tmp_path, monkeypatch, capsys):
         name = module.__name__.rpartition('.')[2]
         monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
         try:
-            if not inspect.signature(module.main).parameters:  # a command that has not taken the new form yet
-                run_command(module.main)
-                return 0, *capsys.readouterr()
             run_command(module.__name__, getattr(module, 'read_flags', lambda: options.parse(name, module.__doc__)))
         except SystemExit as stop:
             return stop.code, *capsys.readouterr()
@@ -113,3 +144,11 @@ def assert_close(actual, expected, rtol=1e-5, what=''):
     error = (actual - expected).abs().max().item()
     scale = expected.abs().max().item()
     assert error <= rtol * scale, f'{what}: error {error:.3g} at scale {scale:.3g} (ratio {error / scale:.2g})'
+
+
+def read_video(path):
+    """(stream facts, uint8 frames) of a video file."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames = [frame.to_ndarray(format='rgb24') for frame in container.decode(stream)]
+        return (stream.codec_context.name, stream.codec_context.pix_fmt, stream.average_rate), frames

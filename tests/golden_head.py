@@ -15,7 +15,6 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # for the project's modules, where this file is a script
 
 import checkpoint
-from utils import run_command
 
 GOLDEN = Path(__file__).resolve().parent / 'golden'
 SHAPE = GOLDEN / 'shape'        # what the original's commands wrote
@@ -96,4 +95,4 @@ def main():
 
 
 if __name__ == '__main__':
-    run_command(main)
+    main()

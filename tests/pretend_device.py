@@ -4,7 +4,7 @@ Inside `PretendDevice()` the project's own code runs with --device cuda: a tenso
 holds a CPU tensor with its values. To PyTorch's C++ it is of device 'meta', which nothing else here uses and which
 autograd knows, to Python code it says 'cuda:0'. Every operation checks that its operands are on one device, by
 PyTorch's rules (as torch/_subclasses/fake_tensor.py has them, but a CPU number may join elementwise operations only).
-`waits` counts by function of the project what would make the host wait for the GPU.
+`waits` counts by module of the project what would make the host wait for the GPU.
 
 Not seen: what happens inside one operation on a real GPU (kernels, their number formats, memory, streams); TorchScript
 and compiled code; devices beyond the first; work on other threads; modules that are still on the CPU when an optimizer
@@ -25,6 +25,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map, tree_map_only
+
+from op import kernels
 
 ROOT = Path(__file__).resolve().parent.parent
 CUDA, STAND_IN, CPU = torch.device('cuda', 0), torch.device('meta'), torch.device('cpu')
@@ -226,7 +228,7 @@ class Functions(TorchFunctionMode):
 class PretendDevice(contextlib.ExitStack):
     """Context in which there is a CUDA device.
 
-    waits: Counter of (module.function of the project, what) of everything that makes the host wait for the GPU, since
+    waits: Counter of (module of the project, what) of everything that makes the host wait for the GPU, since
     entry or `waits.clear()`. Emptying the allocator's caches counts too.
     """
 
@@ -238,7 +240,7 @@ class PretendDevice(contextlib.ExitStack):
         frame = sys._getframe(1)
         while frame and not self.is_own(frame.f_code.co_filename):
             frame = frame.f_back
-        place = f'{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}' if frame else 'elsewhere'
+        place = Path(frame.f_code.co_filename).stem if frame else 'elsewhere'
         self.waits[place, what] += 1
 
     @staticmethod
@@ -263,7 +265,7 @@ class PretendDevice(contextlib.ExitStack):
         self.enter_context(mock.patch.multiple(torch, Generator=ResidentGenerator, save=save))
         # Else Python's part of the engine would hide the mode from the project's own derivatives.
         self.enter_context(mock.patch('torch.autograd.has_torch_function', lambda tensors: False))
-        self.enter_context(mock.patch.dict('os.environ', {'STYLESDF_OPS': 'plain'}))
+        self.enter_context(mock.patch.object(kernels, 'wanted', lambda x: False))  # there is nothing to run them
         for name in ('_accelerator_graph_capture_health_check', '_cuda_graph_capture_health_check'):  # of 2.15, 2.11
             if hasattr(torch.optim.Optimizer, name):
                 self.enter_context(mock.patch.object(torch.optim.Optimizer, name, lambda optimizer: None))

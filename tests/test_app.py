@@ -1,5 +1,7 @@
-"""app.py: what a loaded model makes, the page's functions, and the page in a browser."""
+"""app.py: the functions of its page, and the page in a browser."""
 import io
+import itertools
+import json
 import math
 import os
 import re
@@ -8,10 +10,10 @@ import socket
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+import urllib.error
+import urllib.request
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -19,28 +21,19 @@ import trimesh
 from browser import browser_page
 from conftest import ROOT
 from PIL import Image
-from tiny_model import save_tiny_model
+from tiny_model import frames_of, save_tiny_model, z_of
 
 import app
 import options
-from camera import cameras_at
-from inference.loaded_model import load_model
-from inference.meshes import generate_meshes
-from utils import UserError, to_uint8
+from utils import UserError
 from web.explorer import AROUND, build, w_between
 
 IDENTITY = (3, 8, 0.5, 0.7)  # seed, second seed, mix, truncation
 
 
 @pytest.fixture
-def model(tmp_path, monkeypatch):
-    """A tiny model, loaded; small surfaces; temporary files below tmp_path / 'temporary'."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 16)
-    (tmp_path / 'temporary').mkdir()
-    monkeypatch.setattr('tempfile.tempdir', str(tmp_path / 'temporary'))
-    save_tiny_model(tmp_path)
-    return load_model('tiny', device='cpu', truncation_mean=100)
+def model(loaded_tiny):
+    return loaded_tiny
 
 
 @pytest.fixture
@@ -48,30 +41,6 @@ def api(model):
     """The page's functions by name."""
     pytest.importorskip('gradio', reason='needs gradio (requirements-app.txt)')
     return {function.api_name: function.fn for function in build(model).fns.values()}
-
-
-def z_of(seed):
-    return torch.randn(1, 8, generator=torch.Generator().manual_seed(seed))
-
-
-# ---------------------------------------------------------------------------------------------- a loaded model
-
-def test_a_picture_is_the_generators(model):
-    w = model.w_of([3], 0.7)
-    picture = model.picture(w, model.cameras([[20., -10.]]), 0.7)
-    camera = cameras_at(torch.tensor([[math.radians(20), math.radians(-10)]]), 8)
-    with torch.no_grad():
-        expected = model.generator(z_of(3), camera, psi=0.7, means=model.means, noise='fixed').image
-    assert picture.shape == (16, 16, 3) and (picture == to_uint8(expected)[0]).all()
-    assert not (picture == model.picture(w, model.cameras([[0., 0.]]), 0.7)).all()
-
-
-def test_zoom_is_a_narrower_field_of_view(model):
-    narrow = math.degrees(math.atan(math.tan(math.radians(6)) / 2))
-    expected = cameras_at(torch.tensor([[0.3, 0.1]]), 8, narrow)
-    zoomed = model.cameras([[math.degrees(0.3), math.degrees(0.1)]], zoom=2)
-    assert torch.allclose(zoomed.focal, expected.focal) and torch.allclose(zoomed.extrinsics, expected.extrinsics)
-    assert model.surface(model.w_of([3], 0.7), zoomed).shape == (512, 512, 3)
 
 
 def test_latents_between_two_seeds(model):
@@ -84,44 +53,6 @@ def test_latents_between_two_seeds(model):
         assert torch.allclose(model.w_of([3], 1.), model.generator.style(z_of(3)))
 
 
-def test_the_mesh_is_the_commands(model):
-    mesh = model.mesh(model.w_of([3], 0.5))
-    opt = options.replaced(model.opt, truncation_ratio=0.5)
-    made = generate_meshes(model.generator, z_of(3), cameras_at(torch.zeros(1, 2), 8), opt, model.means)
-    expected, = (mesh for kind, _, mesh in made if kind == 'marching_cubes_mesh')
-    assert np.allclose(mesh.vertices, expected.vertices) and (mesh.faces == expected.faces).all()
-    assert mesh.visual.kind == 'vertex'
-
-
-def frames_of(path):
-    with av.open(str(path)) as video:
-        return [frame.to_ndarray(format='rgb24').astype(float) for frame in video.decode(video=0)]
-
-
-def test_a_walk_reaches_both_seeds(model, tmp_path):
-    w = model.w_of([3, 8], 0.7)
-    frames = frames_of(model.video(tmp_path / 'walk.mp4', w, 0.7, frames=5))
-    still = frames_of(model.video(tmp_path / 'still.mp4', w[1:], 0.7, frames=5))
-    assert len(frames) == len(still) == 5
-    assert np.abs(frames[2] - still[2]).mean() < 1  # half way round: the second seed, from the same camera
-    assert np.abs(frames[0] - still[0]).mean() > 2 * np.abs(frames[2] - still[2]).mean()
-    assert frames_of(model.video(tmp_path / 'both.mp4', w[:1], 0.7, 2, with_surface=True))[0].shape == (512, 1024, 3)
-
-
-def test_several_at_once_get_what_one_alone_gets(model):
-    def made(seed):
-        w = model.w_of([seed], 0.7)
-        camera = model.cameras([[float(seed), 0.]])
-        return model.picture(w, camera, 0.7), model.surface(w, camera)
-
-    alone = [made(seed) for seed in range(6)]
-    with ThreadPoolExecutor(6) as threads:
-        together = list(threads.map(made, range(6)))
-    for one, other in zip(alone, together, strict=True):
-        assert all((a == b).all() for a, b in zip(one, other, strict=True))
-    assert not (alone[0][0] == alone[1][0]).all()
-
-
 # ---------------------------------------------------------------------------------------------- the page's functions
 
 def test_files_last_as_long_as_the_request(api, tmp_path):
@@ -130,21 +61,52 @@ def test_files_last_as_long_as_the_request(api, tmp_path):
     assert html.startswith('<iframe') and len(trimesh.load_mesh(path).faces) > 100
     assert next(request, None) is None and not Path(path).exists()
     request = api['video'](*IDENTITY, AROUND, 4, True)
-    assert len(frames_of(next(request))) == 4
-    request.close()  # the browser has gone
+    *_, last = itertools.islice(request, 4)  # between frames there is nothing to show yet
+    assert len(frames_of(last)) == 4
+    request.close()  # the browser has the file
     assert not list((tmp_path / 'temporary').glob('stylesdf-*'))
+
+
+def test_a_video_that_nobody_waits_for_ends(api, model, tmp_path, monkeypatch):
+    """Gradio closes the request where the viewer has left; what it was at must stop and go."""
+    rendered, render = [], model.generator.render
+    monkeypatch.setattr(type(model.generator), 'render', lambda self, *arguments, **wanted: (
+        rendered.append(1), render(*arguments, **wanted))[1])
+    request = api['video'](*IDENTITY, AROUND, 100, False)
+    next(request)
+    request.close()
+    assert len(rendered) == 1 and not list((tmp_path / 'temporary').glob('stylesdf-*'))
 
 
 def test_a_failed_request_leaves_nothing(api, model, tmp_path):
     gradio = pytest.importorskip('gradio')
-    with pytest.raises(gradio.Error, match='whole number'):
-        api['picture'](None, 1, 0., 0.7, 0., 0., 1.)
-    with pytest.raises(gradio.Error, match='whole number'):
-        next(api['video'](3, 1, math.nan, 0.7, AROUND, 4, False))
     model.generator.renderer.network.sigma_linear.bias += 100  # no surface anywhere
     with pytest.raises(gradio.Error, match='no surface'):
         next(api['mesh'](*IDENTITY))
     assert not list((tmp_path / 'temporary').glob('stylesdf-*'))
+
+
+@pytest.mark.parametrize('value', [None, '', 'text', '3', math.nan, math.inf, True, [], {}, [1], -100, 10 ** 12, b'1'])
+def test_every_field_is_checked(model, value):
+    """Whatever comes in through the page or the API; the refusal says which field, and prints no traceback."""
+    gradio = pytest.importorskip('gradio', reason='needs gradio (requirements-app.txt)')
+    checked = set()
+    for function in build(model).fns.values():
+        for field in function.inputs:
+            if not (value is True and isinstance(field, gradio.Checkbox)):
+                with pytest.raises(gradio.Error, match=re.escape(field.label.split(' ')[0])[1:]) as refused:
+                    field.preprocess(value)
+                assert not refused.value.print_exception
+                checked.add(field.label)
+    assert len(checked) >= 9
+
+
+def test_a_walk_needs_its_second_seed(model):
+    """With that field empty it ended in an error without a text."""
+    gradio = pytest.importorskip('gradio', reason='needs gradio (requirements-app.txt)')
+    video = next(function for function in build(model).fns.values() if function.api_name == 'video')
+    with pytest.raises(gradio.Error, match='Second seed: give a whole number'):
+        video.inputs[1].preprocess(None)
 
 
 def test_without_gradio(model, monkeypatch):
@@ -184,9 +146,10 @@ def address(tmp_path_factory):
             line = process.stdout.readline()
             assert line, output  # it ended
             output += line
-        yield found[1]
+        yield found[1].rstrip('/')
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 143
+        rest, _ = process.communicate(timeout=60)
+        assert process.returncode == 143 and 'Traceback' not in rest, rest
         assert not list((folder / 'temporary').glob('stylesdf-*'))
     finally:
         process.kill()
@@ -272,8 +235,29 @@ def test_a_phone_is_wide_enough(window):
 
 
 def test_values_from_outside_are_checked(address):
+    """Over HTTP; the fixture sees to it that no traceback was printed."""
     client = pytest.importorskip('gradio_client').Client(address, verbose=False, analytics_enabled=False)
-    with pytest.raises(Exception, match='maximum'):
+    with pytest.raises(Exception, match='Azimuth'):
         client.predict(0, 1, 0., 0.7, 1000., 0., 1., api_name='/picture')
-    with pytest.raises(Exception, match='maximum'):
+    with pytest.raises(Exception, match='Seed'):
+        client.predict('x', 1, 0., 0.7, 0., 0., 1., api_name='/picture')
+    with pytest.raises(Exception, match='Frames'):
         client.predict(0, 1, 0., 0.7, AROUND, 10 ** 9, False, api_name='/video')
+
+    def called(values):
+        request = urllib.request.Request(f'{address}/gradio_api/call/picture', json.dumps({'data': values}).encode(),
+                                         {'Content-Type': 'application/json'})
+        event = json.load(urllib.request.urlopen(request, timeout=60))['event_id']
+        return urllib.request.urlopen(f'{address}/gradio_api/call/picture/{event}', timeout=60).read()
+
+    assert b'Give 7 values, not 3' in called([0, 1, 0.])
+
+
+def test_uploads_are_refused(address):
+    head = b'--X\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
+    body = head + bytes(10_000) + b'\r\n--X--\r\n'
+    request = urllib.request.Request(f'{address}/gradio_api/upload', body,
+                                     {'Content-Type': 'multipart/form-data; boundary=X'})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=60)
+    assert refused.value.code == 413

@@ -1,5 +1,4 @@
-"""The benchmark of speed: its plain twin computes what the models compute, the head is a head, the command measures."""
-import copy
+"""The benchmark of speed: the definitions compute what the commands do, the head is a head, the command measures."""
 import json
 import math
 import os
@@ -12,15 +11,17 @@ import pytest
 import torch
 from conftest import assert_close
 
-import model
 import options
 from camera import cameras_at
-from model import Discriminator, VolumeDiscriminator, build_generator
-from render_video import render_frames
+from discriminators import Discriminator, VolumeDiscriminator
+from inference.frames import render_frames
+from model import Decoder, build_generator
+from op.fast import fast_parts
 from surfaces import rendering
 from training import random_numbers, run, stage1, stage2
 from training.state import State
 from utils import UserError
+from volume_renderer import VolumeRenderer
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / 'benchmarks'
 sys.path.append(str(BENCHMARKS))
@@ -35,68 +36,63 @@ FLAGS = [f'--{name}={value}' for name, value in SIZES.items()]
 VIEWS = torch.tensor([[0.3, -0.1], [-0.2, 0.2], [0., 0.], [0.4, 0.1]])
 
 
-def tiny(command='train_full_pipeline', full_pipeline=True, flags=()):
+def tiny(command='train_full_pipeline', flags=(), dense=False):
     """(generator, option tree) with noise and biases that count."""
-    opt = options.parse(command, '', [*FLAGS, *flags])
+    opt = options.replaced(options.parse(command, '', [*FLAGS, *flags]), dense=dense)
+    stage_1 = command == 'train_volume_renderer'
     torch.manual_seed(0)
-    generator = build_generator(opt, full_pipeline)
+    generator = build_generator(opt, not stage_1, **fast_parts(opt, sparse=not stage_1))
     with torch.no_grad():
         for name, parameter in generator.named_parameters():
             if name.endswith(('noise.weight', 'activate.bias')) or 'to_rgb' in name and name.endswith('bias'):
                 parameter.normal_()
-        generator.renderer.sigmoid_beta.fill_(0.02)
+            if name.endswith('sigmoid_beta'):
+                parameter.fill_(0.02)
     return generator, opt
 
 
-def both(compute):
-    """compute() as it is and inside plain(), and that the plain methods were there and are gone."""
-    ours, forward = compute(), model.Decoder.forward
+def both(compute, command='train_full_pipeline', flags=()):
+    """compute(generator, option tree) as the commands do it, and inside plain() with the definitions themselves."""
+    ours = compute(*tiny(command, flags))
     with plain.plain():
-        assert model.Decoder.forward is plain.decode
-        theirs = compute()
-    assert model.Decoder.forward is forward
-    return ours, theirs
+        generator, opt = tiny(command, flags, dense=True)
+        assert type(generator.renderer) is VolumeRenderer
+        assert type(getattr(generator, 'decoder', None)) in (Decoder, type(None))
+        return ours, compute(generator, opt)
 
 
 @pytest.mark.parametrize('flags', [(), ('--no_offset_sampling', '--force_background', '--static_viewdirs'),
                                    ('--no_z_normalize', '--no_sdf')])
-def test_plain_makes_the_same_pictures(flags):
-    if '--no_sdf' in flags:
-        opt = options.parse('train_full_pipeline', '', [*FLAGS, *flags])
-        torch.manual_seed(0)
-        generator = build_generator(opt)
-    else:
-        generator, opt = tiny(flags=flags)
+@pytest.mark.parametrize('grad', [True, False])
+def test_plain_makes_the_same_pictures(flags, grad):
     z, cameras = torch.randn(2, 4, 8), cameras_at(VIEWS, 8)
-    noise = generator.decoder.random_noise(4)
 
-    def compute():
-        return generator(tuple(z), cameras, switch=2, noise=noise, sdf=True,
-                         rng=torch.Generator().manual_seed(1))
-
-    for grad in (True, False):
+    def compute(generator, opt):
         with torch.set_grad_enabled(grad):
-            ours, theirs = both(compute)
-        assert_close(theirs.image, ours.image, 1e-4, 'image')
-        for name in ('thumbnail', 'features', 'xyz', 'background', 'sdf'):
-            assert_close(getattr(theirs.rendering, name), getattr(ours.rendering, name), 1e-4, name)
+            return generator(tuple(z), cameras, switch=2, noise='fixed', sdf=True,
+                             rng=torch.Generator().manual_seed(1))
+
+    ours, theirs = both(compute, flags=flags)
+    assert_close(theirs.image, ours.image, 1e-4, 'image')
+    for name in ('thumbnail', 'features', 'xyz', 'background', 'sdf'):
+        assert_close(getattr(theirs.rendering, name), getattr(ours.rendering, name), 1e-4, name)
 
 
 @torch.no_grad()
 def test_plain_surfaces_and_videos(monkeypatch):
     for module in (rendering, plain):
         monkeypatch.setattr(module, 'SURFACE_RESOLUTION', 32)
-    generator, opt = tiny('render_video')
-    opt = options.replaced(opt, dense=True)
     z, cameras = torch.randn(1, 8), cameras_at(VIEWS[:1], 8)
-    means = generator.mean_latents(100)
-    w = generator.map(z, opt.inference.truncation_ratio, means)
-    ours = rendering.render_surface(generator.renderer, w, cameras, sdf=True, dense=True)
-    fixed = generator.decoder.fixed_noise()
-    frame, = render_frames(generator, w, cameras, lambda camera: fixed, opt, means)
-    with plain.plain():
-        theirs = plain.surface(generator.renderer, w, cameras)
-        plain_frame, = plain.video_frames(generator, z, cameras, opt, means)
+
+    def compute(generator, opt):
+        means = generator.mean_latents(100, torch.Generator().manual_seed(0))
+        w, fixed = generator.map(z, opt.inference.truncation_ratio, means), generator.decoder.fixed_noise()
+        if not opt.inference.dense:
+            frames = render_frames(generator, w, cameras, lambda camera: fixed, opt, means)
+            return rendering.render_surface(generator.renderer, w, cameras, sdf=True), *frames
+        return plain.surface(generator.renderer, w, cameras), *plain.video_frames(generator, z, cameras, opt, means)
+
+    (ours, frame), (theirs, plain_frame) = both(compute, 'render_video')
     for name in ('xyz', 'background', 'sdf'):
         assert_close(getattr(theirs, name), getattr(ours, name), 1e-4, name)
     assert frame.keys() == plain_frame.keys()
@@ -120,31 +116,28 @@ def assert_same_gradients(ours, theirs):
 
 
 def test_plain_trains_stage_1_alike():
-    generator, opt = tiny('train_volume_renderer', full_pipeline=False)
-    discriminator = VolumeDiscriminator(8, True, 0.02)
     real = torch.rand(4, 3, 8, 8) * 2 - 1
 
-    def compute():
-        g, d = copy.deepcopy(generator), copy.deepcopy(discriminator)
+    def compute(g, opt):
+        torch.manual_seed(1)
+        d = VolumeDiscriminator(8, True, 0.02)
         fakes = [random_numbers.draw_fakes(opt, purpose, 0, range(4), 'cpu') for purpose in 'dg']
         stage1.accumulate_discriminator(d, g, real, fakes[0], opt, 4)
         stage1.accumulate_generator(g, d, fakes[1], opt, 2)
         return gradients(g, d)
 
-    ours, theirs = both(compute)
+    ours, theirs = both(compute, 'train_volume_renderer')
     assert any('pts_linears' in name for name in ours)
     assert_same_gradients(ours, theirs)
 
 
 def test_plain_trains_stage_2_alike():
-    generator, opt = tiny()
-    generator.requires_grad_(False).decoder.requires_grad_(True)
-    discriminator = Discriminator(16, 2, 4)
-    real = torch.rand(4, 3, 16, 16) * 2 - 1
-    directions = torch.randn(2, 3, 16, 16)
+    real, directions = torch.rand(4, 3, 16, 16) * 2 - 1, torch.randn(2, 3, 16, 16)
 
-    def compute():
-        g, d = copy.deepcopy(generator), copy.deepcopy(discriminator)
+    def compute(g, opt):
+        g.requires_grad_(False).decoder.requires_grad_(True)
+        torch.manual_seed(1)
+        d = Discriminator(16, 2, 4)
 
         def rendered(purpose, count):
             return stage2.render(g, random_numbers.draw_fakes(opt, purpose, 0, range(count), 'cpu'), 3)
@@ -152,16 +145,16 @@ def test_plain_trains_stage_2_alike():
         stage2.accumulate_discriminator(d, g, real, rendered('d', 4), opt, 4, regularize=True)
         stage2.accumulate_generator(g, d, rendered('g', 4), 4)
         stage2.accumulate_path_length(g, rendered('p', 2), directions, torch.tensor(0.5), opt, 2,
-                                                   SimpleNamespace(size=1, gather=lambda lengths: lengths))
+                                      SimpleNamespace(size=1, gather=lambda lengths: lengths))
         return gradients(g, d)
 
     assert_same_gradients(*both(compute))
 
 
-def test_plain_optimises_and_averages_alike():
-    def compute():
-        generator, _ = tiny()
+def test_plain_optimizes_and_averages_alike():
+    def compute(generator, opt):
         optimizer = run.adam(generator.parameters(), 1e-2, (0.5, 0.9))
+        assert bool(optimizer.defaults['fused']) != opt.inference.dense
         state = State(generator, torch.nn.Linear(1, 1), optimizer, None)
         for step in range(3):
             for parameter in generator.parameters():
@@ -191,13 +184,13 @@ def test_the_head_is_about_a_distance():
 
 def test_a_field_is_fitted_to_the_head(monkeypatch):
     monkeypatch.setattr(head, 'POINTS', 1024)
-    generator, _ = tiny(full_pipeline=False, flags=('--width', '32', '--depth', '3'))
+    generator, _ = tiny('train_volume_renderer', flags=('--width', '32', '--depth', '3'))
     w = torch.randn(1, 8)
     error = head.fit_head(generator, w, 0.24, steps=120)
     assert error < 0.005 and math.isclose(generator.renderer.sigmoid_beta.item(), head.BETA, rel_tol=1e-6)
     points = torch.rand(500, 3) * 2 - 1
     with torch.no_grad():
-        sdf = generator.renderer.sdf_at(generator.renderer.network.fold(w), 0.12 * points,
+        sdf = generator.renderer.sdf_at(generator.renderer.field(w), 0.12 * points,
                                         cameras_at(torch.zeros(1, 2)))
     assert (sdf - 0.12 * head.head_sdf(points)[:, 0]).abs().mean() < 0.01  # in the world
 
@@ -212,7 +205,7 @@ def test_videos_are_extrapolated(monkeypatch):
     clock = [0.]
     monkeypatch.setattr(speed.time, 'perf_counter', lambda: clock[0])
 
-    def record(frames, folder, subject, opt, bar):
+    def record(frames, folder, name, opt, bar):
         clock[0] += 5
         for _ in range(4):
             clock[0] += 2
@@ -255,7 +248,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         'speed.py', '--quick', '--rows', 'surface,stage1', '--repeats', '1', '--ckpt', 'tiny.pt', '--threads', '1',
         '--json', 'out/speed.json', '--renderer_spatial_output_dim', '8', '--N_samples', '6', '--device', 'cpu',
         '--discriminator_width', '0.02'])
-    speed.main()
+    speed.main(speed.parse())
     printed = capsys.readouterr().out
     assert 'not the default widths' in printed and 'surface, 128x128x128' in printed
     report = json.loads((tmp_path / 'out' / 'speed.json').read_text())

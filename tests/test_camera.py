@@ -5,7 +5,8 @@ import pytest
 import torch
 from conftest import assert_close
 
-from camera import azimuth_sweep, cameras_at, fixed_viewpoints, sample_viewpoints
+from camera import azimuth_sweep, cameras_at, fixed_viewpoints, project, sample_viewpoints, video_viewpoints
+from volume_renderer import camera_directions
 
 
 @pytest.mark.parametrize('name, fov', [('locations0', 6.), ('locations1', [6., 4.5, 7.5, 9.])])
@@ -48,3 +49,26 @@ def test_fixed_views_and_slices():
     assert cameras.focal[0].item() == pytest.approx(16 / math.tan(math.pi / 6))
     assert cameras[5:6].viewpoint.tolist() == viewpoints[5:6].tolist()
     assert cameras.magnified(2).focal[0].item() == pytest.approx(2 * cameras.focal[0].item())
+
+
+@pytest.mark.parametrize('uniform, azimuth_only', [(False, False), (True, False), (False, True)])
+def test_trajectories(uniform, azimuth_only):
+    viewpoints = video_viewpoints(250, 0.3, 0.15, uniform, azimuth_only).double()
+    for i in (0, 60, 125, 249):
+        angle = 2 * math.pi * i / 249
+        azimuth = (0.3 if uniform else 0.45) * math.cos(angle)
+        elevation = 0.075 + 0.075 * math.sin(angle) if uniform else 0.225 * math.sin(angle)
+        expected = [azimuth, 0. if azimuth_only else elevation]
+        assert viewpoints[i].tolist() == pytest.approx(expected, abs=1e-6)
+    assert len(video_viewpoints(1, 0.3, 0.15)) == 1
+
+
+def test_project_undoes_the_rays():
+    cameras = cameras_at(torch.tensor([[0.4, -0.2]]), 16, fov=9)
+    directions = camera_directions(16, cameras.focal)[0] @ cameras.extrinsics[0, :, :3].T
+    points = cameras.extrinsics[0, :, 3] + directions * torch.linspace(0.9, 1.1, 256)[:, None]
+    pixels, depth = project(points, cameras, 16)
+    centers = torch.arange(16) + 0.5
+    assert torch.allclose(pixels.view(16, 16, 2)[..., 0], centers.expand(16, 16), atol=1e-4)
+    assert torch.allclose(pixels.view(16, 16, 2)[..., 1], centers[:, None].expand(16, 16), atol=1e-4)
+    assert torch.allclose(depth, torch.linspace(0.9, 1.1, 256), atol=1e-6)

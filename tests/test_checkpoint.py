@@ -1,5 +1,10 @@
 """Checkpoints: strict and safe loading, sizes read off the file, where files are looked for."""
+import io
 import pickle
+import resource
+import tarfile
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -125,7 +130,7 @@ def test_another_pickle_protocol_is_named(tmp_path, tiny, protocol):
     (lambda s: s.pop('style.0.weight'), 'style.0.weight'),
     (lambda s: s.update(extra=torch.zeros(1)), 'extra'),
     (lambda s: s.update({'style.1.weight': torch.zeros(8, 9)}), 'style.1.weight'),
-    (lambda s: s.pop('decoder.noises.noise_1'), 'noise_1'),
+    (lambda s: s.pop('decoder.convs.1.conv.weight'), 'decoder.convs.1.conv.weight'),
     (lambda s: s.update({'decoder.conv1.noise.weight': torch.zeros(2)}), 'decoder.conv1.noise.weight'),
 ])
 def test_strict_loading_names_the_entry(tiny, change, named):
@@ -264,3 +269,100 @@ def test_an_interrupted_save_keeps_the_old_file(tiny, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(path, {})
     assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == ['tiny.pt']
+
+
+# ---------------------------------------------------------------------------------------------- files of others
+
+def loaded(contents, tmp_path):
+    """The generator that a file of these contents gives."""
+    path = tmp_path / 'full_models' / 'other.pt'
+    checkpoint.save(path, contents)
+    generator, *_ = load_generator(options(['--expname', 'other', '--renderer_spatial_output_dim', '8']), 'cpu')
+    return generator
+
+
+@pytest.mark.parametrize('name, said', [
+    ('g', "holds no averaged weights (g_ema): using those under 'g'"), ('bare', 'is a state dict without a key'),
+    ('parallel', 'saved by DataParallel'), ('counted', '2 entries left out that other tools count in')])
+def test_what_is_plainly_meant_is_loaded_with_a_line(tiny, tmp_path, monkeypatch, capsys, name, said):
+    monkeypatch.chdir(tmp_path)
+    state = tiny[1].state_dict()
+    contents = {'g': {'g': state}, 'bare': dict(state),
+                'parallel': {'g_ema': {f'module.{key}': value for key, value in state.items()}},
+                'counted': {'g_ema': state | {'decoder.num_batches_tracked': torch.tensor(7),
+                                              'total_ops': torch.zeros(1, dtype=torch.float64)}}}[name]
+    generator = loaded(contents, tmp_path)
+    assert said in capsys.readouterr().out
+    assert all(torch.equal(value, state[key]) for key, value in generator.state_dict().items())
+
+
+@pytest.mark.parametrize('missing', [range(1, 2), range(7)])
+def test_noise_maps_that_are_missing_are_drawn_anew(tiny, tmp_path, monkeypatch, capsys, missing):
+    monkeypatch.chdir(tmp_path)
+    state = tiny[1].state_dict()
+    for i in missing:
+        state.pop(f'decoder.noises.noise_{i}', None)
+    generator = loaded({'g_ema': state}, tmp_path)
+    assert 'noise maps are missing or of another size (noise_' in capsys.readouterr().out
+    assert (generator.decoder.size, generator.renderer.resolution) == (32, 8)
+    assert all(torch.equal(generator.state_dict()[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize('name, value, said', [
+    ('style.0.weight', torch.zeros(1).expand(2 ** 36), 'style.0.weight is no plain tensor'),
+    ('style.0.weight', torch.zeros(8, 8, dtype=torch.int64), 'style.0.weight is no plain tensor .*int64'),
+    ('style.0.weight', torch.zeros(8, 8).to(torch.float8_e4m3fn), 'no plain tensor .*float8'),
+    ('style.0.weight', torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]), 'no plain tensor|damaged|refused'),
+    ('style.0.weight', torch.zeros(8, 8).to_sparse(), 'no plain tensor'),
+    ('style.0.weight', 'text', 'style.0.weight is no tensor'),
+    ('style.0.weight', torch.zeros(10 ** 6, 1), 'does not fit this model|is not a StyleSDF'),
+    ('renderer.network.sigma_linear.weight', torch.zeros(1, 10 ** 6), 'does not fit this model'),
+    ('decoder.noises.noise_0', torch.zeros(1, 1, 1).expand(1, 1, 2 ** 15, 2 ** 17), 'noise_0 is no plain tensor'),
+    ('decoder.conv1.conv.weight', torch.zeros(1, 2 ** 20, 1, 1, 1), 'does not fit this model'),
+    ('\x1b[31mred\n', torch.zeros(1), r'unknown entry \\x1b\[31mred\\n'),
+])
+def test_a_strangers_file_costs_no_more_than_its_size(tiny, tmp_path, monkeypatch, name, value, said):
+    """And ends in one sentence. Memory is bounded while it is read."""
+    monkeypatch.chdir(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2 ** 30, limits[1]))
+    try:
+        with pytest.raises(UserError, match=said) as refused:
+            loaded({'g_ema': tiny[1].state_dict() | {name: value}}, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert '\n' not in str(refused.value) and '\x1b' not in str(refused.value)
+
+
+def test_options_that_describe_an_enormous_model_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    field = build_generator(options(), full_pipeline=False).state_dict()
+    with pytest.raises(UserError, match='was trained with renderer_spatial_output_dim 32768, which must be'):
+        checkpoint.save('full_models/other.pt', {'g_ema': field, 'options': {
+            'model': {'renderer_spatial_output_dim': 2 ** 15}}})
+        load_generator(options(['--expname', 'other']), 'cpu')
+
+
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(tiny, tmp_path):
+    path = tmp_path / 'bomb.pt'
+    torch.save({'g_ema': {'style.0.weight': torch.zeros(2 ** 24)}}, tmp_path / 'plain.pt')
+    with zipfile.ZipFile(tmp_path / 'plain.pt') as plain, zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as bomb:
+        for name in plain.namelist():
+            bomb.writestr(name, plain.read(name))
+    assert path.stat().st_size < 10 ** 6
+    with pytest.raises(UserError, match='bomb.pt is compressed'):
+        checkpoint.read(path)
+
+
+def test_the_tar_format_is_named(tmp_path):
+    with tarfile.open(tmp_path / 'old.pt', 'w') as archive:
+        archive.addfile(tarfile.TarInfo('storages'), io.BytesIO())
+    with pytest.raises(UserError, match='old.pt is in the tar format'):
+        checkpoint.read(tmp_path / 'old.pt')
+
+
+def test_what_is_there_is_said_where_it_is_no_checkpoint(tmp_path):
+    torch.save({'epoch': 3, 'model\x1b': {}}, tmp_path / 'other.pt')
+    with pytest.raises(UserError, match=r"under 'g_ema' \(but epoch, model\\x1b\)"):
+        checkpoint.read(tmp_path / 'other.pt')

@@ -4,6 +4,7 @@ import itertools
 import os
 import pickle
 import shutil
+import signal
 import zipfile
 from collections import Counter
 from multiprocessing import get_context
@@ -16,8 +17,9 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms import functional as F
 
+import dataset as dataset_module
 import prepare_data
-from dataset import ImageDataset, Images, InfiniteSampler, make_loader
+from dataset import ImageDataset, Images, InfiniteSampler, make_loader, open_images
 from imaging.photos import Photos
 from prepare_data import prepare
 from utils import UserError
@@ -225,6 +227,34 @@ def test_loader_of_thumbnails_and_more_images_a_batch_than_there_are(made):
     assert Counter(index for index, _ in reference(COUNT, 0, 2 * COUNT)) == dict.fromkeys(range(COUNT), 2)
 
 
+@pytest.mark.parametrize('workers', [1, 3])
+def test_new_workers_take_the_place_of_dead_ones(made, workers, tmp_path, capfd):
+    """Nobody is lost and nobody comes twice."""
+    deadly = InfiniteSampler(COUNT, seed=5)[7][0]  # in the first batch of the second process
+
+    class Deadly(ImageDataset):
+        def __getitem__(self, item):
+            if item[0] == deadly and not (tmp_path / 'killed').exists():
+                (tmp_path / 'killed').touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__getitem__(item)
+
+    loader = make_loader(Deadly(made[1], 96), InfiniteSampler(COUNT, seed=5, rank=1, world_size=2, start=4), 2, workers)
+    batches = take(loader, 6)
+    loader.close()
+    expected = take(make_loader(ImageDataset(made[1], 96),
+                                InfiniteSampler(COUNT, seed=5, rank=1, world_size=2, start=4), 2, 0), 6)
+    assert all(torch.equal(*pair) for pair in zip(batches, expected, strict=True)) and (tmp_path / 'killed').exists()
+    assert 'a worker process died' in (error := capfd.readouterr().err) and 'New workers go on.' in error
+
+
+def test_deaths_without_an_end_stop(made, monkeypatch):
+    monkeypatch.setattr(dataset_module, 'RESTARTS', 1)
+    monkeypatch.setattr(ImageDataset, '__getitem__', lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(UserError, match='a worker process died .*--num_workers 0'):
+        next(make_loader(ImageDataset(made[1], 96), InfiniteSampler(COUNT, seed=0), 2, 1))
+
+
 # ---- while it grows
 
 def test_reading_while_prepare_data_adds(tmp_path):
@@ -249,6 +279,20 @@ def test_reading_while_prepare_data_adds(tmp_path):
     assert process.exitcode == 0 and (path / 'data.mdb').stat().st_size > 11 << 20  # lmdb maps 10 MiB at least
     assert torch.equal(dataset[1], before) and len(dataset) == 2
     assert len(ImageDataset(path, 512)) == 28
+
+
+# ---- data sets of other programs
+
+@pytest.mark.parametrize('kind', ['JPEG', 'WEBP', 'PNG'])
+def test_images_of_other_formats_under_the_same_keys(tmp_path, kind):
+    """As stylegan2-pytorch stores them."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
+    buffer = io.BytesIO()
+    picture.save(buffer, kind)
+    path = store(tmp_path / 'x', {b'16-%05d' % i: buffer.getvalue() for i in range(12)} | {b'length': b'12'})
+    expected = np.asarray(Image.open(io.BytesIO(buffer.getvalue())).convert('RGB'))
+    np.testing.assert_array_equal(ImageDataset(path, 16).pixels(3).permute(1, 2, 0).numpy(), expected)
+    assert open_images(path, 8)[0].shape == (3, 8, 8)
 
 
 # ---- what cannot be trained on
@@ -293,6 +337,10 @@ def test_missing_and_unfinished_sizes(made, tmp_path):
     store(path, {b'length': b'3'})
     assert 'has 1 of its 3 images at size 16' in refused(path, 16) and 'there (8)' in refused(path, 4)
     store(path, {b'length': b'three'})
+    assert 'is damaged' in refused(path, 8)
+    odd = store(tmp_path / 'odd', {b'100-00000': image, b'length': b'1'})
+    assert 'there (none that a model can have)' in refused(odd, 128)
+    store(path, {b'length': b'-3'})
     assert 'is damaged' in refused(path, 8)
     store(path, {b'length': b'0'})
     assert 'is unfinished' in refused(path, 8)

@@ -12,13 +12,15 @@ from PIL import Image
 from pretend_device import PretendDevice
 from test_op import twin  # noqa: F401 (a fixture)
 from tiny_model import TINY, save_tiny_model
-from tiny_training import data, flags, train  # noqa: F401 (data: a fixture)
+from tiny_training import flags, train
 
 import evaluate
 import generate_shapes_and_images
 import options
 import render_video
-from inference.loaded_model import load_model
+from inference.frames import render_frames
+from inference.loaded_model import load, load_model
+from inference.meshes import frontal_mesh
 from metrics import features
 from op import kernels, siren
 from surfaces.noise import frontal_noise
@@ -71,9 +73,10 @@ def with_kernels(request, monkeypatch):
 
     def fused(field, points, viewdirs=None):
         calls['field'] += 1
-        return siren.plain(field, points, viewdirs)
+        return field.steps(points, viewdirs)
 
     monkeypatch.setenv('STYLESDF_OPS', 'cuda')
+    monkeypatch.setattr(kernels, 'wanted', lambda x: x.is_cuda)
     monkeypatch.setattr(kernels, '_capability', lambda device: (9, 0))
     monkeypatch.setattr(kernels, '_load', lambda capability: (library, None))
     monkeypatch.setattr(kernels, 'launch', launch)
@@ -172,7 +175,7 @@ def test_videos(tiny, command, tmp_path, arguments):
 
 def test_a_loaded_model(tiny, gpu, tmp_path):
     model = load_model('tiny', device='cuda', truncation_mean=50)
-    w = model.latents([3, 4], 0.7)
+    w = model.w_of([3, 4], 0.7)
     camera = model.cameras([[20., 5.]], zoom=2.)
     assert model.picture(w[:1], camera, 0.7).shape == (16, 16, 3)
     assert model.surface(w[:1], camera).shape == (512, 512, 3)
@@ -184,14 +187,13 @@ def test_a_loaded_model(tiny, gpu, tmp_path):
 
 # A wait ends the host's lead: the GPU then idles until the host has told it what is next. Uploads do not wait: they are
 # non_blocking or made there.
-PICTURE = {('utils.to_uint8', 'copy to the CPU'): 1}  # what the encoder gets, once the frame's work is all queued
-NOISE = {('noise.visible_faces', 'nonzero'): 1,     # how many triangles face the camera
-         ('noise.visible_faces', 'index by a mask'): 1}  # how many of them nothing hides
+PICTURE = {('utils', 'copy to the CPU'): 1}  # what the encoder gets, once the frame's work is all queued
+NOISE = {('noise', 'nonzero'): 1,            # how many triangles face the camera
+         ('noise', 'index by a mask'): 1}    # how many of them nothing hides
 # How many samples sparse.py has to evaluate decides the GPU's work: the host must know.
-SPARSE = {('sparse._render_view', 'tolist'): 1,             # beta and the distance between samples
-          ('sparse.settle', '_local_scalar_dense'): 2,      # each of two levels: how many samples are exact already
-          ('sparse.settle', 'nonzero'): 4,                  # each level: a round of evaluations, and no more
-          ('sparse.sdf_volume', '_local_scalar_dense'): 3}  # each level: were predictions good; probes: too
+SPARSE = {('sparse', 'tolist'): 1,                # beta and the distance between samples
+          ('sparse', 'nonzero'): 4,               # for each level the samples to evaluate, in two rounds
+          ('sparse', '_local_scalar_dense'): 5}   # for each level how many are exact and whether predictions were good
 
 
 @pytest.mark.parametrize('arguments, expected', [
@@ -201,20 +203,22 @@ def test_waits_of_a_frame(gpu, monkeypatch, arguments, expected):
     """Of a video on a GPU, once the first frame is done; no caches are emptied."""
     if '--dense' in arguments:
         monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 32)
-    model = load_model('cats_demo', device='cuda', truncation_mean=50)
+    dense = ['--dense'] if '--dense' in arguments else []
+    flags = ['--expname', 'cats_demo', '--device', 'cuda', '--truncation_mean', '50', *dense]
+    model = load(options.parse('app', '', flags))
     opt = options.parse('render_video', '', ['--expname', 'cats_demo', *arguments.split()])
-    w, cameras = model.latents([3], 0.7), model.cameras([[0., 0.], [5., 0.]])
+    w, cameras = model.w_of([3], 0.7), model.cameras([[0., 0.], [5., 0.]])
     fixed = model.generator.decoder.fixed_noise()
 
     def noise(camera):
         return fixed
     if opt.model.project_noise:
-        mesh, frontal = render_video.frontal_mesh(model.generator, w, opt)
+        mesh, frontal = frontal_mesh(model.generator, w, opt)
         on_surface = frontal_noise(mesh, model.generator.renderer, frontal, model.generator.decoder.noise_sizes,
                                    torch.Generator('cuda'))
         noise = partial(on_surface.maps, resolution=model.generator.renderer.resolution, fixed=fixed)
-    frames = render_video.render_frames(model.generator, w, cameras, noise, opt, model.means,
-                                        not opt.inference.no_surface_videos)
+    frames = render_frames(model.generator, w, cameras, noise, opt, model.means,
+                           not opt.inference.no_surface_videos)
     next(frames)
     gpu.waits.clear()
     next(frames)
@@ -222,7 +226,7 @@ def test_waits_of_a_frame(gpu, monkeypatch, arguments, expected):
 
 
 @pytest.mark.parametrize('stage, updates', [('volume_renderer', [2, 2]), ('full_pipeline', [2, 3])])
-def test_waits_of_a_training_step(data, tmp_path, gpu, quick, monkeypatch, stage, updates):  # noqa: F811
+def test_waits_of_a_training_step(data, tmp_path, gpu, quick, monkeypatch, stage, updates):
     """One for each update, which must know that nothing became NaN before it changes a weight (the third: path lengths
     every other step), and one for the beta that the log and the progress bar show."""
     steps = []
@@ -236,7 +240,7 @@ def test_waits_of_a_training_step(data, tmp_path, gpu, quick, monkeypatch, stage
         train('volume_renderer', tmp_path, flags(data, '--device cuda --iter 1 --sphere_iters 1'))
     monkeypatch.setattr(state.State, 'update_ema', update)
     train(stage, tmp_path, flags(data, '--device cuda --iter 3 --sphere_iters 1 --sphere_lambda 1'))
-    assert steps[1:] == [{('run.update', 'tolist'): count, ('run.steps', '_local_scalar_dense'): 1}
+    assert steps[1:] == [{('run', 'tolist'): count, ('run', '_local_scalar_dense'): 1}
                          for count in updates]
 
 
@@ -251,7 +255,7 @@ def quick(monkeypatch):
 
 
 @pytest.mark.parametrize('how', ['plain', 'kernels'])
-def test_training(data, tmp_path, gpu, quick, request, how):  # noqa: F811
+def test_training(data, tmp_path, gpu, quick, request, how):
     """Both stages, and each goes on from its checkpoint."""
     calls = request.getfixturevalue('with_kernels') if how == 'kernels' else {}
     sample, loss = '--device cuda --save_every 1', '--sphere_lambda 1 --sphere_until 5 --chunk 2'
@@ -267,7 +271,7 @@ def test_training(data, tmp_path, gpu, quick, request, how):  # noqa: F811
     assert not calls or min(calls[name] for name in ('leaky_relu', 'upfirdn2d', 'field')) > 0
 
 
-def test_evaluation(data, tiny, command, gpu, monkeypatch):  # noqa: F811
+def test_evaluation(data, tiny, command, gpu, monkeypatch):
     def means(images):
         assert images.is_cuda
         return torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1)
@@ -288,4 +292,4 @@ def test_benchmark(tiny, gpu, row):
 def test_benchmarks_head(tiny, gpu):
     model = load_model('tiny', device='cuda', truncation_mean=50)
     model.generator.requires_grad_(True)
-    assert head.fit_head(model.generator, model.latents([1], 0.7).detach(), 0.24, steps=2) > 0
+    assert head.fit_head(model.generator, model.w_of([1], 0.7).detach(), 0.24, steps=2) > 0

@@ -1,4 +1,4 @@
-"""The documents: links lead somewhere, and commands that they show exist with the flags that they are shown with."""
+"""The documents: links lead somewhere, commands exist with the flags that they are shown with, the Python runs."""
 import re
 import subprocess
 import sys
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = sorted(path for folder in ('.', 'docs', 'benchmarks', 'demo') for path in (ROOT / folder).glob('*.md'))
+FOLDERS = ('.', 'docs', 'docs/notes', 'benchmarks', 'demo', 'tests/golden')
+DOCUMENTS = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob('*.md'))
 LINK = re.compile(r'\[[^\]]*\]\(([^)\s]+)\)|<(?:img|a|video)[^>]*?(?:src|href)="([^"]+)"')
 
 
@@ -53,3 +54,23 @@ def test_flags_that_are_shown_are_in_the_help(script):
     said = subprocess.run([sys.executable, script, '--help'], cwd=ROOT, capture_output=True, text=True, check=True)
     missing = [flag for flag in shown if not re.search(rf'{flag}\b', said.stdout)]
     assert not missing
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / 'docs' / 'index.md').read_text()
+    linked = {(ROOT / 'docs' / first).resolve() for first, _ in LINK.findall(index)}
+    own_index = ROOT / 'docs' / 'index.md'
+    assert [str(page.relative_to(ROOT)) for page in DOCUMENTS if page not in linked | {own_index}] == []
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / 'README.md').read_text().splitlines()) <= 150
+
+
+def test_the_shown_python_runs():
+    text = (ROOT / 'docs' / 'generate.md').read_text()
+    block = re.search(r'^    from inference.*\n(?:    .*\n|\n)+', text, re.MULTILINE)[0]
+    code = '\n'.join(line[4:] for line in block.splitlines())
+    names = {}
+    exec(code, names)
+    assert names['image'].shape == (64, 64, 3) and names['image'].std() > 20

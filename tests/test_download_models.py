@@ -118,7 +118,7 @@ def site(tmp_path, monkeypatch):
 
 
 def run(*flags):
-    download_models.main(list(flags))
+    download_models.main(download_models.read_flags(list(flags)))
 
 
 def only_alpha(*flags):
@@ -294,6 +294,57 @@ def test_page_instead_of_the_file(site, how):
     assert written() == {}
 
 
+def endless(status, kind='text/html', **headers):
+    """An answer whose body does not end; it counts what was taken."""
+    def answer(request, fields):
+        request.send_response(status)
+        for name, value in {'Content-Type': kind, **headers}.items():
+            request.send_header(name, value)
+        request.end_headers()
+        with contextlib.suppress(OSError):
+            while answer.sent < 2**28:
+                request.wfile.write(b'<p>more</p>' * 4096)
+                answer.sent += 11 * 4096
+    answer.sent = 0
+    return answer
+
+
+@pytest.mark.parametrize('status', [200, 206, 403, 404, 500])
+def test_page_without_an_end(site, status):
+    """It costs a few megabytes (which the sockets hold), not all of the memory."""
+    site.answers['id-alpha'] = endless(status)
+    message = alpha_fails('web page without an end')
+    assert '.part' not in message and site.answers['id-alpha'].sent < 2**26
+    assert written() == {}
+
+
+def test_redirects(site):
+    """Their bodies are not read, and they do not go on for ever."""
+    site.answers |= {'id-alpha': endless(302, Location='/there'), '/there': file(BODIES['alpha'])}
+    only_alpha()
+    assert written() == {'alpha.pt': BODIES['alpha']} and site.answers['id-alpha'].sent < 2**26
+    Path('models/alpha.pt').unlink()
+    site.answers['/there'] = lambda request, fields: send(request, b'', status=307, Location='/there')
+    assert '.part' not in alpha_fails('redirects without an end')
+
+
+@pytest.mark.parametrize('length', ['²', '9' * 5000, '-3', 'many'])
+def test_malformed_length(site, length):
+    """It counts as none; the bytes are what is checked."""
+    def answer(request, fields):
+        request.send_response(200)
+        request.wfile.write(b''.join(request._headers_buffer) + b'Content-Length: ' + length.encode() + b'\r\n\r\n')
+        request._headers_buffer.clear()
+        request.wfile.write(BODIES['alpha'])
+        request.close_connection = True
+    site.answers['id-alpha'] = answer
+    only_alpha()
+    assert written() == {'alpha.pt': BODIES['alpha']}
+    length = '1, 2'
+    Path('models/alpha.pt').unlink()
+    alpha_fails('its answer has a malformed header')
+
+
 FORM = """<html><head><title>Google Drive - Virus scan warning</title></head><body><form action="/search">
 <input name="q"><input type=hidden name="hl" value="en"></form><p>Google Drive can't scan this file for viruses.</p>
 <form id="download-form" action="{action}" method="{method}"><input type="submit" value="Download"/>{fields}</form>
@@ -385,8 +436,8 @@ def test_server_out_of_order_for_a_moment(site):
 
 def test_server_out_of_order(site):
     site.answers['id-alpha'] = page('busy', status=503)
-    alpha_fails('HTTP 503')
-    assert len(site.log) == 4
+    message = alpha_fails('did not deliver the file .HTTP 503.')  # nothing came, so nothing is said to be kept
+    assert len(site.log) == 4 and '.part' not in message
 
 
 def closed_port():
@@ -552,7 +603,7 @@ def test_process_that_is_interrupted_keeps_what_came(site, tmp_path):
     code = ('import download_models as d, utils\n'
             f'd.DRIVE_URL, d.CHUNK = {download_models.DRIVE_URL!r}, {CHUNK}\n'
             f'd.MODELS = {{"alpha": d.Model(*{tuple(download_models.MODELS["alpha"])!r})}}\n'
-            'utils.run_command(d.main)')
+            'utils.run_command("download_models", d.read_flags)')
     process = subprocess.Popen([sys.executable, '-c', code], cwd=tmp_path, env=os.environ | {'PYTHONPATH': str(ROOT)},
                                stderr=subprocess.PIPE, text=True)
     part = tmp_path / 'models' / 'alpha.pt.part'

@@ -8,14 +8,15 @@ import types
 import urllib.error
 import warnings
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
-from test_distributed import free_port
-from tiny_training import data, differences, flags, newest, train  # noqa: F401 (data: a fixture)
+from test_training_processes import free_port
+from tiny_training import differences, flags, newest, train
 
 import checkpoint
 import evaluate
@@ -153,6 +154,27 @@ def test_photos_and_the_data_set_made_from_them_are_the_same(run, networks):
     assert open_images('photos', 32).fingerprint() != before
 
 
+def test_broken_photos_are_skipped_and_named(run, networks, tmp_path):
+    """As prepare_data.py does it, also where what was measured is there already."""
+    arguments = ['--metrics', 'fid,swd', '--features', networks / 'Pooled.pt']
+    assert run(*arguments)[0] == 0
+    whole = results()
+    (tmp_path / 'photos' / 'a_text.png').write_text('x')
+    cut = (tmp_path / 'photos' / '3.png').read_bytes()
+    (tmp_path / 'photos' / 'zz_cut.png').write_bytes(cut[:len(cut) // 2])
+    for _ in range(2):
+        code, out, _ = run(*arguments)
+        assert code == 0 and 'broken images skipped: 2\n  a_text.png: it is not an image' in out
+        assert '  zz_cut.png: ' in out
+        found = results()
+        assert found['fid']['real_images'] == whole['fid']['real_images'] == 11
+        assert found['fid']['value'] == pytest.approx(whole['fid']['value'], rel=1e-3)
+    for i in range(5):
+        (tmp_path / 'photos' / f'{i}.png').write_text('x')
+    code, _, error = run(*arguments)
+    assert code == 2 and 'only 6 of its images can be read' in error.splitlines()[-1]
+
+
 def test_real_images_are_measured_once(run, networks, monkeypatch):
     seen = []
     read = Pixels.__getitem__
@@ -209,8 +231,8 @@ def test_two_processes_measure_the_same(run, networks, tmp_path):
     assert run(*arguments)[0] == 0
     alone = results()
     os.remove(RESULTS)
-    code = ('import sys, surfaces.rendering; surfaces.rendering.SURFACE_RESOLUTION = 16; import evaluate, utils; '
-            'sys.argv[0] = "evaluate.py"; utils.run_command(evaluate.main)')
+    code = ('import sys, surfaces.rendering; surfaces.rendering.SURFACE_RESOLUTION = 16; import evaluate; '
+            'import options; evaluate.main(options.parse("evaluate", ""))')
     environment = os.environ | {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port()),
                                 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
     pair = [subprocess.Popen([sys.executable, '-c', code, *arguments], env=environment | {'RANK': str(rank)},
@@ -293,7 +315,7 @@ def test_weights_that_cannot_be_downloaded(run, fidelity, monkeypatch):
     (['--metrics', 'depth', '--save_images', 'x'], 'none of the --metrics needs images'),
     (['--metrics', 'swd', '--dataset_path', 'nowhere'], 'nowhere does not exist'),
     (['--metrics', 'swd', '--dataset_path', 'few'], 'few: 3 images are too few'),
-    (['--metrics', 'swd', '--dataset_path', 'broken'], '5.png cannot be read'),
+    (['--metrics', 'swd', '--dataset_path', 'broken'], 'only 5 of its images can be read, too few to compare'),
     (['--metrics', 'swd', '--dataset_path', 'lmdb'], 'at size 32; use a size that is there (16)'),
     (['--metrics', 'fid', '--features', 'NETWORKS/none.pt'], 'there is no such file'),
     (['--metrics', 'fid', '--features', 'NETWORKS/text.pt'], 'is not a TorchScript network'),
@@ -302,7 +324,8 @@ def test_weights_that_cannot_be_downloaded(run, fidelity, monkeypatch):
 ])
 def test_bad_input_is_one_sentence(run, networks, tmp_path, arguments, says):
     shutil.copytree('photos', 'broken')
-    (tmp_path / 'broken/5.png').write_bytes(b'no picture')
+    for i in range(5, len(list(Path('photos').iterdir()))):
+        (tmp_path / f'broken/{i}.png').write_bytes(b'no picture')
     (tmp_path / 'few').mkdir()
     for i in range(3):
         shutil.copy(f'photos/{i}.png', 'few')
@@ -326,7 +349,7 @@ def test_a_results_file_of_something_else(run, tmp_path):
 # ---------------------------------------------------------------------------------------------- during training
 
 @pytest.mark.parametrize('stage', ('volume_renderer', 'full_pipeline'))
-def test_training_is_the_same_with_measurements(stage, data, tmp_path, monkeypatch):  # noqa: F811
+def test_training_is_the_same_with_measurements(stage, data, tmp_path, monkeypatch):
     monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 16)
     monkeypatch.setattr('training.quality.EVAL_IMAGES', 6)
     monkeypatch.setattr('training.quality.EVAL_IDENTITIES', 1)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_training import data, flags, train  # noqa: F401
+from tiny_training import flags, train
 
 import checkpoint
 import export_model
@@ -16,7 +16,7 @@ def export(monkeypatch, folder, arguments):
     export_model.main(parse('export_model', '', ['--expname', 'debug', *arguments.split()]))
 
 
-def test_the_exported_model_is_small_and_makes_the_same_pictures(data, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_the_exported_model_is_small_and_makes_the_same_pictures(data, tmp_path, monkeypatch, capsys):
     train('volume_renderer', tmp_path, flags(data, '--iter 1 --azim 0.2'))
     train('full_pipeline', tmp_path, flags(data, '--iter 1 --azim 0.2'))
     export(monkeypatch, tmp_path, '--out away/debug2.pt')

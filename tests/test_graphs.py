@@ -18,11 +18,13 @@ from torch.utils._pytree import tree_leaves
 import generate_shapes_and_images as generate
 import op.upfirdn
 from camera import cameras_at
-from model import Decoder, build_generator, works_channels_last
+from inference.frames import render_frames
+from model import build_generator
 from op import graphs, kernels
+from op.bands import BandedDecoder
+from op.fast import fast_parts
 from op.graphs import Graphed
 from options import parse
-from render_video import render_frames
 from utils import UserError
 
 aten = torch.ops.aten
@@ -30,12 +32,13 @@ WAITING = aten._local_scalar_dense.default, aten.nonzero.default  # they read a 
 
 
 class FakeGraph(TorchDispatchMode):
-    """Stands in for torch.cuda.CUDAGraph, on CPU tensors."""
-    capturing = False
+    """Stands in for torch.cuda.CUDAGraph, on CPU tensors. `made` and `replays` count, for all of them."""
+    capturing, made, replays = False, 0, 0
 
     def __init__(self):
         super().__init__()
         self.launched = []
+        FakeGraph.made += 1
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         if operation in WAITING:
@@ -48,6 +51,7 @@ class FakeGraph(TorchDispatchMode):
         return result
 
     def replay(self):
+        FakeGraph.replays += 1
         for operation, args, kwargs, result in self.launched:
             again = operation(*args, **kwargs)
             if not operation._schema.is_mutable:
@@ -160,7 +164,7 @@ def test_weights_may_change_and_move(gpu):
 
 
 def test_captures_are_bounded(gpu, monkeypatch):
-    monkeypatch.setattr(graphs, 'MOST', 2)
+    monkeypatch.setattr(graphs, 'LARGEST_COUNT', 2)
     layer = Layer()
     graphed = Graphed(layer.forward, layer)
     for count in (1, 2, 3, 1, 2, 3):
@@ -264,36 +268,41 @@ def lively(generator):
 
 
 def test_images_and_frames_are_the_same(gpu):
-    opt = parse('render_video', '', [*TINY, '--dense', '--cuda_graphs'])
-    torch.manual_seed(0)
-    generator = lively(build_generator(opt).requires_grad_(False))
-    means = generator.mean_latents(50)
+    opts = [parse('render_video', '', [*TINY, '--dense', *flags]) for flags in ([], ['--cuda_graphs'])]
+    plain, graphed = (build_generator(opt, **fast_parts(opt, graphs=True)).requires_grad_(False) for opt in opts)
+    graphed.load_state_dict(lively(plain).state_dict())
+    means = plain.mean_latents(50)
     cameras = cameras_at(torch.tensor([[0.3, -0.1], [-0.2, 0.2], [0., 0.]]), 8)
     z = torch.randn(1, 8)
-    noises = [generator.decoder.random_noise(1) for _ in range(3)]
+    noises = [plain.decoder.random_noise(1) for _ in range(3)]
 
-    def everything():
-        frames = render_frames(generator, generator.map(z), cameras, lambda camera, left=list(noises): left.pop(0), opt,
-                               means, surfaces=False)
-        walk = render_frames(generator, generator.map(torch.cat([z, -z, z + 1])), cameras, lambda camera: noises[0],
-                             opt, means, surfaces=False)
-        images = [generator(z, cameras[i:i + 1], psi=0.7, means=means, noise=noises[2], dense=True)
-                  for i in range(3)]
+    def everything(generator):
+        w, several = generator.map(z), generator.map(torch.cat([z, -z, z + 1]))
+        frames = render_frames(generator, w, cameras, lambda camera, left=list(noises): left.pop(0), opts[0], means,
+                               surfaces=False)
+        walk = render_frames(generator, several, cameras, lambda camera: noises[0], opts[0], means, surfaces=False)
+        images = [generator(z, cameras[i:i + 1], psi=0.7, means=means, noise=noises[2]) for i in range(3)]
         return [frame['video'] for frame in (*frames, *walk)], [*tree_leaves([tuple(image) for image in images])]
 
-    plain, graphed = everything(), None
-    generator.use_cuda_graphs()
-    for _ in range(2):  # what the first captures, the second replays
-        graphed = everything()
-        assert all(np.array_equal(*both) for both in zip(plain[0], graphed[0], strict=True))
-        for one, other in zip(plain[1], graphed[1], strict=True):
+    expected, captures = everything(plain), FakeGraph.made
+    for _ in range(2):  # what the first time captures, the second replays
+        found, replays = everything(graphed), FakeGraph.replays
+        assert all(np.array_equal(*both) for both in zip(expected[0], found[0], strict=True))
+        for one, other in zip(expected[1], found[1], strict=True):
             assert one is other is None or torch.equal(one, other)
-    decoder = generator.decoder
-    rendering = next(cell.cell_contents for cell in generator.render.__closure__)
-    # A frame's rendering names fewer arguments than an image's.
-    for function, count in ((rendering, 2), (decoder.modulate, 1), (decoder.synthesize, 1)):
-        assert isinstance(function, Graphed) and len(function.captures) == count
+    # A frame's rendering names fewer arguments than an image's; modulate and synthesize have one kind of arguments.
+    assert FakeGraph.made - captures == 4
+    everything(graphed)
+    assert FakeGraph.replays - replays == 3 * 3 + 1 + 3 + 3 + 3 * 3  # of frames, walk and images
     assert not graphs._failures
+
+
+def test_surfaces_are_no_graphs(gpu):
+    opt = parse('render_video', '', [*TINY, '--dense', '--cuda_graphs'])
+    generator = build_generator(opt, **fast_parts(opt, graphs=True)).requires_grad_(False)
+    made = FakeGraph.made
+    generator.renderer(torch.randn(1, 8), cameras_at(torch.zeros(1, 2), 8), color=False, sdf=True)
+    assert FakeGraph.made == made
 
 
 def test_the_flag_changes_nothing_on_a_cpu(command, tmp_path):
@@ -306,14 +315,6 @@ def test_the_flag_changes_nothing_on_a_cpu(command, tmp_path):
         picture, = tmp_path.glob('evaluations/tiny/*/*/images/0000000.png')
         pictures.append(np.asarray(Image.open(picture)))
     assert np.array_equal(*pictures)
-
-
-def test_when_features_are_kept_channels_last():
-    shared, own = ([[torch.zeros(count, 4, 4, 3, 3)]] for count in (1, 2))
-    cpu, cuda = torch.device('cpu'), torch.device('cuda')
-    assert works_channels_last(cpu, torch.float32, own)
-    assert works_channels_last(cuda, torch.float16, shared) and works_channels_last(cuda, torch.bfloat16, shared)
-    assert not works_channels_last(cuda, torch.float32, shared) and not works_channels_last(cuda, torch.float16, own)
 
 
 # ---------------------------------------------------------------------------------------------- on a GPU
@@ -335,7 +336,7 @@ def fresh(monkeypatch):
 @pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-3), (torch.float16, 1e-2), (torch.bfloat16, 3e-2)])
 def test_decoder_on_a_gpu(fresh, dtype, tolerance):
     torch.manual_seed(0)
-    decoder = lively(Decoder(256, style_dim=64, dtype=dtype).requires_grad_(False).cuda())
+    decoder = lively(BandedDecoder(256, style_dim=64, dtype=dtype).requires_grad_(False).cuda())
     graphed = Graphed(decoder.synthesize, decoder)
     for batch in (1, 3):
         for _ in range(3):
@@ -351,20 +352,20 @@ def test_decoder_on_a_gpu(fresh, dtype, tolerance):
 @on_a_gpu
 def test_generator_on_a_gpu(fresh):
     torch.manual_seed(0)
-    opt = parse('generate_shapes_and_images', '', ['--size', '128'])
-    generator = lively(build_generator(opt).requires_grad_(False).cuda())
+    opts = [parse('generate_shapes_and_images', '', ['--size', '128', *flags]) for flags in ([], ['--cuda_graphs'])]
+    generator, graphed = (build_generator(opt, **fast_parts(opt, graphs=True)).requires_grad_(False).cuda()
+                          for opt in opts)
+    graphed.load_state_dict(lively(generator).state_dict())
     cameras = cameras_at(torch.tensor([[0.3, -0.1], [-0.2, 0.2], [0., 0.]], device='cuda'))
     latents = torch.randn(3, 256, device='cuda')
     noise = generator.decoder.random_noise(1)
     plain = [generator(latents[i:i + 1], cameras[i:i + 1], noise=noise) for i in range(3)]
-    generator.use_cuda_graphs()
     for i, expected in enumerate(plain):
-        found = generator(latents[i:i + 1], cameras[i:i + 1], noise=noise)
+        found = graphed(latents[i:i + 1], cameras[i:i + 1], noise=noise)
         for name in ('thumbnail', 'features', 'xyz', 'background'):
             value, reference = getattr(found.rendering, name), getattr(expected.rendering, name)
             assert (value - reference).abs().max() <= 1e-4 * reference.abs().max(), name
         assert (found.image - expected.image).abs().max() <= 1e-3 * expected.image.abs().max()
-    assert len(generator.decoder.synthesize.captures) == 1
 
 
 @pytest.mark.gpu

@@ -6,6 +6,7 @@ from conftest import assert_close, formula, load_formula_weights
 from camera import cameras_at
 from discriminators import Discriminator, VolumeDiscriminator
 from model import Decoder, Generator, MeanLatents, ModulatedConv2d, truncate
+from op.bands import BandedDecoder
 from volume_renderer import VolumeRenderer
 
 SIZES = {'ffhq1024': (1024, 2, 256, 8, 256), 'afhq512': (512, 2, 256, 8, 256), 'size256': (256, 2, 256, 8, 256),
@@ -22,9 +23,9 @@ def build(name):
     return Generator(style_dim, VolumeRenderer(style_dim, depth=depth, width=width), decoder)
 
 
-def small_pipeline(manifest, **renderer):
+def small_pipeline(manifest, decoder=Decoder, **renderer):
     settings = {'depth': 4, 'width': 64, 'perturb': 0., 'force_background': True, 'static_viewdirs': True, **renderer}
-    generator = Generator(64, VolumeRenderer(64, **settings), Decoder(256, 64, 1, 64, 64))
+    generator = Generator(64, VolumeRenderer(64, **settings), decoder(256, 64, 1, 64, 64))
     return load_formula_weights(generator, manifest['small.full.g'], sigmoid_beta=0.02)
 
 
@@ -52,9 +53,10 @@ def test_names_shapes_and_initial_spreads(manifest, name):
             assert tensor.abs().max().item() == pytest.approx(largest, rel=0.1), key
 
 
-def test_generator(golden, manifest):
+@pytest.mark.parametrize('decoder', [Decoder, BandedDecoder])
+def test_generator(golden, manifest, decoder):
     expected = golden('generator')
-    generator, cameras = small_pipeline(manifest), cameras_at(expected['poses'])
+    generator, cameras = small_pipeline(manifest, decoder), cameras_at(expected['poses'])
     means = MeanLatents(expected['mean_renderer'], expected['mean_decoder'])
     with torch.no_grad():
         plain = generator(expected['z'], cameras, noise='fixed')
@@ -131,7 +133,7 @@ def test_noise_is_random_fixed_or_given(manifest):
 def test_half_precision_decoder_makes_the_same_picture(golden, manifest, precision, levels):
     """To so many of 255 levels at the most, on an image of full contrast."""
     expected = golden('generator')
-    generator, cameras = small_pipeline(manifest), cameras_at(expected['poses'][:1])
+    generator, cameras = small_pipeline(manifest, BandedDecoder), cameras_at(expected['poses'][:1])
     with torch.no_grad():
         full = generator(expected['z'][:1], cameras, noise='fixed').image
         generator.decoder.dtype = precision

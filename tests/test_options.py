@@ -175,3 +175,16 @@ def test_replaced_leaves_the_tree_alone():
     with pytest.raises(KeyError):
         replaced(opt, no_such_flag=1)
     assert options.parse(COMMAND, '', []) == opt
+
+
+@pytest.mark.parametrize('name', ['..', '../x', '/tmp/x', 'a/../b', 'a//b', './a', 'a/', 'C:\\x', '..\\x', 'a\nb',
+                                  'é' * 101])
+def test_an_experiment_stays_in_its_folders(name):
+    """Its name becomes the name of folders and files."""
+    with pytest.raises(UserError, match='--expname'):
+        parse(COMMAND, '', ['--expname', name])
+
+
+@pytest.mark.parametrize('name', ['cats', 'a/b', 'a b.c', 'Kätzchen', 'x' * 200])
+def test_names_of_experiments(name):
+    assert parse(COMMAND, '', ['--expname', name]).experiment.expname == name

@@ -22,7 +22,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 import prepare_data
-from imaging.lmdb_files import image_key, open_lmdb, read_contents
+from dataset import ImageDataset
+from imaging.fit import Fit
+from imaging.lmdb_files import image_key, open_lmdb, read_contents, read_fit
 from imaging.photos import Photos
 from prepare_data import prepare
 from utils import UserError, run_command
@@ -410,6 +412,193 @@ def test_two_runs_at_once_are_noticed(tmp_path):
     assert b'other' not in dump(out).values()
 
 
+# ---- several writers, and disks that lack something
+
+def test_the_second_of_two_runs_is_refused_at_once(tmp_path, run, capsys):
+    photos, out = make_photos(tmp_path / 'photos', 3), tmp_path / 'out'
+    prepare(Photos(photos), out, [8])
+    capsys.readouterr()  # the progress bar
+    with contextlib.closing(prepare_data.Writer(out)):
+        assert 'another prepare_data.py is writing to' in refusal(run('--out_path', out, '--size', '8,16', photos))
+    assert run('--out_path', out, '--size', '8,16', photos)[0] == 0
+    assert {path.name for path in out.iterdir()} == {'data.mdb', 'lock.mdb'}
+    process = child(tmp_path / 'log', '--out_path', out, '--size', 32, photos,
+                    before=lambda: setattr(prepare_data, 'load_in_workers', lambda *_, **__: time.sleep(60)))
+    while not (out / prepare_data.LOCK).exists():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert run('--out_path', out, '--size', 32, photos)[0] == 0  # a dead process holds nothing
+
+
+def test_two_first_runs_at_once(tmp_path):
+    out = tmp_path / 'out'
+    with contextlib.closing(prepare_data.Writer(out)) as first, contextlib.closing(prepare_data.Writer(out)) as second:
+        first.put({b'8-00000': b'first', b'source-00000': b'5 a'})
+        first.flush()
+        second.put({b'8-00000': b'second', b'source-00000': b'6 b'})
+        with pytest.raises(UserError, match='another prepare_data.py is writing to'):
+            second.flush()
+    assert dump(out) == {b'8-00000': b'first', b'source-00000': b'5 a'}
+
+
+@pytest.mark.parametrize('words, remedy', [
+    ('No locks available', 'on a local disk, then copy'), ('Invalid argument', 'on a local disk, then copy'),
+    ('Cannot allocate memory', 'ulimit -v'), ('Permission denied', 'check the permissions'),
+    ('Read-only file system', 'check the permissions'), ('Disk quota exceeded', 'free some space'),
+    ('Too many open files', 'ulimit -n'), ('Input/output error', 'mend the folder')])
+def test_remedies_fit_the_cause(tmp_path, run, monkeypatch, words, remedy):
+    photos, out, opened = make_photos(tmp_path / 'photos', 3), tmp_path / 'out', lmdb.open
+
+    def failing(path, readonly=False, **options):
+        if readonly:
+            return opened(path, readonly=True, **options)
+        raise lmdb.Error(f'{path}: {words}')
+
+    monkeypatch.setattr(lmdb, 'open', failing)
+    code, _, error = run('--out_path', out, '--size', 8, '--n_worker', 1, photos)
+    sentence = error.splitlines()[-1]
+    assert code == 2 and f'cannot write to {out}' in sentence and words in sentence and remedy in sentence
+    assert 'finished' not in sentence and 'Traceback' not in error  # nothing was
+    monkeypatch.undo()
+    prepare(Photos(photos), out, [8])
+    monkeypatch.setattr(lmdb, 'open', failing)
+    with pytest.raises(UserError, match='What was finished is kept'):
+        prepare(Photos(photos), out, [16])
+
+
+def test_a_map_that_another_process_enlarges(tmp_path):
+    photos, out = make_photos(tmp_path / 'photos', 3), tmp_path / 'out'
+    prepare(Photos(photos), out, [8])
+    with contextlib.closing(prepare_data.Writer(out)) as writer:
+        writer.put({b'16-00000': b'a'})
+        writer.flush()
+
+        process = fork.Process(target=lambda: os.execv(sys.executable, [sys.executable, '-c', (
+            f'import lmdb; e = lmdb.open({str(out)!r}, map_size=2**28); t = e.begin(write=True); '
+            't.put(b"32-00000", bytes(2**26)); t.commit()')]))
+        process.start()
+        process.join()
+        with pytest.raises(UserError, match='another prepare_data.py is writing to .* wait for it to end'):
+            writer.put({b'16-00001': b'b'})
+            writer.flush()
+
+
+# ---- what the report says
+
+def test_the_report_accounts_for_every_file(tmp_path, run):
+    photos = make_photos(tmp_path / 'photos', 4)
+    noise(10, 200).save(photos / 'narrow.png')  # a strip
+    noise(9, 12).save(photos / 'small.png')
+    (photos / 'broken.png').write_text('x')
+    Image.fromarray(np.full((30, 30), 200, 'i4')).save(photos / 'deep.tif')
+    (photos / 'gone.png').symlink_to('nowhere')
+    (photos / '.DS_Store').write_text('x')
+    (photos / 'notes.txt').write_text('x')
+    code, report, _ = run('--out_path', tmp_path / 'out', '--size', '8,24', '--n_worker', 1, photos)
+    assert code == 0 and '6 images at 8, 24; 6 of them written now' in report
+    assert 'smaller than 24 pixels, enlarged: 1 (small.png for one)\n' in report
+    assert 'pixels without a declared range, taken as 0 to 255: 1 (deep.tif for one)\n' in report
+    assert 'broken images skipped: 2\n  broken.png: it is not an image' in report and 'narrow.png: it is a s' in report
+    assert 'holds 11 files in all: 6 images, 2 that are left out, 3 others\n' in report
+    assert 'note: training takes sizes that are powers of two from 8, so not 24;' in report
+    code, report, _ = run('--out_path', tmp_path / 'exact', '--size', '8,32', '--no_upscale', '--n_worker', 1, photos)
+    assert code == 2 or '1 images' in report  # all but the deep one are smaller than 32
+    assert 'note' not in report
+
+
+def test_small_photos_can_be_left_out(tmp_path, run):
+    photos = make_photos(tmp_path / 'photos', 3)
+    noise(40, 20).save(photos / 'small.png')
+    code, report, _ = run('--out_path', tmp_path / 'out', '--size', '8,24', '--no_upscale', '--n_worker', 1, photos)
+    assert code == 0 and '3 images at 8, 24' in report and b'source-00003' not in dump(tmp_path / 'out')
+    assert 'images smaller than the size, left out by --no_upscale: 1\n  small.png: it has 40x20 pixels' in report
+    code, _, error = run('--out_path', tmp_path / 'none', '--size', 64, '--no_upscale', '--n_worker', 1, photos)
+    assert code == 2 and 'no image of 4 is large enough; 0000.png for one (it has 24x24 pixels)' in error
+    assert not (tmp_path / 'none').exists()
+    code, report, _ = run('--out_path', tmp_path / 'out', '--size', 8, photos)  # and added without the flag
+    assert code == 0 and '4 images at 8, 24; 1 of them written now' in report and 'enlarged: 1' in report
+
+
+# ---- photos that are not square
+
+@pytest.mark.parametrize('flags, fit', [(['--fit', 'pad'], Fit('pad')), (['--fit', 'squeeze'], Fit('squeeze')),
+                                        (['--crop_y', '0'], Fit('crop', 0.))])
+def test_fits_are_remembered(tmp_path, run, flags, fit):
+    photos, out = tmp_path / 'photos', tmp_path / 'out'
+    photos.mkdir()
+    for i, shape in enumerate([(30, 40), (60, 80), (100, 50)]):
+        noise(*shape, i).save(photos / f'{i}.png')
+    assert run('--out_path', out, '--size', '16,24', '--n_worker', 1, *flags, photos)[0] == 0
+    for i in range(3):
+        image = Image.open(photos / f'{i}.png')
+        np.testing.assert_array_equal(pixels(out, 16, i), np.asarray(fit.square(image, 16, Image.Resampling.LANCZOS)))
+    remembered = read_fit(out)
+    assert remembered == (fit, 0.75)
+    shape = (64, 64) if fit.mode == 'crop' else (48, 64)
+    assert remembered.fit.undone(Image.new('RGB', (64, 64)), 0.75).size == shape
+    found = dump(out)
+    assert found[b'shape-00001'] == b'60x80' and found[b'fit'] == str(fit).encode()
+    noise(33, 44).save(photos / '3.png')  # going on the same way works, another is refused
+    assert '--fit crop: ' in refusal(run('--out_path', out, '--size', 16, photos)) and dump(out) == found
+    assert run('--out_path', out, '--size', 16, *flags, photos)[0] == 0 and dump(out)[b'length'] == b'4'
+    assert len(ImageDataset(out, 16)) == 4
+
+
+def test_usual_data_sets_remember_the_usual_way(tmp_path):
+    photos, out = make_photos(tmp_path / 'photos', 2), tmp_path / 'out'
+    prepare(Photos(photos), out, [8])
+    assert read_fit(out) == (Fit(), 1) and b'fit' not in dump(out) and b'shape-00000' not in dump(out)
+
+
+# ---- many machines
+
+def test_shards_make_what_one_run_makes(tmp_path, run):
+    photos = make_photos(tmp_path / 'photos', 30)
+    make_photos(photos / 'class', 10, first=30)
+    (photos / '0004.png').write_text('broken')
+    prepare(Photos(photos), tmp_path / 'whole', [8, 16])
+    parts = [tmp_path / f'part{i}' for i in range(3)]
+    for i, part in enumerate(parts):  # counted from 1, or from 0
+        code, report, _ = run('--out_path', part, '--size', '8,16', '--n_worker', 1, '--shard', f'{i}/3', photos)
+        assert code == 0 and 'photos of other shards (' in report and 'holds 40 files in all' in report
+    assert '--shard: ' in refusal(run('--out_path', parts[0], '--size', 8, '--shard', '1/3', photos))
+    assert '--shard: ' in refusal(run('--out_path', parts[0], '--size', 8, photos))
+    out = tmp_path / 'merged'
+    assert 'shard 2 is missing' in refusal(run('--out_path', out, '--merge', parts[0], parts[1]))
+    assert 'given twice' in refusal(run('--out_path', out, '--merge', *parts, parts[1]))
+    assert 'is one of the shards' in refusal(run('--out_path', parts[0], '--merge', *parts))
+    assert 'is no shard' in refusal(run('--out_path', out, '--merge', *parts, tmp_path / 'whole'))
+    assert not out.exists()
+    for written in 39, 0:
+        code, report, _ = run('--out_path', out, '--merge', *reversed(parts))
+        assert code == 0 and f'39 images at 8, 16; {written} of them written now' in report
+        assert dump(out) == dump(tmp_path / 'whole')
+
+
+def test_more_photos_and_sizes_of_shards(tmp_path):
+    """A merge into a data set that is there adds only what is missing, as a run would."""
+    photos, parts = make_photos(tmp_path / 'photos', 12), [tmp_path / 'a', tmp_path / 'b']
+    out, whole = tmp_path / 'out', tmp_path / 'whole'
+    for sizes in [8], [8, 16]:
+        for i, part in enumerate(parts):
+            prepare(Photos(photos, (i + 1, 2)), part, sizes, fit=Fit('pad'))
+        prepare(prepare_data.Shards(list(map(str, parts))), out, None)
+        prepare(Photos(photos), whole, sizes, fit=Fit('pad'))
+        assert dump(out) == dump(whole)
+        make_photos(photos, 5, first=100)
+    prepare(Photos(photos, (1, 2)), parts[0], [8], fit=Fit('pad'))
+    with pytest.raises(UserError, match='differ in|do not belong'):
+        prepare(Photos(photos, (2, 2)), tmp_path / 'c', [8])
+        prepare_data.Shards([str(parts[0]), str(tmp_path / 'c')])
+    unfinished = tmp_path / 'd'
+    with contextlib.closing(prepare_data.Writer(unfinished)) as writer:
+        writer.put({b'shard': b'2/2', b'8-00000': b'x', b'source-00000': b'1 x'})
+        writer.flush()
+    with pytest.raises(UserError, match='is unfinished'):
+        prepare_data.Shards([str(parts[0]), str(unfinished)])
+
+
 # ---- bad input
 
 def refusal(result):
@@ -442,7 +631,16 @@ def test_bad_input_says_what_to_do(tmp_path, run):
                                ('--size', '8', '--out', 'x'): '--out',
                                ('--size', '8', '--out_path', 'x', '--n_worker', '0'): "'0' is no whole number from 1",
                                ('--size', '8', '--out_path', ''): '--out_path: must be a name or path',
-                               ('--size', '8', '--out_path', 'x', '--resample', 'box'): '--resample'}.items():
+                               ('--size', '8', '--out_path', 'x', '--resample', 'box'): '--resample',
+                               ('--size', '8', '--out_path', 'x', '--fit', 'bend'): '--fit',
+                               ('--size', '8', '--out_path', 'x', '--crop_y', '1.5'): "'1.5' is no number from 0",
+                               ('--size', '8', '--out_path', 'x', '--crop_y', 'nan'): "'nan' is no number from 0",
+                               ('--size', '8', '--out_path', 'x', '--fit', 'pad', '--crop_y', '0'): '--crop_y is for',
+                               ('--size', '8', '--out_path', 'x', '--shard', '4/3'): "'4/3' is no share like 1/8",
+                               ('--size', '8', '--out_path', 'x', '--shard', '0/0'): "'0/0' is no share like 1/8",
+                               ('--size', '8', '--out_path', 'x', 'more'): 'one IN at a time, not 2',
+                               ('--size', '8', '--out_path', 'x', '--merge'): 'leave out --size',
+                               ('--out_path', 'x', '--merge'): 'photos'}.items():
         assert message in refusal(run(*arguments, photos))
     assert not (tmp_path / 'out').exists() and not Path('x').exists()
 

@@ -1,8 +1,10 @@
 """scripts/: which environment they take, when they install, and the demo from beginning to end."""
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -39,7 +41,7 @@ def test_embreex_is_not_asked_for_on_linux_arm():
     assert asked['numpy'] == ('requirements.txt', {'x86_64': True, 'aarch64': True})
     users = [path.name for path in (*ROOT.glob('*.py'), *ROOT.glob('*/*.py'))
              if re.search(r'^\s*(import|from) embreex', path.read_text(encoding='utf-8'), re.MULTILINE)]
-    assert users == ['test_video.py']
+    assert users == ['test_shading.py']
 
 
 @pytest.fixture
@@ -131,3 +133,71 @@ def test_the_demo(tmp_path):
     assert len(list(results.glob('random_angles/depth_map_meshes/*.obj'))) == 2
     text = (results / 'index.html').read_text()
     assert 'Seed 0, video: image' in text and text.count('model-viewer data-name') == 2
+
+
+# ---------------------------------------------------------------------------------------------- SLURM
+
+@pytest.fixture
+def cluster(tmp_path):
+    """start(left, srun, *arguments) -> process of the batch script, among fake SLURM commands that note their calls."""
+    tools = tmp_path / 'tools'
+    tools.mkdir()
+
+    def start(left, srun, *arguments):
+        for name, body in (('squeue', f'echo {left}'), ('srun', srun), ('scancel', 'touch stopped'),
+                           ('scontrol', '[ "$1" = show ] && echo node1 && echo node2 || true')):
+            tool = tools / name
+            tool.write_text(f'#!/usr/bin/env bash\necho "{name} $*" >> calls\n{body}\n')
+            tool.chmod(0o755)
+        return subprocess.Popen(
+            ['bash', ROOT / 'scripts' / 'slurm' / 'train.sbatch', *arguments], cwd=tmp_path, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True,
+            env=os.environ | {'PATH': f'{tools}:{os.environ["PATH"]}', 'SLURM_JOB_ID': '4711', 'SLURM_NNODES': '2',
+                              'SLURM_JOB_NODELIST': 'node[1-2]', 'SLURM_GPUS_ON_NODE': '8'})
+
+    return start
+
+
+def test_the_batch_script_trains_until_the_job_ends_and_requeues(cluster, tmp_path):
+    process = cluster('1-02:03:04', 'exit 0', 'train_volume_renderer.py', '--expname', 'cats', '--r1', '5')
+    assert process.wait(30) == 0
+    calls = (tmp_path / 'calls').read_text()
+    srun = next(line for line in calls.splitlines() if line.startswith('srun'))
+    assert 'torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint node1:24711' in srun
+    assert srun.endswith('train_volume_renderer.py --expname cats --r1 5 --max_minutes 1553 --continue_training')
+    assert 'scontrol requeue 4711' in calls
+
+
+@pytest.mark.parametrize('script, final', [('train_volume_renderer.py', 'pretrained_renderer/cats_vol_renderer.pt'),
+                                           ('train_full_pipeline.py', 'full_models/cats.pt')])
+def test_the_batch_script_ends_with_the_finished_model(cluster, tmp_path, script, final):
+    process = cluster('45:10', f'mkdir -p {os.path.dirname(final)} && touch {final}', script, '--expname=cats')
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0 and f'Finished: {final}' in out
+    assert 'requeue' not in (tmp_path / 'calls').read_text()
+
+
+def test_the_batch_script_passes_an_error_on(cluster, tmp_path):
+    assert cluster('45:10', 'exit 2', 'train_full_pipeline.py', '--sise', '3').wait(30) == 2
+    assert 'requeue' not in (tmp_path / 'calls').read_text()
+    assert cluster('45:10', 'exit 0').wait(30) == 2  # no command given
+
+
+def test_the_batch_script_requeues_when_the_nodes_are_wanted_back(cluster, tmp_path):
+    process = cluster('45:10', 'touch running; until [ -e stopped ]; do sleep 0.1; done; exit 143',
+                      'train_full_pipeline.py', '--expname', 'cats')
+    end = time.monotonic() + 60
+    while not (tmp_path / 'running').exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(60) == 0
+    calls = (tmp_path / 'calls').read_text()
+    assert 'scancel --signal=TERM 4711' in calls and 'scontrol requeue 4711' in calls
+
+
+def test_shell_scripts_are_well_formed():
+    scripts = [*(ROOT / 'scripts').rglob('*.sh'), *(ROOT / 'scripts').rglob('*.sbatch')]
+    assert len(scripts) > 5
+    for script in scripts:
+        subprocess.run(['bash', '-n', script], check=True)

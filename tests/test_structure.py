@@ -94,9 +94,9 @@ def commands(root):
 # ---------------------------------------------------------------------------------------------- the checks
 
 def imported_commands(root):
-    known = modules(root)
+    known, run = modules(root), commands(root)
     return [f'{name} imports the command {other}' for name, path in known.items()
-            for other in sorted(set(imported(path, known, anywhere=True)) & commands(root) - {name})]
+            for other in sorted(set(imported(path, known, anywhere=True)) & run - {name})]
 
 
 def circles(root):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from tiny_training import differences, ended, finish, flags, newest, start
+from tiny_training import differences, ended, finish, flags, make_data, newest, start
 
 import checkpoint
 from training import logs
@@ -112,6 +112,137 @@ def test_the_message_of_the_process_that_fails(data, tmp_path):
     assert 'see the message of the one that ended first' in pair[0].log.read_text()
 
 
+@BOTH
+def test_machines_that_share_no_folder_resume_as_one(stage, data, renderer, tmp_path):
+    """Only the first process has the checkpoints; what it goes on from reaches the other. (Once they trained apart.)"""
+    common = f'--renderer_ckpt {renderer} --sphere_iters 2'
+
+    def run(name, more, folders):
+        port = free_port()
+        pair = [start(stage, tmp_path / name / folder, flags(data, f'{common} {more}'), rank=rank, size=2, port=port)
+                for rank, folder in enumerate(folders)]
+        with ended(*pair):
+            assert finish(*pair) == [0, 0], [process.log.read_text()[-2000:] for process in pair]
+
+    run('whole', '--iter 4', ('', ''))
+    run('apart', '--iter 2', ('first', 'second'))
+    run('apart', '--iter 4 --continue_training', ('first', 'second'))
+    assert differences(newest(tmp_path / 'whole', stage)[1], newest(tmp_path / 'apart' / 'first', stage)[1]) == []
+    assert not list((tmp_path / 'apart' / 'second').rglob('*.pt'))
+
+
+def test_a_refusal_reaches_all_processes(data, tmp_path):
+    """What the first process finds wrong ends all of them, with the same sentence."""
+    port, second = free_port(), tmp_path / 'second'
+    first = flags(data, '--iter 1 --no_sphere_init')
+    assert finish(start('volume_renderer', tmp_path / 'first', first)) == [0]
+    pair = [start('volume_renderer', folder, first, rank=rank, size=2, port=port)
+            for rank, folder in enumerate((tmp_path / 'first', second))]
+    with ended(*pair):
+        assert finish(*pair, seconds=60) == [2, 2]
+    assert all('holds checkpoints already; add --continue_training' in process.log.read_text() for process in pair)
+
+
+def test_processes_with_other_images_are_refused(data, tmp_path):
+    port, others = free_port(), make_data(tmp_path, 'others', seed=1)
+    pair = [start('volume_renderer', tmp_path / str(rank), flags(path, '--iter 1 --no_sphere_init'), rank=rank, size=2,
+                  port=port) for rank, path in enumerate((data, others))]
+    with ended(*pair):
+        assert finish(*pair, seconds=60) == [2, 2]
+    assert 'process 1 of 2 has another data set than the first process' in pair[0].log.read_text()
+    assert not list(tmp_path.rglob('*.pt'))
+
+
+@pytest.mark.parametrize('stage, shapes', [('volume_renderer', ((2, 4), (1, 8), (4, 4))),
+                                           ('full_pipeline', ((2, 4), (1, 4), (2, 8)))])
+def test_any_number_of_processes_goes_on_with_the_same_training(stage, shapes, data, renderer, tmp_path):
+    """shapes: (processes, --batch) of three parts of a run. The sums of gradients are rounded in another order."""
+    common = f'--renderer_ckpt {renderer} --no_sphere_init --lr_g 1e-4'
+    whole = start(stage, tmp_path / 'whole', flags(data, f'{common} --iter 6 --batch 8 --chunk 4'))
+    with ended(whole):
+        for part, (size, batch) in enumerate(shapes):
+            arguments = flags(data, f'{common} --iter {2 * part + 2} --batch {batch} --chunk 4 --continue_training')
+            port = free_port()
+            together = [start(stage, tmp_path / 'parts', arguments, rank=rank, size=size, port=port)
+                        for rank in range(size)]
+            with ended(*together):
+                assert finish(*together) == [0] * size, together[0].log.read_text()[-2000:]
+        assert finish(whole) == [0]
+    whole, parts = (newest(tmp_path / name, stage)[1] for name in ('whole', 'parts'))
+    assert whole['iteration'] == parts['iteration'] == 6 and whole['images'] == parts['images'] == 48
+    for key in ('g', 'd', 'g_ema'):
+        for name, tensor in whole[key].items():
+            error = (tensor - parts[key][name]).abs().max().item()
+            assert error <= 1e-5 + 1e-4 * tensor.abs().max(), f'{key} {name}: {error}'
+
+
+def test_a_second_run_of_an_experiment_is_refused(data, tmp_path):
+    arguments = flags(data, '--iter 100000 --no_sphere_init --save_every 1 --keep_checkpoints 1')
+    first = start('volume_renderer', tmp_path, arguments)
+    with ended(first):
+        wait_for(lambda: steps_done(tmp_path) > 1, first)
+        second = subprocess.run([sys.executable, ROOT / 'train_volume_renderer.py', *arguments, '--continue_training'],
+                                cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert second.returncode == 2 and f'is in use: process {first.pid} on' in second.stderr
+        done = steps_done(tmp_path)
+        wait_for(lambda: steps_done(tmp_path) > done + 1, first)  # the first has lost nothing
+
+
+# ---------------------------------------------------------------------------------------------- torchrun
+
+def torchrun(folder, arguments, *options):
+    """Start torchrun with two processes of stage 1; its output is in log.txt."""
+    folder.mkdir(exist_ok=True)
+    with open(folder / 'log.txt', 'ab') as log:
+        return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2',
+                                 *options, ROOT / 'train_volume_renderer.py', *arguments],
+                                cwd=folder, env=os.environ | {'OMP_NUM_THREADS': '1'}, stdout=log, stderr=log)
+
+
+def children(pid):
+    """The processes that a process has started and that train."""
+    found = Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
+    return [int(child) for child in found
+            if b'train_volume_renderer.py' in Path(f'/proc/{child}/cmdline').read_bytes()]
+
+
+def wait_until(condition, log, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, log.read_text()[-2000:]
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='finds processes in /proc')
+def test_torchrun_restarts_a_lost_process_from_the_newest_checkpoint(data, tmp_path):
+    arguments = flags(data, '--iter 30 --no_sphere_init --save_every 1 --keep_checkpoints 2')
+    whole, lost = torchrun(tmp_path / 'whole', arguments), torchrun(tmp_path / 'lost', arguments, '--max_restarts', '2')
+    try:
+        wait_until(lambda: steps_done(tmp_path / 'lost') > 3, tmp_path / 'lost' / 'log.txt')
+        os.kill(children(lost.pid)[1], signal.SIGKILL)
+        assert lost.wait(180) == whole.wait(180) == 0, (tmp_path / 'lost' / 'log.txt').read_text()[-3000:]
+    finally:
+        lost.kill()
+        whole.kill()
+    assert 'Going on from' in (tmp_path / 'lost' / 'log.txt').read_text()
+    states = [newest(tmp_path / name, 'volume_renderer')[1] for name in ('whole', 'lost')]
+    assert states[0]['iteration'] == 30 and differences(*states) == []
+
+
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='finds processes in /proc')
+def test_workers_whose_torchrun_is_killed_save_and_end(data, tmp_path):
+    agent = torchrun(tmp_path, flags(data, '--iter 1000000 --no_sphere_init'))
+    log = tmp_path / 'log.txt'
+    wait_until(lambda: steps_done(tmp_path) > 1, log)
+    workers = children(agent.pid)
+    assert len(workers) == 2
+    agent.kill()
+    agent.wait()
+    wait_until(lambda: not any(Path(f'/proc/{worker}').exists() for worker in workers), log, seconds=60)
+    assert 'torchrun, which started this training, has ended' in log.read_text()
+    assert newest(tmp_path, 'volume_renderer')[0] >= 2
+
+
 def test_launcher(data, tmp_path):
     """torch.distributed.launch is torchrun that also passes --local-rank on the command line."""
     done = subprocess.run(
@@ -124,7 +255,8 @@ def test_launcher(data, tmp_path):
 
 # ---------------------------------------------------------------------------------------------- being stopped
 
-@pytest.mark.parametrize(('number', 'code'), ((signal.SIGTERM, 143), (signal.SIGINT, 130)))
+@pytest.mark.parametrize(('number', 'code'), ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129),
+                                               (signal.SIGUSR1, 138)))
 def test_signals_save_first(number, code, data, tmp_path):
     process = start('volume_renderer', tmp_path, flags(data, '--iter 100000 --no_sphere_init --num_workers 1'))
     with ended(process):

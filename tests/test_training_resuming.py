@@ -2,18 +2,23 @@
 import pytest
 import torch
 from conftest import assert_close
-from tiny_training import differences, flags, newest, train
+from tiny_training import IMAGES, STAGES, differences, flags, make_data, newest, tiny, train
 
 import checkpoint
-from training import logs
+from training import logs, resuming
+from training.augmentation import Strength
 from utils import UserError
 
 BOTH = pytest.mark.parametrize('stage', ('volume_renderer', 'full_pipeline'))
 
 
 @BOTH
-def test_resuming_is_exact(stage, data, renderer, tmp_path):
-    text = f'--renderer_ckpt {renderer}'
+@pytest.mark.parametrize('more', (
+    '', '--augment --augment_images 300 --augment_target 0 --sphere_lambda 1 --sphere_fade --r1_every 2'))
+def test_resuming_is_exact(stage, more, data, renderer, tmp_path, monkeypatch):
+    monkeypatch.setattr(Strength, 'INTERVAL', 4)
+    monkeypatch.setattr(Strength, 'FIRST', 0.5)
+    text = f'--renderer_ckpt {renderer} {more}'
     train(stage, tmp_path / 'whole', flags(data, f'{text} --iter 5'))
     train(stage, tmp_path / 'parts', flags(data, f'{text} --iter 2'))
     train(stage, tmp_path / 'parts', flags(data, f'{text} --iter 5 --continue_training --num_workers 2'))
@@ -24,6 +29,7 @@ def test_resuming_is_exact(stage, data, renderer, tmp_path):
     assert differences(whole, newest(tmp_path / 'whole', stage)[1] | {'iteration': 4}) == ['.iteration']
     lines = logs.read_stats(tmp_path / 'parts' / 'checkpoint' / 'debug' / stage / 'stats.jsonl')
     assert [line['iteration'] for line in lines] == [1, 2, 3, 4, 5]
+    assert not more or len({line['augment'] for line in lines}) > 1
 
 
 def test_the_newest_whole_checkpoint_is_taken(data, tmp_path, capsys):
@@ -63,6 +69,15 @@ def test_an_official_checkpoint_to_start_from(stage, data, renderer, tmp_path, c
     assert not (tmp_path / 'begun' / 'checkpoint' / 'debug' / stage / 'models_0000000.pt').exists()  # no sphere
 
 
+def test_stage_1_begins_with_the_field_of_a_full_model(data, renderer, tmp_path, capsys):
+    train('full_pipeline', tmp_path, flags(data, f'--iter 1 --renderer_ckpt {renderer}'))
+    full = tmp_path / 'full_models' / 'debug.pt'
+    train('volume_renderer', tmp_path / 'field', flags(data, f'--iter 1 --lr_g 1e-9 --init_ckpt {full}'))
+    assert 'holds no discriminator of these sizes' in capsys.readouterr().out
+    for name, tensor in newest(tmp_path / 'field', 'volume_renderer')[1]['g'].items():
+        assert_close(tensor, checkpoint.read(full)['g'][name], 1e-6, name)
+
+
 def test_a_field_goes_on_at_another_resolution(data, tmp_path, capsys):
     train('volume_renderer', tmp_path / 'a', flags(data, '--iter 1 --no_sphere_init'))
     path = tmp_path / 'a' / 'pretrained_renderer' / 'debug_vol_renderer.pt'
@@ -85,9 +100,98 @@ def test_no_run_is_overwritten_and_none_goes_on_with_other_options(data, tmp_pat
         train('volume_renderer', tmp_path, flags(data, '--iter 2'))
     with pytest.raises(UserError, match='debug_vol_renderer.pt is there already'):
         train('volume_renderer', tmp_path, flags(data, '--iter 2 --checkpoints_dir elsewhere'))
-    with pytest.raises(UserError, match='--batch 4 there, 2 here; --lr_g 0.001 there, 0.1 here; --azim 0.3 there'):
+    with pytest.raises(UserError, match='--lr_g 0.001 there, 0.1 here; --azim 0.3 there'):
         train('volume_renderer', tmp_path,
               flags(data, '--iter 2 --continue_training --batch 2 --lr_g 0.1 --azim 0.7 --save_every 7'))
     with pytest.raises(UserError, match='--width 9 contradicts'):
         train('volume_renderer', tmp_path, flags(data, '--iter 2 --continue_training --width 9'))
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*.pt')}
+
+
+# ---------------------------------------------------------------------------------------------- the batch and the data
+
+def resumed(stage, before, now, more=''):
+    """(batch, chunk) with which `now` = (processes, --batch) go on with what `before` = (processes, --batch) began."""
+    command = STAGES[stage]
+    (old_processes, old_batch), (processes, batch) = before, now
+    saved = {'step_images': resuming.images_of_step(tiny(command, old_batch), stage, old_processes)}
+    start = resuming.Start('models.pt', saved, resumed=True)
+    opt = resuming.same_batch(tiny(command, batch, more), stage, start, processes)
+    return opt.training.batch, opt.training.chunk
+
+
+@pytest.mark.parametrize('stage, before, now, expected', [
+    ('volume_renderer', (2, 4), (2, 4), (4, 4)),
+    ('volume_renderer', (2, 4), (1, 8), (8, 4)),  # the same already
+    ('volume_renderer', (2, 4), (1, 4), (8, 4)),
+    ('volume_renderer', (1, 8), (4, 8), (2, 2)),
+    ('volume_renderer', (3, 4), (2, 4), (6, 3)),
+    ('full_pipeline', (2, 4), (1, 4), (8, 4)),
+    ('full_pipeline', (1, 16), (2, 4), (8, 4)),
+    ('full_pipeline', (1, 2), (1, 8), (2, 2)),
+])
+def test_the_images_of_a_step_stay_the_same(stage, before, now, expected):
+    assert resumed(stage, before, now) == expected
+
+
+@pytest.mark.parametrize('stage, before, now', [
+    ('volume_renderer', (2, 4), (3, 4)), ('volume_renderer', (1, 2), (2, 2)),
+    ('full_pipeline', (1, 8), (4, 2)),  # the discriminator compared groups of four
+])
+def test_processes_that_cannot_share_the_images_are_refused(stage, before, now, capsys):
+    with pytest.raises(UserError, match=f'was trained with {before[0] * before[1]} images a step.*--new_batch'):
+        resumed(stage, before, now)
+    assert resumed(stage, before, now, '--new_batch')[0] == now[1]
+    assert f'and goes on with {now[0] * now[1]}' in capsys.readouterr().out
+
+
+def test_older_checkpoints_tell_the_batch_by_their_images():
+    start = resuming.Start('models.pt', {'images': 80, 'iteration': 10, 'options': {
+        'training': {'batch': 4, 'path_batch_shrink': 2}}}, resumed=True)
+    for stage in STAGES:
+        assert resuming.same_batch(tiny(STAGES[stage], 4), stage, start, 1).training.batch == 8
+        assert resuming.same_batch(tiny(STAGES[stage], 4), stage, start, 2).training.batch == 4
+    official = resuming.Start('models.pt', {'g_ema': {}}, resumed=True)
+    assert resuming.same_batch(tiny(STAGES['volume_renderer'], 6), 'volume_renderer', official, 1).training.batch == 6
+
+
+def test_another_batch_is_written_into_the_log(data, tmp_path):
+    train('volume_renderer', tmp_path, flags(data, '--iter 1 --no_sphere_init'))
+    train('volume_renderer', tmp_path, flags(data, '--iter 2 --batch 2 --chunk 2 --continue_training --new_batch'))
+    stats = tmp_path / 'checkpoint' / 'debug' / 'volume_renderer' / 'stats.jsonl'
+    assert {'iteration': 1, 'images_per_step': 2} in logs.read_stats(stats)
+    assert newest(tmp_path, 'volume_renderer')[1]['images'] == 6
+
+
+def test_other_images_are_noticed(data, tmp_path, capsys):
+    """A data set of equal length, and one that has grown: refused, and taken with --new_data."""
+    train('volume_renderer', tmp_path, flags(data, '--iter 1 --no_sphere_init'))
+    others, grown = make_data(tmp_path, 'others', seed=1), make_data(tmp_path, 'grown', count=IMAGES + 2)
+    for path, message in ((others, f'on other images than those of {others}, though on as many'),
+                          (grown, f'was trained on {IMAGES} images, and {grown} has {IMAGES + 2}, the first of which '
+                                  'are the same')):
+        arguments = flags(path, '--iter 2 --continue_training')
+        with pytest.raises(UserError, match='add --new_data') as refused:
+            train('volume_renderer', tmp_path, arguments)
+        assert message in str(refused.value)
+    train('volume_renderer', tmp_path, [*arguments, '--new_data'])
+    assert 'From here on their order is the one' in capsys.readouterr().out
+    assert newest(tmp_path, 'volume_renderer')[1]['dataset']['length'] == IMAGES + 2
+
+
+def test_an_unfinished_sphere_is_not_called_a_new_start(data, tmp_path, capsys):
+    train('volume_renderer', tmp_path, flags(data, '--iter 1 --max_minutes 1e-6'))
+    capsys.readouterr()
+    train('volume_renderer', tmp_path, flags(data, '--iter 1 --continue_training'))
+    said = capsys.readouterr().out
+    assert 'going on with its unfinished sphere_init.pt' in said and 'starting anew' not in said
+
+
+def test_a_damaged_sphere_is_made_anew(data, tmp_path, capsys):
+    train('volume_renderer', tmp_path / 'whole', flags(data, '--iter 1'))
+    train('volume_renderer', tmp_path, flags(data, '--iter 1 --max_minutes 1e-6'))
+    sphere, = tmp_path.rglob('sphere_init.pt')
+    sphere.write_bytes(sphere.read_bytes()[:1000])
+    train('volume_renderer', tmp_path, flags(data, '--iter 1 --continue_training'))
+    assert 'Making the sphere anew' in capsys.readouterr().out
+    assert differences(*(newest(path, 'volume_renderer')[1] for path in (tmp_path, tmp_path / 'whole'))) == []

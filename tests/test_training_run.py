@@ -1,10 +1,15 @@
 """The frame of training: an orderly end, bad input, what is written."""
-import pytest
-from PIL import Image
-from tiny_training import IMAGES, differences, flags, newest, train
+import errno
 
+import pytest
+import torch
+from PIL import Image
+from tiny_training import IMAGES, differences, flags, newest, tiny, train
+
+import checkpoint
 import losses
-from training import logs
+from dataset import make_loader
+from training import logs, run
 from utils import UserError
 
 BOTH = pytest.mark.parametrize('stage', ('volume_renderer', 'full_pipeline'))
@@ -36,6 +41,15 @@ BAD = {
     'no such start': ('volume_renderer', '--init_ckpt none.pt', 'none.pt does not exist'),
     'half precision': ('volume_renderer', '--precision fp16', '--precision fp16'),
 }
+
+
+def test_photos_are_mirrored_unless_told(data, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(run, 'make_loader', lambda images, sampler, *rest: seen.append(
+        [sampler[i][1] for i in range(40)]) or make_loader(images, sampler, *rest))
+    for name, more in (('a', ''), ('b', '--no_mirror')):
+        train('volume_renderer', tmp_path / name, flags(data, f'--iter 1 --no_sphere_init {more}'))
+    assert 5 < sum(seen[0]) < 35 and not any(seen[1])
 
 
 @pytest.mark.parametrize('name', BAD)
@@ -85,3 +99,115 @@ def test_logs_and_samples(stage, data, renderer, tmp_path):
     wanted = {f'{step:07d}.png' for step in (0, 4, 5)}
     wanted |= {name.replace('.', '_shape.') for name in wanted} if stage == 'volume_renderer' else set()
     assert grids == dict.fromkeys(wanted, (8 * side, 2 * side))
+
+
+# ---------------------------------------------------------------------------------------------- mishaps
+
+def test_what_is_not_the_training_does_not_end_it(data, tmp_path, monkeypatch, capsys):
+    """Plots, samples, log lines and measurements that fail, as on a full disk, are told once and left out."""
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    for owner, name in ((logs, 'plot_progress'), (run, 'save_image_row'), (run, 'quick_evaluation'),
+                        (logs.Log, 'note')):
+        monkeypatch.setattr(owner, name, full)
+    train('volume_renderer', tmp_path, flags(data, '--iter 3 --no_sphere_init --sample_every 1 --eval_every 1'))
+    assert newest(tmp_path, 'volume_renderer')[0] == 3
+    said = capsys.readouterr().err
+    for what in ('the plot', 'a sample', 'the log', 'a measurement'):
+        assert said.count(f'{what} failed (OSError: [Errno 28] No space left on device); the training goes on') == 1
+
+
+def test_a_log_line_is_whole_or_missing(tmp_path, monkeypatch):
+    log = logs.Log(tmp_path, tiny('train_volume_renderer'), 0)
+    log.note({'iteration': 1})
+
+    class Full:
+        def __init__(self, *arguments):
+            self.file = open(*arguments)  # noqa: SIM115
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def write(self, text):
+            self.file.write(text[:5])
+            self.file.flush()
+            raise OSError(errno.ENOSPC, 'No space left on device')
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(logs, 'open', Full, raising=False)
+        with pytest.raises(OSError, match='No space'):
+            log.note({'iteration': 2})
+    log.note({'iteration': 3})
+    assert [line['iteration'] for line in logs.read_stats(log.stats)] == [1, 3]
+
+
+def failing_saves(monkeypatch, *iterations):
+    """Let the checkpoints of some iterations fail once each, as on a disk that is full for a moment."""
+    true_save, left = checkpoint.save, list(iterations)
+
+    def save(path, contents):
+        if checkpoint.iteration_of(path) in left:
+            left.remove(checkpoint.iteration_of(path))
+            raise UserError(f'cannot write {path} (No space left on device); free some space.')
+        true_save(path, contents)
+
+    monkeypatch.setattr(checkpoint, 'save', save)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_tried_again(data, tmp_path, monkeypatch, capsys):
+    failing_saves(monkeypatch, 2)
+    monkeypatch.setattr(run, 'RETRY_STEPS', 1)
+    train('volume_renderer', tmp_path, flags(data, '--iter 4 --no_sphere_init --save_every 2'))
+    assert {path.stem for path in tmp_path.rglob('models_*')} == {'models_0000003', 'models_0000004'}
+    assert 'tries again after step 3; the newest checkpoint is none' in capsys.readouterr().err
+
+
+def test_several_failures_in_a_row_end_the_training(data, tmp_path, monkeypatch):
+    failing_saves(monkeypatch, 1, 2, 3)
+    monkeypatch.setattr(run, 'MAX_FAILURES', 3)
+    with pytest.raises(UserError, match='cannot write .* The newest checkpoint of this training is none'):
+        train('volume_renderer', tmp_path, flags(data, '--iter 9 --no_sphere_init --save_every 1'))
+
+
+def test_a_lack_of_memory_is_one_sentence_and_loses_nothing(data, tmp_path, monkeypatch):
+    true_loss, calls = losses.logistic_loss, []
+
+    def fail(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total of 1 GiB.')
+        return true_loss(*arguments)
+
+    monkeypatch.setattr(losses, 'logistic_loss', fail)
+    with pytest.raises(UserError) as refused:
+        train('volume_renderer', tmp_path, flags(data, '--iter 9 --no_sphere_init --chunk 4'))
+    said = str(refused.value)
+    assert said.startswith('memory ran out (CUDA out of memory. Tried to allocate 20.00 MiB) with --chunk 4, ')
+    assert '--renderer_spatial_output_dim 8' in said and 'use a smaller --chunk' in said
+    assert newest(tmp_path, 'volume_renderer')[0] == 3  # the three steps that were done
+    train('volume_renderer', tmp_path, flags(data, '--iter 5 --no_sphere_init --continue_training'))
+    train('volume_renderer', tmp_path / 'whole', flags(data, '--iter 5 --no_sphere_init'))
+    assert differences(*(newest(path, 'volume_renderer')[1] for path in (tmp_path, tmp_path / 'whole'))) == []
+
+
+def test_an_error_in_the_middle_of_a_step_leaves_no_half_step(data, tmp_path, monkeypatch):
+    """The discriminator has had its update, the generator has not: that is not saved."""
+    true_loss, calls = losses.minimal_surface_loss, []
+
+    def fail(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError('something else')
+        return true_loss(*arguments)
+
+    monkeypatch.setattr(losses, 'minimal_surface_loss', fail)
+    with pytest.raises(RuntimeError, match='something else'):
+        train('volume_renderer', tmp_path, flags(data, '--iter 9 --no_sphere_init --save_every 1'))
+    assert newest(tmp_path, 'volume_renderer')[0] == 2

@@ -1,6 +1,5 @@
-"""The field and its volume rendering against the original's numbers, and what tiling must not change."""
+"""The field and its volume rendering against the original's numbers: the definition, and as the commands use it."""
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +9,8 @@ import volume_renderer
 from camera import cameras_at
 from losses import eikonal_loss, minimal_surface_loss
 from model import Generator
-from volume_renderer import VolumeRenderer, ray_weights, sample_depths, sphere_sdf
+from op.tiles import TiledRenderer
+from volume_renderer import SigmoidDensity, SoftplusDensity, VolumeRenderer, ray_weights, sample_depths
 
 SWITCHES = {
     'default': {},
@@ -22,17 +22,21 @@ SWITCHES = {
 }
 
 
-def small_generator(manifest, beta=None, model='small.full.g', **switches):
+def small_generator(manifest, beta=None, model='small.full.g', renderer=VolumeRenderer, **switches):
     """The golden numbers' small field, with formula weights."""
     settings = {'style_dim': 64, 'resolution': 64, 'samples': 24, 'depth': 4, 'width': 64, 'perturb': 0., **switches}
     fixed = {} if beta is None else {'sigmoid_beta': beta}
-    return load_formula_weights(Generator(64, VolumeRenderer(**settings)), manifest[model], **fixed)
+    return load_formula_weights(Generator(64, renderer(**settings)), manifest[model], **fixed)
 
 
+BOTH = pytest.mark.parametrize('renderer', [VolumeRenderer, TiledRenderer])
+
+
+@BOTH
 @pytest.mark.parametrize('name', SWITCHES)
-def test_every_switch(golden, manifest, name):
+def test_every_switch(golden, manifest, name, renderer):
     expected = golden('volume_renderer')
-    generator = small_generator(manifest, 0.02, **SWITCHES[name])
+    generator = small_generator(manifest, 0.02, renderer=renderer, **SWITCHES[name])
     with torch.no_grad():
         w = generator.map(expected['z'])
         rendering = generator.renderer(w, cameras_at(expected['poses']), sdf=True)
@@ -44,9 +48,10 @@ def test_every_switch(golden, manifest, name):
     assert_close(rendering.features[:, :, ::16, ::16], expected[f'{name}_features_rows'], what='features')
 
 
-def test_training_gradients(golden, manifest):
+@BOTH
+def test_training_gradients(golden, manifest, renderer):
     expected = golden('volume_renderer')
-    generator = small_generator(manifest, model='small.volume_renderer.g')
+    generator = small_generator(manifest, model='small.volume_renderer.g', renderer=renderer)
     rendering = generator.renderer(generator.map(expected['z']), cameras_at(expected['poses']), features=False,
                                    sdf=True, eikonal=True)
     eikonal = eikonal_loss(rendering.eikonal)
@@ -63,9 +68,10 @@ def test_training_gradients(golden, manifest):
             assert_close(parameters[key[5:]].grad, expected[key], 2e-5, key)  # sums over 200,000 points
 
 
-def test_eikonal_is_the_slope_of_the_sdf(manifest):
+@BOTH
+def test_eikonal_is_the_slope_of_the_sdf(manifest, renderer):
     """Finite differences in double precision, by the unscaled points."""
-    renderer = small_generator(manifest, resolution=2, samples=3).double().renderer
+    renderer = small_generator(manifest, renderer=renderer, resolution=2, samples=3).double().renderer
     w = formula('w', (1, 64)).double()
     cameras = cameras_at(torch.tensor([[0.3, 0.1]], dtype=torch.float64), resolution=2)
     analytic = renderer(w, cameras, eikonal=True).eikonal
@@ -78,22 +84,6 @@ def test_eikonal_is_the_slope_of_the_sdf(manifest):
             moved = dataclasses.replace(cameras, extrinsics=extrinsics)
             shifted.append(renderer(w, moved, sdf=True, color=False).sdf[..., 0])
         assert_close((shifted[0] - shifted[1]) / (2 * step), analytic[..., axis], 1e-5)
-
-
-@pytest.mark.parametrize('switches', [{}, {'force_background': True}, {'sdf': False}])
-def test_tiles_do_not_change_the_picture(manifest, monkeypatch, switches):
-    generator = small_generator(manifest, 0.02, resolution=9, samples=7, **switches)
-    w = formula('w', (3, 64))
-    cameras = cameras_at(formula('poses', (3, 2), 0.2), resolution=9)
-    whole = generator.renderer(w.requires_grad_(), cameras, sdf=True)  # with gradients: one piece
-    monkeypatch.setitem(volume_renderer.TILE_POINTS, 'cpu', 50)        # 7 rays a tile: 81 is no multiple
-    with torch.no_grad():
-        tiled = generator.renderer(w, cameras, sdf=True)
-        surface = generator.renderer(w, cameras, color=False)
-    for name in ('thumbnail', 'features', 'xyz', 'background', 'sdf'):
-        assert_close(getattr(tiled, name), getattr(whole, name), 1e-5, name)
-    assert surface.thumbnail is None and surface.features is None and surface.sdf is None
-    assert_close(surface.xyz, whole.xyz, 1e-5)
 
 
 def test_weights_with_forced_background_sum_to_one():
@@ -132,20 +122,30 @@ def test_raw_noise_changes_only_the_density_without_sdf(manifest):
     assert torch.equal(first.sdf, second.sdf) and not torch.equal(first.thumbnail, second.thumbnail)
 
 
-def test_sphere_loss_vanishes_for_a_sphere(manifest):
-    generator = small_generator(manifest, resolution=4, samples=5)
-    renderer, w = generator.renderer, formula('w', (2, 64))
+def test_points_to_fit_a_sphere_to_are_stratified(manifest):
+    """Each sample of a ray lies in its own bin, and its distance is the field's."""
+    renderer, w = small_generator(manifest, resolution=4, samples=5).renderer, formula('w', (2, 64))
     cameras = cameras_at(torch.tensor([[0.2, 0.1], [-0.4, 0.]]), resolution=4)
-    loss = renderer.sphere_loss(w, cameras)
-    assert loss > 0 and loss.requires_grad
-    sphere = SimpleNamespace(hidden=lambda points: points * 0.12,  # from the field's units to the world's
-                             sdf=lambda points: points.norm(dim=-1, keepdim=True) - 0.06)
-    renderer.network.fold = lambda w: sphere
-    assert renderer.sphere_loss(w, cameras) < 1e-7
-    assert_close(renderer.sphere_loss(w, cameras.magnified(0.5), radius=0.1, resolution=2), torch.tensor(0.04), 1e-5)
-    surface = torch.tensor([[0.06, 0., 0.], [0., 0.12, 0.]])
-    assert_close(sphere_sdf(surface, cameras.near[0], cameras.far[0]), torch.tensor([[0.], [0.06]]), 1e-6)
-    assert_close(sphere_sdf(surface, cameras.near[0], cameras.far[0], 0.1), torch.tensor([[-0.04], [0.02]]), 1e-6)
+    sdf, points = renderer.stratified_sdf(w, cameras, torch.Generator().manual_seed(0))
+    assert sdf.shape == (2, 80, 1) and points.shape == (2, 80, 3) and sdf.requires_grad
+    for i in range(2):
+        assert_close(renderer.sdf_at(renderer.field(w[i:i + 1]), points[i], cameras[i:i + 1]), sdf[i, :, 0], 1e-5)
+        depth = -((points[i] - cameras.extrinsics[i, :, 3]) @ cameras.extrinsics[i, :, 2])
+        assert (depth.view(16, 5).diff(dim=1) > 0).all() and depth.min() >= 0.88 - 1e-6 and depth.max() <= 1.12 + 1e-6
+    assert renderer.stratified_sdf(w, cameras.magnified(0.5), resolution=2)[1].shape == (2, 20, 3)
+
+
+@pytest.mark.parametrize('density', [SigmoidDensity(torch.tensor(0.02)), SoftplusDensity()])
+def test_the_slope_of_a_density_is_its_derivative(density):
+    x = (0.05 * torch.randn(50, generator=torch.Generator().manual_seed(0))).double().requires_grad_()
+    slope, = torch.autograd.grad(density.value(x).sum(), x)
+    assert_close(density.slope(x), slope, 1e-10)
+
+
+def test_beyond_its_support_there_is_no_density():
+    density = SigmoidDensity(torch.tensor(0.02))
+    assert density.value(density.support) < 1e-3 * density.value(-density.support)
+    assert SoftplusDensity().support is None
 
 
 def test_color_at_equals_the_rendered_samples(manifest):
@@ -153,7 +153,7 @@ def test_color_at_equals_the_rendered_samples(manifest):
     generator = small_generator(manifest, resolution=3, samples=2, static_viewdirs=True, force_background=True)
     w, cameras = formula('w', (1, 64)), cameras_at(torch.tensor([[0.3, -0.2]]), resolution=3)
     with torch.no_grad():
-        generator.renderer.density = lambda raw, rng=None: torch.zeros_like(raw)  # all weight on the last sample
+        generator.renderer.network.sigma_linear.bias += 100  # no density, so all weight is on the last sample
         rendering = generator.renderer(w, cameras)
         local = volume_renderer.camera_directions(3, cameras.focal)[0]
         colors = generator.renderer.color_at(w, rendering.xyz[0].flatten(1).T,

@@ -17,6 +17,7 @@ import checkpoint
 import options
 from imaging.photos import Photos
 from model import build_generator
+from op.fast import fast_parts
 from prepare_data import prepare
 
 STAGES = {'volume_renderer': 'train_volume_renderer', 'full_pipeline': 'train_full_pipeline'}
@@ -31,15 +32,15 @@ def flags(data, text=''):
     return [*FLAGS.split(), '--dataset_path', str(data), *text.split()]
 
 
-def make_data(folder):
-    """Write a few random images and an LMDB of them below `folder`; returns the path of the LMDB."""
-    rng = np.random.default_rng(0)
-    (folder / 'photos').mkdir()
-    for i in range(IMAGES):
+def make_data(folder, name='lmdb', seed=0, count=IMAGES):
+    """Write random images and an LMDB of this name of them below `folder`; returns its path."""
+    rng, photos = np.random.default_rng(seed), folder / f'{name}_photos'
+    photos.mkdir()
+    for i in range(count):
         coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(folder / 'photos' / f'{i}.png')
-    prepare(Photos(folder / 'photos'), folder / 'lmdb', [SIZE])
-    return folder / 'lmdb'
+        Image.fromarray(coarse).resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(photos / f'{i:02d}.png')
+    prepare(Photos(photos), folder / name, [SIZE])
+    return folder / name
 
 
 def tiny(command, batch=4, more=''):
@@ -50,7 +51,7 @@ def tiny(command, batch=4, more=''):
 def tiny_generator(opt):
     """A full generator as stage 2 trains it, in the default precision."""
     torch.manual_seed(0)
-    generator = build_generator(opt).requires_grad_(False)
+    generator = build_generator(opt, **fast_parts(opt)).requires_grad_(False)
     generator.decoder.requires_grad_(True)
     generator.decoder.dtype = torch.get_default_dtype()
     return generator

@@ -1,7 +1,11 @@
 """What training writes down: stats.jsonl, its curves, and Weights & Biases."""
 import contextlib
 import json
+import os
+import queue
 import sys
+import threading
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,7 +36,7 @@ class Log:
         with atomic_path(self.stats) as temporary:
             temporary.write_text(''.join(json.dumps(line) + '\n' for line in kept))
         self._pending, self._seconds = [], []
-        self._wandb = _start_wandb(opt, folder) if opt.training.wandb else None
+        self._wandb = Wandb(opt, folder) if opt.training.wandb else None
 
     def add(self, values, seconds):
         """The values of one step."""
@@ -53,39 +57,80 @@ class Log:
         line |= {name: float(np.mean([values[name] for values in self._pending if name in values])) for name in names}
         line |= {'seconds_per_step': seconds, 'images_per_second': images / seconds,
                  'peak_memory_gib': peak_memory(device)}
-        with open(self.stats, 'a') as file:
-            file.write(json.dumps(line) + '\n')
+        self.note(line)
         self._pending, self._seconds = [], []
-        self._to_wandb(lambda: self._wandb.log(line, step=iteration))
+        if self._wandb:
+            self._wandb.log(line, iteration)
+
+    def note(self, line):
+        """Append a line to stats.jsonl, all of it or, where the disk is full, nothing."""
+        with open(self.stats, 'ab') as file:
+            end = file.tell()
+            try:
+                file.write(json.dumps(line).encode() + b'\n')
+                file.flush()
+            except OSError:
+                file.truncate(end)
+                raise
 
     def plot(self):
         """Draw progress.png anew."""
         plot_progress(read_stats(self.stats), self.picture)
 
     def image(self, name, path):
-        """An image file for Weights & Biases."""
-        def log():
-            import wandb
-            self._wandb.log({name: wandb.Image(str(path))})
-        self._to_wandb(log)
+        """Hand an image file to Weights & Biases."""
+        if self._wandb:
+            self._wandb.image(name, path)
 
-    def _to_wandb(self, log):
-        if self._wandb is not None:
-            try:
-                log()
-            except Exception as error:  # whatever goes wrong over there, training is worth more
-                self._wandb = None
-                tqdm.write(f'--wandb failed ({error}); training goes on without it.')
+    def close(self):
+        """Give Weights & Biases a moment to take what is left."""
+        if self._wandb:
+            self._wandb.close()
 
 
-def _start_wandb(opt, folder):
-    try:
-        import wandb
-        return wandb.init(project='StyleSDF', name=f'{opt.experiment.expname} {folder.name}', dir=str(folder),
-                          config=saved_options(opt))
-    except Exception as error:  # not installed, no network, no account, …
-        tqdm.write(f'--wandb failed ({error}); training goes on without it.')
-        return None
+class Wandb:
+    """Weights & Biases, in a thread of its own: neither a slow network nor a missing one holds the training up.
+
+    It never asks for a login: there must be a key already (wandb login, or WANDB_API_KEY). Whatever goes wrong over
+    there is told in one line.
+    """
+
+    def __init__(self, opt, folder):
+        self._items = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, daemon=True, args=(opt, folder))
+        self._thread.start()
+
+    def log(self, line, iteration):
+        """Log the values of a line at a step."""
+        self._items.put((dict(line), iteration))
+
+    def image(self, name, path):
+        """Log an image file."""
+        self._items.put(({name: path}, None))
+
+    def close(self, seconds=10):
+        """Wait for what is left, but not for long."""
+        self._items.put(None)
+        self._thread.join(seconds)
+
+    def _work(self, opt, folder):
+        terminal = sys.stdin
+        try:
+            with open(os.devnull) as nobody:
+                sys.stdin = nobody  # so that it asks nobody
+                try:
+                    import wandb
+                    run = wandb.init(project='StyleSDF', name=f'{opt.experiment.expname} {folder.name}',
+                                     dir=str(folder), config=saved_options(opt), settings={'init_timeout': 60})
+                finally:
+                    sys.stdin = terminal
+            while (item := self._items.get()) is not None:
+                values, iteration = item
+                values = {name: wandb.Image(str(value)) if isinstance(value, Path) else value
+                          for name, value in values.items()}
+                run.log(values, step=iteration)
+        except BaseException as error:  # not installed, no network, no account, …
+            tqdm.write(f'--wandb failed ({error}); training goes on without it.')
 
 
 def peak_memory(device):
@@ -113,6 +158,8 @@ CURVES = (  # title, logarithmic, names
     ('norms of the gradients', True, ('d_gradient', 'g_gradient', 'path_gradient')),
     ('path length', False, ('path_length',)),
     ('beta', True, ('beta',)),
+    ('the surface: shares of rays, and of the hold', False, ('surface', 'fog', 'sphere_weight')),
+    ('augmentation', False, ('augment', 'real_sign')),
     ('patch distance', False, ('swd',)),
     ('depth consistency', True, ('depth',)),
 )

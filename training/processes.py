@@ -6,20 +6,29 @@ import sys
 import torch
 import torch.distributed as dist
 
+from training.heartbeat import Heartbeat, end_process
 from utils import UserError, keep_freed_memory, select_device
 
 DEATH_TIMEOUT = datetime.timedelta(minutes=30)  # of a process that hangs; one that dies is noticed at once
 
 
+class PeerLost(UserError):
+    """Another process of this run has ended, or cannot be reached any more."""
+
+
 class Processes:
     """The processes that train together, as torchrun starts them; without a launcher, this one alone.
 
-    rank, size: which one of how many. device: this one's.
+    rank, size: which one of how many. device: this one's. The first process (rank 0) decides what the others do, and
+    only it needs the folder of checkpoints.
     """
 
     def __init__(self, device_name='auto'):
         self.rank, self.size = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
         self.device = select_device(device_name)
+        self.rescue = lambda: ''  # called before the process ends for a lost one: saves, and returns words about it
+        self._heartbeat = Heartbeat(self.rank, self._on_lost)
+        self._launcher = os.getppid() if 'TORCHELASTIC_RUN_ID' in os.environ else None
         if self.device.type == 'cuda':
             if self.device.index is None:  # which set_device wants to know
                 self.device = select_device(f'cuda:{os.environ.get("LOCAL_RANK", 0)}')
@@ -30,14 +39,64 @@ class Processes:
 
     def __enter__(self):
         if self.size > 1:
-            dist.init_process_group('nccl' if self.device.type == 'cuda' else 'gloo', timeout=DEATH_TIMEOUT)
+            dist.init_process_group(self._backend(), timeout=DEATH_TIMEOUT)
         if self.rank:  # one process speaks for all; errors still go to stderr
             sys.stdout = open(os.devnull, 'w')
+        if self.size > 1:
+            port = self.share(lambda: self._heartbeat.listen(self.size - 1))
+            if self.rank:
+                self._heartbeat.connect(os.environ['MASTER_ADDR'], port)
         return self
 
     def __exit__(self, kind, *_):
+        self._heartbeat.stop()
         if self.size > 1 and kind in (None, SystemExit):  # after an error the others may be gone
             dist.destroy_process_group()
+
+    def _backend(self):
+        if self.device.type != 'cuda':
+            return 'gloo'
+        if dist.is_nccl_available():
+            return 'nccl'
+        if self.rank == 0:
+            print('This build of PyTorch has no NCCL: the processes exchange their gradients through gloo, which is '
+                  'slower.')
+        return 'gloo'
+
+    def _on_lost(self, sentence):
+        end_process(f'{sentence}, and so this one ends too{self.rescue()}')
+
+    @property
+    def orphaned(self):
+        """Whether torchrun, which started this process, is gone. It would no longer restart or stop anything."""
+        return self._launcher is not None and os.getppid() != self._launcher
+
+    def share(self, compute):
+        """Call compute() in the first process alone, and return its result in all; its UserError is raised in all."""
+        if self.size == 1:
+            return compute()
+        outcome = [None, None]
+        if self.rank == 0:
+            try:
+                outcome = [compute(), None]
+            except UserError as error:
+                outcome = [None, str(error)]
+        self._together(dist.broadcast_object_list, outcome, 0)
+        result, error = outcome
+        if error is not None:
+            raise UserError(error)
+        return result
+
+    def check_same(self, what, value):
+        """Raise UserError in all processes where they do not have the same value (a short one) of `what`."""
+        if self.size == 1:
+            return
+        values = [None] * self.size
+        self._together(dist.all_gather_object, values, value)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise UserError(f'process {rank} of {self.size} has another {what} than the first process ({other} '
+                                f'there, {values[0]} in the first); give all machines the same.')
 
     def average_(self, tensor):
         """Replace a tensor by its mean over the processes."""
@@ -65,5 +124,5 @@ class Processes:
         try:
             operation(*arguments)
         except RuntimeError as error:
-            raise UserError('another process of this run has ended, and so this one ends too; see the message of the '
-                            f'one that ended first ({str(error).splitlines()[0][:200]}).') from None
+            raise PeerLost('another process of this run has ended, and so this one ends too; see the message of the '
+                           f'one that ended first ({str(error).splitlines()[0][:200]}).') from None

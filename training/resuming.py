@@ -1,10 +1,15 @@
-"""Where a run begins: a checkpoint of its own, the weights of another, or nothing; and whether its flags fit."""
+"""Where a run begins: a checkpoint of its own, the weights of another, or nothing; and whether what it finds fits."""
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import checkpoint
+from discriminators import stddev_group
+from options import replaced
 from training.gradients import checked_chunk
 from utils import UserError
+
+OWN_FLAGS = 'dataset_path', 'num_workers', 'device', 'local_rank'  # each process keeps its own value of these
 
 
 class Start(NamedTuple):
@@ -14,20 +19,28 @@ class Start(NamedTuple):
     resumed: bool = False  # go on from it, or take only its weights
 
 
-def find_start(opt, stage):
+def find_start(opt, stage, processes):
     """(Start, option tree that fits its checkpoint) from --continue_training and --init_ckpt.
 
-    Called first: raises UserError where the new run would overwrite another, or the old run had other options.
+    The first process looks and decides, and the others get what it found. Called first: raises UserError where the new
+    run would overwrite another, or the old run had other options.
     """
-    checked_chunk(opt)
+    start, found = processes.share(lambda: _look_for_start(opt, stage, processes.size))
+    own = {name: checkpoint.flags_of(opt)[name] for name in OWN_FLAGS}
+    return start, replaced(found, **own)
+
+
+def _look_for_start(opt, stage, processes):
     start, folder = Start(), checkpoint.stage_folder(opt, stage)
-    if opt.experiment.continue_training:
+    if opt.experiment.continue_training or int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):  # torchrun restarts it
         newest = checkpoint.newest_whole(opt, stage)
-        if newest is None:
-            print(f'No checkpoint to continue from in {folder}: starting anew.')
-        else:
+        if newest is not None:
             path, saved = newest
             start = Start(path, saved, resumed=True)
+        elif (folder / 'sphere_init.pt').exists():
+            print(f'No checkpoint to continue from in {folder} yet: going on with its unfinished sphere_init.pt.')
+        else:
+            print(f'No checkpoint to continue from in {folder}: starting anew.')
     elif checkpoint.iteration_paths(opt, stage):
         raise UserError(f'{folder} holds checkpoints already; add --continue_training to go on from the newest, or '
                         'choose another --expname.')
@@ -35,5 +48,106 @@ def find_start(opt, stage):
         path = Path(opt.training.init_ckpt)
         start = Start(path, checkpoint.read(path))
     if start.path:
-        opt = checkpoint.reconcile(opt, start.saved, start.path, start.resumed)
+        weights = start.saved['g_ema']
+        if stage == 'volume_renderer':  # of a full model, stage 1 takes the field alone
+            weights = checkpoint.without_decoder(weights)
+        opt = checkpoint.reconcile(opt, start.saved | {'g_ema': weights}, start.path, start.resumed)
+    if start.resumed:
+        opt = same_batch(opt, stage, start, processes)
+    checked_chunk(opt)
     return start, opt
+
+
+# ---------------------------------------------------------------------------------------------- the batch
+
+def images_of_step(opt, stage, processes):
+    """What the images of a step are, as far as it matters to what is learnt, as a dict for the checkpoint.
+
+    images: real ones, of all processes together. Stage 2 also: group, the images that its discriminator compares with
+    each other; path, the images whose path lengths are regularized.
+    """
+    batch = opt.training.batch
+    if stage == 'volume_renderer':
+        return {'images': batch * processes}
+    return {'images': batch * processes, 'group': stddev_group(batch),
+            'path': processes * path_batch(opt)}
+
+
+def path_batch(opt):
+    """The images of one process whose path lengths are regularized."""
+    return max(1, opt.training.batch // opt.training.path_batch_shrink)
+
+
+def same_batch(opt, stage, start, processes):
+    """The option tree with the --batch at which this number of processes goes on with the images of a step as before.
+
+    --chunk is lowered where it does not divide that. Raises UserError where these processes cannot do it and the user
+    did not allow another batch with --new_batch.
+    """
+    before = _saved_step(start.saved, stage)
+    if before is None or images_of_step(opt, stage, processes) == before:
+        return opt
+    if opt.training.new_batch:
+        now = images_of_step(opt, stage, processes)
+        print(f'{start.path} was trained with {before["images"]} images a step, and goes on with {now["images"]}.')
+        return opt
+    batch, rest = divmod(before['images'], processes)
+    changed = replaced(opt, batch=batch) if batch else opt
+    if rest or batch < 2 or images_of_step(changed, stage, processes) != before:
+        grouped = f', compared in groups of {before["group"]},' if 'group' in before else ''
+        raise UserError(f'{start.path} was trained with {before["images"]} images a step{grouped} which {processes} '
+                        'processes cannot share as before; start a number of processes that can (the one of the '
+                        'beginning, for instance), or add --new_batch to go on with --batch images in each.')
+    chunk = max(size for size in range(1, batch + 1) if batch % size == 0 and size <= max(1, opt.training.chunk))
+    print(f'{start.path} was trained with {before["images"]} images a step: now --batch is {batch} and --chunk {chunk} '
+          f'({processes} {"process" if processes == 1 else "processes"}).')
+    return replaced(changed, chunk=chunk)
+
+
+def _saved_step(saved, stage):
+    """images_of_step of a checkpoint; None where it does not say (official ones, and ours from before any step)."""
+    step = saved.get('step_images')
+    if isinstance(step, dict) and all(isinstance(count, int) and count > 0 for count in step.values()):
+        return step
+    images, iteration = saved.get('images'), saved.get('iteration')
+    flags = checkpoint.flags_of(saved.get('options'))
+    if not (isinstance(images, int) and isinstance(iteration, int) and iteration > 0 and images > 0 and
+            isinstance(flags.get('batch'), int) and isinstance(flags.get('path_batch_shrink'), int)):
+        return None
+    step = {'images': images // iteration}  # older ones of ours count the images of all steps
+    if stage != 'volume_renderer':
+        batch = flags['batch']
+        step |= {'group': stddev_group(batch),
+                 'path': step['images'] // batch * max(1, batch // flags['path_batch_shrink'])}
+    return step
+
+
+# ---------------------------------------------------------------------------------------------- the data set
+
+def describe_images(images):
+    """What a checkpoint remembers of its data set."""
+    return {'length': len(images), 'fingerprint': images.fingerprint()}
+
+
+def check_images(opt, images, described, start):
+    """Raise UserError where a training would go on with other images than it began with and --new_data is not given.
+
+    described: describe_images(images).
+    """
+    before = start.saved.get('dataset')
+    if not isinstance(before, dict):
+        before = {'length': start.saved.get('dataset_length', len(images))}  # older checkpoints of ours
+    length, fingerprint = before.get('length'), before.get('fingerprint')
+    if length == len(images) and fingerprint in (None, described['fingerprint']):
+        return
+    if length == len(images):
+        how = f'was trained on other images than those of {images.path}, though on as many'
+    else:
+        grown = isinstance(length, int) and length < len(images) and fingerprint == images.fingerprint(length)
+        how = (f'was trained on {length} images, and {images.path} has {len(images)}'
+               + (', the first of which are the same' if grown else ''))
+    if not opt.training.new_data:
+        raise UserError(f'{start.path} {how}; give the same data set, add --new_data to go on with this one, or begin '
+                        'a new --expname.')
+    print(f'{start.path} {how}: going on with these. From here on their order is the one that a training on them alone '
+          'would have after as many images.')

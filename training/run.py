@@ -2,6 +2,7 @@
 import contextlib
 import os
 import signal
+import sys
 import time
 
 import numpy as np
@@ -11,11 +12,19 @@ from tqdm import tqdm
 import checkpoint
 from dataset import InfiniteSampler, make_loader
 from training.gradients import checked_chunk
+from training.lock import only_run
 from training.logs import Log
 from training.quality import quick_evaluation
 from training.random_numbers import draw_fakes, draw_mixing
+from training.resuming import check_images, describe_images, images_of_step
 from training.samples import sample_grids
-from utils import Terminated, UserError, save_image_row, writable_folder
+from utils import Terminated, UserError, lack_of_memory, save_image_row, writable_folder
+
+# Signals that end a training after its step, saved. Closed terminals send SIGHUP; batch systems SIGTERM or SIGUSR1.
+STOPPING_SIGNALS = tuple(getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT', 'SIGUSR1')
+                         if hasattr(signal, name))
+RETRY_STEPS = 100  # after a checkpoint could not be written
+MAX_FAILURES = 5   # so many in a row end the training
 
 
 def adam(parameters, lr, betas):
@@ -24,17 +33,22 @@ def adam(parameters, lr, betas):
     return torch.optim.Adam(parameters, lr, betas, fused=parameters[0].device.type in ('cpu', 'cuda'))
 
 
+class Diverged(UserError):
+    """Something became NaN or infinite."""
+
+
 class Run:
     """The frame of one process's training: loop, checks, logs, samples, checkpoints, and an orderly end.
 
     images: the data set (dataset.Images). state: what is trained; it is loaded from `start` (resuming.Start), and made
-    equal in all processes. final: where the finished model goes. Only the first process writes. Raises UserError for
-    flags, a data set or a folder that will not do.
+    equal in all processes. final: where the finished model goes. Only the first process reads and writes files beside
+    the images. What is not the training itself never ends it: samples, plots, logs and measurements that fail are told
+    and left out. Raises UserError for flags, a data set or a folder that will not do.
     """
 
     def __init__(self, opt, stage, processes, images, state, start, final):
         self.opt, self.stage, self.processes, self.images = opt, stage, processes, images
-        self.state, self.final = state, final
+        self.state, self.final, self._start = state, final, start
         self.device, self.chunk = processes.device, checked_chunk(opt)
         self.is_first = processes.rank == 0
         self.folder = checkpoint.stage_folder(opt, stage)
@@ -43,62 +57,118 @@ class Run:
         self.stopping = False   # agreed on by all processes
         self._values = {}       # of this step, for the log
         self._bar = None        # the progress bar
+        self._log = None        # in the first process
         self._stop = None       # the exception to end with, after a signal to this process
+        self._process = os.getpid()
+        self._between_steps = False  # the state is that of a whole number of steps
+        self._failures, self._retry = 0, None  # checkpoints in a row that could not be written; the step to try again
+        self._batch_changed = False  # from this step on, as --new_batch allows
+        self._failed = set()    # what has been told to have failed
         self._deadline = time.monotonic() + 60 * opt.training.max_minutes if opt.training.max_minutes else float('inf')
         self._cleanup = contextlib.ExitStack()
-        self._check()
-        self._begin(start)
+        processes.rescue = self._rescue
+        self._check_flags()
+        self._described = describe_images(images)
+        self._step_images = images_of_step(opt, stage, processes.size)
+        processes.check_same('data set', '{length} images with fingerprint {fingerprint}'.format(**self._described))
+        processes.share(self._check_folders)
 
     # -- begin and end
 
-    def _check(self):
+    def _check_flags(self):
         if self.opt.machine.precision == 'fp16':
             raise UserError('--precision fp16 is too coarse to train with; use bf16 or fp32.')
         if self.opt.training.num_workers > len(self.images):
             raise UserError(f'--num_workers {self.opt.training.num_workers} is more than the {len(self.images)} images '
                             f'in {self.images.path}; use fewer.')
+
+    def _check_folders(self):
+        """What the first process asks before anything is written."""
+        if self._start.resumed:
+            check_images(self.opt, self.images, self._described, self._start)
+        elif self.final.exists():
+            raise UserError(f'{self.final} is there already, and this run would replace it; choose another --expname, '
+                            'or move it away.')
         writable_folder(self.folder, '--checkpoints_dir')
         writable_folder(self.final.parent, 'the current folder:')
 
-    def _begin(self, start):
-        """Load what the run starts from into the state, and make all processes equal."""
-        if start.resumed:
-            self.state.load(start.saved, start.path)
-            self.last_saved = start.path
-            if start.saved.get('dataset_length', len(self.images)) != len(self.images):
-                raise UserError(f'{start.path} was trained on {start.saved["dataset_length"]} images, and '
-                                f'{self.images.path} has {len(self.images)}; give the same data set, or begin a new '
-                                '--expname.')
-            print(f'Going on from {start.path} ({self.state.iteration} steps done).')
-        elif start.path:
-            self.state.begin_from(start.saved, start.path)
-            print(f'Beginning with the weights of {start.path}.')
-        if not start.resumed and self.final.exists():
-            raise UserError(f'{self.final} is there already, and this run would replace it; choose another --expname, '
-                            'or move it away.')
-        self.processes.broadcast([*self.state.g.state_dict().values(), *self.state.d.state_dict().values(),
-                                  *self.state.g_ema.state_dict().values()])
-
     def __enter__(self):
-        if self.is_first:
-            checkpoint.remove_leftovers(self.opt, self.stage)
-        for signal_number in (signal.SIGINT, signal.SIGTERM):
-            self._cleanup.callback(signal.signal, signal_number, signal.signal(signal_number, self._on_signal))
+        try:
+            self.processes.share(self._take_folder)
+            self._begin()
+            for number in STOPPING_SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets SIGHUP
+                    self._cleanup.callback(signal.signal, number, signal.signal(number, self._on_signal))
+        except BaseException:
+            self._cleanup.close()
+            raise
         return self
 
-    def __exit__(self, *_):
-        self._cleanup.close()
+    def _take_folder(self):
+        self._cleanup.enter_context(only_run(self.folder))
+        checkpoint.remove_leftovers(self.opt, self.stage)
+
+    def _begin(self):
+        """Load what the run starts from into the state, and make all processes equal."""
+        start, state = self._start, self.state
+        self._start = start._replace(saved=None)  # it may be large
+        if start.resumed:
+            self._batch_changed = start.saved.get('step_images', self._step_images) != self._step_images
+            state.load(start.saved, start.path)
+            self.last_saved = start.path
+            print(f'Going on from {start.path} ({state.iteration} steps done).')
+        elif start.path:
+            state.begin_from(start.saved, start.path)
+            print(f'Beginning with the weights of {start.path}.')
+        self.processes.broadcast([*state.g.state_dict().values(), *state.d.state_dict().values(),
+                                  *state.g_ema.state_dict().values()])
+
+    def __exit__(self, kind, error, _):
+        try:
+            if isinstance(error, Exception) and not isinstance(error, Diverged):
+                again = self._rescue()
+                if isinstance(error, MemoryError | RuntimeError) and (lack := lack_of_memory(error)):
+                    raise UserError(self._smaller(lack, again)) from None
+                if again:
+                    print(again[2:] + '.')
+        finally:
+            self._cleanup.close()
+
+    def _rescue(self):
+        """After a mishap save the steps that are done, if the state is that of whole steps.
+
+        Returns words that say where the training can go on.
+        """
+        if self.is_first and self._between_steps:
+            with contextlib.suppress(Exception):  # the mishap itself is told in any case
+                self.save(final=True)
+        return f'; --continue_training goes on from {self.last_saved}' if self.is_first and self.last_saved else ''
+
+    def _smaller(self, lack, again):
+        """The sentence for a lack of memory."""
+        opt = self.opt
+        sizes = (f'--size {opt.model.size}' if self.stage == 'full_pipeline' else
+                 f'--renderer_spatial_output_dim {opt.model.renderer_spatial_output_dim} with --N_samples '
+                 f'{opt.rendering.N_samples}')
+        return (f'memory ran out ({lack}) with --chunk {self.chunk}, {sizes} and --precision {opt.machine.precision}; '
+                f'use a smaller --chunk, --precision bf16 or smaller sizes{again}.')
 
     def _on_signal(self, number, _):
-        if number == signal.SIGINT and self._stop is KeyboardInterrupt:
+        if os.getpid() != self._process:
+            return  # a worker process, which its parent ends
+        if number == signal.SIGINT and type(self._stop) is KeyboardInterrupt:
             raise KeyboardInterrupt  # asked twice: do not wait for the step
-        self._stop = Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        self._stop = KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
         if self.is_first:
-            # Not print: the signal may have come while a line was being printed.
-            os.write(2, b'\nstopping after this step; Ctrl-C again stops at once, without saving.\n')
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                # Not print: the signal may have come while a line was being printed.
+                os.write(2, b'\nstopping after this step; Ctrl-C again stops at once, without saving.\n')
 
     def end_early(self):
         """End the command after a signal or a spent --max_minutes; the work is saved by now."""
+        if self.processes.orphaned:
+            raise UserError('torchrun, which started this training, has ended, and so it ends too; --continue_training '
+                            f'goes on from {self.last_saved}.')
         print(f'Stopped; --continue_training goes on from {self.last_saved}.')
         raise self._stop or SystemExit(0)
 
@@ -107,7 +177,7 @@ class Run:
     def progress(self, first, last, description):
         """Yield the steps first .. last - 1 with a progress bar, until one has been told to stop."""
         with tqdm(range(first, last), initial=first, total=last, desc=description, unit='step', dynamic_ncols=True,
-                  smoothing=0.05, disable=not self.is_first) as self._bar:
+                  smoothing=0.05, disable=not self.is_first, file=Unbreakable(sys.stderr)) as self._bar:
             for step in self._bar:
                 self.step, self._values = step, {}
                 yield step
@@ -123,44 +193,70 @@ class Run:
         method: count, log, sample, save, stop."""
         state, training = self.state, self.opt.training
         sampler = InfiniteSampler(len(self.images), seed=self.opt.experiment.seed, rank=self.processes.rank,
-                                  world_size=self.processes.size, start=state.images)
+                                  world_size=self.processes.size, start=state.images, flip=not training.no_mirror)
         batches = make_loader(self.images, sampler, training.batch, training.num_workers)
         self._cleanup.callback(batches.close)
-        log = Log(self.folder, self.opt, state.iteration) if self.is_first else None
+        if self.is_first:
+            self._aside('the log', self._open_log)
         if self.is_first and state.iteration == 0:
-            self.sample()
+            self._aside('a sample', self.sample)
         for _ in self.progress(state.iteration, training.iter, self.stage):
             started = time.perf_counter()
-            yield next(batches).to(self.device, non_blocking=True)
+            self._between_steps = True
+            real = next(batches).to(self.device, non_blocking=True)
+            yield real
             state.iteration += 1
             state.images += training.batch * self.processes.size
+            self._between_steps = True
             last = self.stopping or state.iteration == training.iter
             if self.is_first:
-                self._report(log, time.perf_counter() - started, last)
-            if last or state.iteration % training.save_every == 0:
-                self.save()
+                self._report(time.perf_counter() - started, last)
+            if last or state.iteration % training.save_every == 0 or state.iteration == self._retry:
+                self.save(last)
         if state.iteration < training.iter:
             self.end_early()
         elif self.is_first:
-            self.save()
+            self.save(final=True)
             self.write(self.final, state.weights())
             print(f'Finished {state.iteration} steps: {self.final}')
 
-    def _report(self, log, seconds, last):
+    def _open_log(self):
+        self._log = Log(self.folder, self.opt, self.state.iteration)
+        if self._batch_changed:
+            self._log.note({'iteration': self.state.iteration, 'images_per_step': self._step_images['images']})
+        self._cleanup.callback(self._log.close)
+
+    def _report(self, seconds, last):
         """Measure, log, draw and sample what is due after a step. last: whether it is the last one."""
-        state, training = self.state, self.opt.training
+        state, training, log = self.state, self.opt.training, self._log
         if not self.opt.rendering.no_sdf:
             self._values['beta'] = state.g.renderer.sigmoid_beta.item()
         if training.eval_every and state.iteration % training.eval_every == 0:
-            self._values |= quick_evaluation(state.g_ema, self.images, self.opt, self.device)
-        log.add(self._values, seconds)
-        self.show(log.summary())
-        if last or state.iteration % training.log_every == 0:
-            log.write(state.iteration, training.batch * self.processes.size, self.device)
-        if last or state.iteration % training.sample_every == 0:
-            log.plot()
+            self._aside('a measurement', self._measure)
+        if log:
+            log.add(self._values, seconds)
+            self.show(log.summary())
+            if last or state.iteration % training.log_every == 0:
+                self._aside('the log', lambda: log.write(state.iteration, training.batch * self.processes.size,
+                                                         self.device))
+            if last or state.iteration % training.sample_every == 0:
+                self._aside('the plot', log.plot)
         if state.iteration == training.iter or state.iteration % training.sample_every == 0:
-            self.sample(log)
+            self._aside('a sample', self.sample)
+
+    def _aside(self, what, work):
+        """Do something that is not the training. Where it fails one line says so, once, and the training goes on."""
+        try:
+            work()
+            self._failed.discard(what)
+        except Exception as error:
+            if what not in self._failed:
+                self._failed.add(what)
+                tqdm.write(f'step {self.state.iteration}: {what} failed ({type(error).__name__}: {error}); the '
+                           'training goes on.', file=Unbreakable(sys.stderr))
+
+    def _measure(self):
+        self._values |= quick_evaluation(self.state.g_ema, self.images, self.opt, self.device)
 
     def draw(self, purpose, batch=None):
         """Fakes for this process's part of a step's batch (of --batch images a process, if `batch` is not given)."""
@@ -180,7 +276,7 @@ class Run:
         """
         parameters = [parameter for group in optimizer.param_groups for parameter in group['params']
                       if parameter.grad is not None]
-        stop = self._stop is not None or time.monotonic() > self._deadline
+        stop = self._stop is not None or time.monotonic() > self._deadline or self.processes.orphaned
         scalars = torch.stack([*terms.values(), torch.full((), float(stop), device=self.device)])
         if self.processes.size > 1:  # everything in one all-reduce
             flat = torch.cat([*(parameter.grad.flatten() for parameter in parameters), scalars])
@@ -195,23 +291,46 @@ class Run:
         wrong = [term for term, value in values.items() if not np.isfinite(value)]
         if wrong:
             good = f'the last good checkpoint is {self.last_saved}' if self.last_saved else 'there is no checkpoint yet'
-            raise UserError(f'step {self.step}: {", ".join(wrong)} became NaN or infinite, and training stopped before '
-                            f'it changed a weight; {good}. Begin a new --expname (from that one with --init_ckpt) with '
-                            'smaller learning rates, for instance.')
+            again = f'(with --init_ckpt {self.last_saved}) ' if self.last_saved else ''
+            raise Diverged(f'step {self.step}: {", ".join(wrong)} became NaN or infinite, and training stopped before '
+                           f'it changed a weight; {good}. Begin a new --expname {again}with smaller learning rates, '
+                           'for instance.')
+        self._between_steps = False
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self._values |= values
         return values
 
+    def record(self, **values):
+        """Further numbers of this step for the log."""
+        self._values |= values
+
     # -- what it writes
 
-    def save(self):
-        """Write the checkpoint of this step, once."""
+    def save(self, final=False):
+        """Write the checkpoint of this step, once.
+
+        Where that fails the training goes on and tries again a little later, up to a few times in a row. final: it
+        ends now, so raise UserError at once.
+        """
         path = checkpoint.iteration_path(self.opt, self.stage, self.state.iteration)
-        if path != self.last_saved:
-            self.write(path, self.state.checkpoint() | {'dataset_length': len(self.images)})
+        if path == self.last_saved:
+            return
+        try:
+            self.write(path, self.state.checkpoint() | {'dataset': self._described, 'step_images': self._step_images})
+        except UserError as error:
+            self._failures += 1
+            newest = self.last_saved or 'none'
+            if final or self._failures == MAX_FAILURES:
+                raise UserError(f'{error} The newest checkpoint of this training is {newest}.') from None
+            self._retry = self.state.iteration + RETRY_STEPS
+            tqdm.write(f'{error} The training goes on and tries again after step {self._retry}; the newest checkpoint '
+                       f'is {newest}.', file=Unbreakable(sys.stderr))
+            return
+        self._failures, self._retry = 0, None
         if self.is_first:
-            checkpoint.prune(self.opt, self.stage, self.opt.training.keep_checkpoints)
+            self._aside('removing old checkpoints', lambda: checkpoint.prune(
+                self.opt, self.stage, self.opt.training.keep_checkpoints))
 
     def write(self, path, contents):
         """Write a checkpoint of these contents and the options, from the first process."""
@@ -219,10 +338,28 @@ class Run:
             checkpoint.save(path, contents | {'options': checkpoint.saved_options(self.opt)})
         self.last_saved = path
 
-    def sample(self, log=None):
+    def sample(self):
         """Write the sample grids of this step."""
         for ending, grid in sample_grids(self.state.g_ema, self.opt, self.device).items():
             path = self.folder / 'samples' / f'{self.state.iteration:07d}{ending}.png'
             save_image_row(path, [grid])
-            if log:
-                log.image(f'samples{ending}', path)
+            if self._log:
+                self._log.image(f'samples{ending}', path)
+
+
+class Unbreakable:
+    """A text stream that stays silent instead of raising where it has gone, such as a terminal that was closed."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text):
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+
+    def flush(self):
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)

@@ -6,39 +6,48 @@ import torch
 
 import checkpoint
 import losses
+from training.augmentation import unchanged
 from training.gradients import Terms, chunks, frozen
+from training.hold import silhouette
 from training.random_numbers import draw_fakes
 from training.run import adam
+from training.state import damaged, load_optimizer
+from utils import UserError
 
 BETAS = (0., 0.9)
 SPHERE_BATCH = 3
 
 
-def accumulate_discriminator(discriminator, generator, real, fakes, opt, chunk):
+def accumulate_discriminator(discriminator, generator, real, fakes, opt, chunk, augmentation=unchanged,
+                             regularize=True):
     """Add the gradient of the discriminator's loss to its parameters.
 
-    real: thumbnails (B,3,H,H); fakes: B Fakes. Returns the weighted terms of the loss and the mean scores.
+    real: thumbnails (B,3,H,H); fakes: B Fakes; augmentation: of both. regularize: with R1. Returns the weighted terms
+    of the loss and the mean scores.
     """
     terms = Terms()
     for indices in chunks(0, len(real), chunk):
-        images, inputs = real[indices].requires_grad_(), fakes.select(indices)
-        scale = len(images) / len(real)
+        inputs = fakes.select(indices)
         with torch.no_grad():
             thumbnails = generator(inputs.z, inputs.cameras, rng=inputs.rngs).rendering.thumbnail
+            thumbnails = augmentation(thumbnails, inputs.rngs)
+        images = augmentation(real[indices], inputs.rngs).requires_grad_()
+        scale = len(images) / len(real)
         real_logits, _ = discriminator(images)
         fake_logits, viewpoints = discriminator(thumbnails)
         loss = {'d': losses.logistic_loss(real_logits, fake_logits)}
-        if opt.training.r1:
-            loss['r1'] = opt.training.r1 / 2 * losses.r1_penalty(real_logits, images)
+        if opt.training.r1 and regularize:
+            loss['r1'] = opt.training.r1 / 2 * opt.training.r1_every * losses.r1_penalty(real_logits, images)
         if discriminator.predict_view:
             loss['d_view'] = opt.training.view_lambda * losses.viewpoint_loss(viewpoints, inputs.cameras.viewpoint)
         (scale * sum(loss.values())).backward()
-        terms.add(scale, **loss, real_score=real_logits, fake_score=fake_logits)
+        terms.add(scale, **loss, real_score=real_logits, fake_score=fake_logits, real_sign=real_logits.sign())
     return terms
 
 
-def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lambda=0.):
-    """Add the gradient of the generator's loss to its parameters. Returns the weighted terms of the loss.
+def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lambda=0., augmentation=unchanged):
+    """Add the gradient of the generator's loss to its parameters. Returns the weighted terms of the loss,
+    and how much of a surface the pictures show (training/hold.py).
 
     sphere_lambda: the weight, at this step, of the sphere regularization: the distance to the sphere that training
     started from.
@@ -52,7 +61,7 @@ def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lam
             rendering = generator(inputs.z, inputs.cameras, rng=inputs.rngs,
                                   sdf=has_sdf and opt.training.min_surf_lambda > 0,
                                   eikonal=has_sdf and opt.training.eikonal_lambda > 0).rendering
-            logits, viewpoints = discriminator(rendering.thumbnail)
+            logits, viewpoints = discriminator(augmentation(rendering.thumbnail, inputs.rngs))
             loss = {'g': losses.nonsaturating_loss(logits)}
             if discriminator.predict_view:
                 loss['g_view'] = opt.training.view_lambda * losses.viewpoint_loss(viewpoints, inputs.cameras.viewpoint)
@@ -70,6 +79,9 @@ def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lam
                                                                       opt.training.sphere_radius)
             (scale * sum(loss.values())).backward()
             terms.add(scale, **loss)
+            if rendering.sdf is not None:
+                shown = silhouette(rendering)
+                terms.add(scale, surface=shown.meets, fog=shown.fog)
     return terms
 
 
@@ -113,19 +125,35 @@ def initialize_sphere(run, opt):
 
 def _load_sphere(run, opt, optimizer, path):
     """Load a sphere that this experiment began, or the official one. Returns how many steps it has had."""
+    found, saved, said = run.processes.share(lambda: _find_sphere(opt, path))
+    if said:
+        print(said)
+    if not saved:
+        return 0
+    checkpoint.load_state(run.state.g, saved['g'], found)
+    if found != path:
+        return opt.training.sphere_iters
+    load_optimizer(optimizer, saved.get('optimizer'), 'optimizer', path)
+    step = saved.get('step')
+    if not isinstance(step, int) or not 0 <= step <= opt.training.sphere_iters:
+        raise damaged(path, 'step', 'is not one of this sphere')
+    return step
+
+
+def _find_sphere(opt, path):
+    """(path, contents or None, a line to say) of the sphere that this experiment began or of the official one."""
     if path.exists() and opt.experiment.continue_training:
-        saved = checkpoint.read(path, key='g')
+        try:
+            saved = checkpoint.read(path, key='g')
+        except UserError as error:
+            return path, None, f'Making the sphere anew: {error}'
         checkpoint.reconcile(opt, saved | {'g_ema': saved['g']}, path, resumed=True)
-        checkpoint.load_state(run.state.g, saved['g'], path)
-        optimizer.load_state_dict(saved['optimizer'])
-        return saved['step']
+        return path, saved, ''
     official = checkpoint.RENDERERS / 'sphere_init.pt'
     if official.exists() and not opt.training.sphere_radius:
         weights = checkpoint.read(official)['g_ema']
-        flags = {**opt.model, **opt.rendering}
+        flags = checkpoint.flags_of(opt)
         if all(flags[name] == value for name, value in checkpoint.sizes(weights, official).items()):
-            checkpoint.load_state(run.state.g, weights, official)
-            print(f'Beginning with the sphere of {official}.')
-            return opt.training.sphere_iters
-        print(f'{official} has other sizes than this model: making a sphere of its own.')
-    return 0
+            return official, {'g': weights}, f'Beginning with the sphere of {official}.'
+        return official, None, f'{official} has other sizes than this model: making a sphere of its own.'
+    return path, None, ''

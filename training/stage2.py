@@ -11,7 +11,11 @@ from torch import Tensor
 import checkpoint
 import losses
 from discriminators import stddev_group
+from options import replaced
+from training.augmentation import unchanged
 from training.gradients import Terms, backward_in_chunks, chunks, frozen
+from training.projected import ProjectedDiscriminator
+from training.resuming import OWN_FLAGS
 from utils import UserError
 
 BETAS = (0., 0.99)
@@ -24,11 +28,13 @@ class Rendered(NamedTuple):
     features: Tensor    # (B,C,h,w)
     thumbnails: Tensor  # (B,3,h,w)
     noise: list         # (B,1,h,w) for each layer
+    rngs: list          # B random generators, for augmentation
 
     def select(self, indices):
         """The same for a slice of the batch."""
         return Rendered(w=[w[indices] for w in self.w], switch=self.switch, features=self.features[indices],
-                        thumbnails=self.thumbnails[indices], noise=[noise[indices] for noise in self.noise])
+                        thumbnails=self.thumbnails[indices], noise=[noise[indices] for noise in self.noise],
+                        rngs=self.rngs[indices])
 
 
 @torch.no_grad()
@@ -37,7 +43,8 @@ def render(generator, fakes, switch):
     w = [generator.map(z) for z in ((fakes.z,) if switch is None else (fakes.z, fakes.second))]
     rendering = generator.render(w[0], fakes.cameras, rng=fakes.rngs)
     noise = generator.decoder.random_noise(len(fakes.z), fakes.rngs)
-    return Rendered(w=w, switch=switch, features=rendering.features, thumbnails=rendering.thumbnail, noise=noise)
+    return Rendered(w=w, switch=switch, features=rendering.features, thumbnails=rendering.thumbnail, noise=noise,
+                    rngs=fakes.rngs)
 
 
 def decode(generator, rendered):
@@ -59,17 +66,30 @@ def group_chunks(batch, chunk):
 
 
 def judge(discriminator, images):
-    """Logits (B,1), in another order, of images compared in groups of consecutive ones."""
+    """Logits (B,1), in another order, of images compared in groups of consecutive ones.
+
+    A projected discriminator compares no images, and gives several logits an image.
+    """
+    if isinstance(discriminator, ProjectedDiscriminator):
+        return discriminator(images)
     return discriminator(images.unflatten(0, (-1, stddev_group(len(images)))).transpose(0, 1).flatten(0, 1))
 
 
-def accumulate_discriminator(discriminator, generator, real, rendered, opt, chunk, regularize):
+def adversarial_losses(discriminator):
+    """(the discriminator's loss of real images, or of fakes with their logits negated; the generator's loss)."""
+    if isinstance(discriminator, ProjectedDiscriminator):
+        return losses.hinge_loss, losses.mean_score_loss
+    return losses.nonsaturating_loss, losses.nonsaturating_loss
+
+
+def accumulate_discriminator(discriminator, generator, real, rendered, opt, chunk, regularize,
+                             augmentation=unchanged):
     """Add the gradient of the discriminator's loss, with R1 where `regularize`, to its parameters.
 
-    real: images (B,3,size,size); rendered: what B fakes are decoded from. Returns the weighted terms of the loss and
-    the mean scores.
+    real: images (B,3,size,size); rendered: what B fakes are decoded from; augmentation: of both. Returns the weighted
+    terms of the loss and the mean scores.
     """
-    terms = Terms()
+    terms, (loss_of, _) = Terms(), adversarial_losses(discriminator)
 
     def accumulate(scale, loss, **scores):
         (scale * sum(loss.values())).backward()
@@ -77,37 +97,37 @@ def accumulate_discriminator(discriminator, generator, real, rendered, opt, chun
 
     # The two halves of logistic_loss one after the other: the graph of one is gone before the other's is made.
     for indices in group_chunks(len(real), chunk):
-        images = real[indices].requires_grad_(regularize)
+        images = augmentation(real[indices], rendered.rngs[indices]).requires_grad_(regularize)
         scale = len(images) / len(real)
         logits = judge(discriminator, images)
-        loss = {'d': losses.nonsaturating_loss(logits)}
+        loss = {'d': loss_of(logits)}
         if regularize:
             loss['r1'] = opt.training.r1 / 2 * opt.training.d_reg_every * losses.r1_penalty(logits, images)
-        accumulate(scale, loss, real_score=logits)
+        accumulate(scale, loss, real_score=logits, real_sign=logits.sign())
 
         with torch.no_grad():
             fakes = torch.cat([decode(generator, rendered.select(chunk_indices))[0]
                                for chunk_indices in chunks(indices.start, indices.stop, chunk)])
-        logits = judge(discriminator, fakes)
-        accumulate(scale, {'d': losses.nonsaturating_loss(-logits)}, fake_score=logits)
+        logits = judge(discriminator, augmentation(fakes, rendered.rngs[indices]))
+        accumulate(scale, {'d': loss_of(-logits)}, fake_score=logits)
     return terms
 
 
-def accumulate_generator(generator, discriminator, rendered, chunk, thumbnail_lambda=0.):
+def accumulate_generator(generator, discriminator, rendered, chunk, thumbnail_lambda=0., augmentation=unchanged):
     """Add the gradient of the generator's loss to the decoder's parameters. Returns the weighted terms of the loss."""
-    batch, terms = len(rendered.features), Terms()
+    batch, terms, (_, adversarial_loss) = len(rendered.features), Terms(), adversarial_losses(discriminator)
 
     def images_of(indices):
         return decode(generator, rendered.select(indices))[0]
 
     with frozen(discriminator):
         for indices in group_chunks(batch, chunk):
-            scale, thumbnails = (indices.stop - indices.start) / batch, rendered.thumbnails[indices]
+            scale, inputs = (indices.stop - indices.start) / batch, rendered.select(indices)
 
-            def loss_of(fakes, scale=scale, thumbnails=thumbnails):
-                loss = {'g': losses.nonsaturating_loss(judge(discriminator, fakes))}
+            def loss_of(fakes, scale=scale, inputs=inputs):
+                loss = {'g': adversarial_loss(judge(discriminator, augmentation(fakes, inputs.rngs)))}
                 if thumbnail_lambda > 0:
-                    loss['g_thumbnail'] = thumbnail_lambda * losses.thumbnail_loss(fakes, thumbnails)
+                    loss['g_thumbnail'] = thumbnail_lambda * losses.thumbnail_loss(fakes, inputs.thumbnails)
                 return scale * sum(loss.values()), loss
 
             terms.add(scale, **backward_in_chunks(images_of, chunks(indices.start, indices.stop, chunk), loss_of))
@@ -137,15 +157,24 @@ def accumulate_path_length(generator, rendered, directions, mean, opt, chunk, pr
     return backward_in_chunks(lengths_of, chunks(0, len(directions), chunk), loss_of)
 
 
-def find_renderer(opt):
-    """Stage 1's result, which --renderer_ckpt or else --expname names: (path, state dict, option tree that fits it)."""
+def find_renderer(opt, processes):
+    """Stage 1's result, which --renderer_ckpt or else --expname names: (path, state dict, option tree that fits it).
+
+    The first process reads it for all.
+    """
+    path, state, found = processes.share(lambda: _read_renderer(opt))
+    own = {name: checkpoint.flags_of(opt)[name] for name in OWN_FLAGS}
+    return path, state, replaced(found, **own)
+
+
+def _read_renderer(opt):
     path = opt.training.renderer_ckpt or checkpoint.renderer_path(opt.experiment.expname)
     if not opt.training.renderer_ckpt and not Path(path).is_file():
         newest = next(iter(checkpoint.iteration_paths(opt, 'volume_renderer').values()), None)
         raise UserError(f'no stage-1 result {path}; train it with train_volume_renderer.py, or name one with '
                         f'--renderer_ckpt' + (f' (its newest checkpoint so far is {newest}).' if newest else '.'))
     saved = checkpoint.read(path)
-    state = {name: tensor for name, tensor in saved['g_ema'].items() if not name.startswith('decoder.')}
+    state = checkpoint.without_decoder(saved['g_ema'])
     opt = checkpoint.reconcile(opt, saved | {'g_ema': state}, path)
     if opt.model.size < opt.model.renderer_spatial_output_dim:
         raise UserError(f"--size {opt.model.size} is less than the side of the renderer's thumbnails "

@@ -1,13 +1,13 @@
 """The page with sliders that app.py serves, built with Gradio: its fields, and what it asks of a loaded model.
 
-Its events are also an API by the names of the functions: picture, surface, mesh, video. What comes in is checked by one
-function, `checked`.
+Its events are also an API by the names of the functions: picture, surface, mesh, video. Whatever comes in, from the
+page or the API, passes the `guard` of its field before a function sees it.
 """
+import contextlib
 import math
 import os
 import tempfile
 import warnings
-from functools import partial
 from pathlib import Path
 
 import trimesh
@@ -19,8 +19,10 @@ from utils import UserError
 
 MAX_SEED = 2 ** 31 - 1  # that a browser's numbers hold without loss
 AT_ONCE = 2             # pictures computed at the same time, and beside them one mesh or video
-WAITING = 64            # requests in the queue; further ones are told to come back
+WAITING = 1000          # requests in the queue; further ones are told to come back
 CACHE_SECONDS = 3600    # how long results can be downloaded
+UPLOAD_BYTES = 1024     # the page needs no upload, but Gradio has an address for them
+MAX_FRAMES = 120
 AROUND, WALK = 'one identity from around', 'the way to the second seed and back'
 CSS = '''
 .picture img { width: 100%; height: 100%; object-fit: contain; }
@@ -38,6 +40,46 @@ def import_gradio():
     return gradio
 
 
+# ---------------------------------------------------------------------------------------------- what comes in
+
+def refusal(gr, text):
+    """An error that is shown to whoever asked, without a traceback in the terminal."""
+    return gr.Error(text, print_exception=False)
+
+
+def guard(gr, field, check, problem):
+    """Let a field hand on only what check(value) returns; where it raises ValueError, the request ends with `problem`.
+    """
+    def preprocess(value):
+        try:
+            return check(value)
+        except (ValueError, TypeError, OverflowError):
+            raise refusal(gr, problem) from None
+
+    field.preprocess = preprocess
+    return field
+
+
+def number_between(low, high, whole=False):
+    """A check for `guard`: a finite number from low to high."""
+    def check(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError
+        if not low <= value <= high or whole and value != int(value):
+            raise ValueError
+        return int(value) if whole else float(value)
+    return check
+
+
+def one_of(*choices):
+    """A check for `guard`: one of some values, of the same type."""
+    def check(value):
+        if not any(type(value) is type(choice) and value == choice for choice in choices):
+            raise ValueError
+        return value
+    return check
+
+
 # ---------------------------------------------------------------------------------------------- requests
 
 def w_between(model, seed, other, mix, psi):
@@ -46,12 +88,11 @@ def w_between(model, seed, other, mix, psi):
     return first.lerp(last, mix)[None]
 
 
-def file_of_request(name, write):
-    """Yield the path of a file that write(path) has made. Gradio copies what is yielded, and then it is removed."""
+@contextlib.contextmanager
+def request_file(name):
+    """A path for a file that lasts as long as the request: Gradio copies what is yielded to it."""
     with tempfile.TemporaryDirectory(prefix='stylesdf-') as folder:
-        path = Path(folder) / name
-        write(path)
-        yield str(path)
+        yield Path(folder) / name
 
 
 def turning_view(mesh):
@@ -63,34 +104,30 @@ def turning_view(mesh):
 
 def requests_to(model, gr):
     """The functions that the page's events call: a Munch of picture, surface, mesh and video."""
-    refusal = partial(gr.Error, print_exception=False)  # shown on the page; no traceback in the terminal
-
-    def checked(*values):
-        """The values of the fields, all of them finite numbers; else a refusal."""
-        if not all(value is not None and math.isfinite(value) for value in values):
-            raise refusal('A field is empty: give a whole number as seed.')
-        return values
-
     def picture(seed, other, mix, truncation, azimuth, elevation, zoom):
-        w = w_between(model, *checked(seed, other, mix, truncation))
+        w = w_between(model, seed, other, mix, truncation)
         return model.picture(w, model.cameras([[azimuth, elevation]], zoom), truncation)
 
     def surface(seed, other, mix, truncation, azimuth, elevation, zoom):
-        w = w_between(model, *checked(seed, other, mix, truncation))
+        w = w_between(model, seed, other, mix, truncation)
         return model.surface(w, model.cameras([[azimuth, elevation]], zoom))
 
     def mesh(seed, other, mix, truncation):
-        solid = model.mesh(w_between(model, *checked(seed, other, mix, truncation)))
+        solid = model.mesh(w_between(model, seed, other, mix, truncation))
         if solid is None:
-            raise refusal('The SDF does not cross zero here: this identity has no surface. Try another seed.')
-        for path in file_of_request(f'stylesdf_seed{seed}.glb', lambda path: save_mesh(path, solid)):
-            yield turning_view(solid), path
+            raise refusal(gr, 'The SDF does not cross zero here: this identity has no surface. Try another seed.')
+        with request_file(f'stylesdf_seed{seed}.glb') as path:
+            save_mesh(path, solid)
+            yield turning_view(solid), str(path)
 
     def video(seed, other, mix, truncation, shows, frames, with_surface, progress=gr.Progress()):  # noqa: B008
-        checked(seed, other, mix, truncation)
         w = model.w_of([seed, other], truncation) if shows == WALK else w_between(model, seed, other, mix, truncation)
-        yield from file_of_request(f'stylesdf_seed{seed}.mp4', lambda path: model.video(
-            path, w, truncation, frames, with_surface, lambda steps: progress.tqdm(steps, desc='rendering')))
+        with request_file(f'stylesdf_seed{seed}.mp4') as path:
+            for done in model.video_steps(path, w, truncation, frames, with_surface):
+                progress((done, frames), desc='rendering', unit='frames')
+                if done < frames:
+                    yield gr.skip()  # where the viewer has left, Gradio ends the request here
+            yield str(path)
 
     return Munch(picture=picture, surface=surface, mesh=mesh, video=video)
 
@@ -111,7 +148,21 @@ def build(model):
         with gr.Row():
             fields.update(file_fields(gr))
         connect(gr, page, fields, requests_to(model, gr))
+    refuse_too_few_values(gr, page)
     return page.queue(max_size=WAITING)
+
+
+def refuse_too_few_values(gr, page):
+    """Let a request through the API with too few values end like any other wrong one, without a traceback."""
+    validate = page.validate_inputs
+
+    def validate_or_refuse(function, values):
+        try:
+            validate(function, values)
+        except ValueError:
+            raise refusal(gr, f'Give {len(function.inputs)} values, not {len(values)}.') from None
+
+    page.validate_inputs = validate_or_refuse
 
 
 def identity_fields(gr, model):
@@ -120,19 +171,27 @@ def identity_fields(gr, model):
     with gr.Row():
         fields.seed = seed_field(gr, 'Seed', 0)
         fields.other = seed_field(gr, 'Second seed', 2)
-    fields.mix = gr.Slider(0, 1, 0, step=0.01, label='On the way to the second seed')
-    fields.truncation = gr.Slider(0, 1, min(1., model.opt.inference.truncation_ratio), step=0.01, label='Truncation',
-                                  info='0: the mean of all, 1: the full variety')
-    fields.azimuth = gr.Slider(-45, 45, 0, step=1, label='Azimuth (degrees)')
-    fields.elevation = gr.Slider(-30, 30, 0, step=1, label='Elevation (degrees)')
-    fields.zoom = gr.Slider(0.75, 3, 1, step=0.05, label='Zoom')
+    fields.mix = slider(gr, 0, 1, 0, step=0.01, label='On the way to the second seed')
+    fields.truncation = slider(gr, 0, 1, min(1., model.opt.inference.truncation_ratio), step=0.01, label='Truncation',
+                               info='0: the mean of all, 1: the full variety')
+    fields.azimuth = slider(gr, -45, 45, 0, step=1, label='Azimuth (degrees)')
+    fields.elevation = slider(gr, -30, 30, 0, step=1, label='Elevation (degrees)')
+    fields.zoom = slider(gr, 0.75, 3, 1, step=0.05, label='Zoom')
     fields.new_seed = gr.Button('Another identity', variant='primary')
     return fields
 
 
 def seed_field(gr, label, value):
     """A field for a seed."""
-    return gr.Number(value, label=label, precision=0, minimum=0, maximum=MAX_SEED, min_width=100)
+    field = gr.Number(value, label=label, precision=0, minimum=0, maximum=MAX_SEED, min_width=100)
+    return guard(gr, field, number_between(0, MAX_SEED, whole=True),
+                 f'{label}: give a whole number from 0 to {MAX_SEED}.')
+
+
+def slider(gr, low, high, value, label, whole=False, **settings):
+    """A slider whose value is checked."""
+    return guard(gr, gr.Slider(low, high, value, label=label, **settings), number_between(low, high, whole),
+                 f'{label}: give a {"whole " * whole}number from {low} to {high}.')
 
 
 def picture_fields(gr):
@@ -152,9 +211,11 @@ def file_fields(gr):
     with gr.Column():
         fields.make_video = gr.Button('Video')
         fields.clip = gr.Video(label='Video', autoplay=True, loop=True, height=420)
-        fields.shows = gr.Radio([AROUND, WALK], value=AROUND, label='The video shows')
-        fields.frames = gr.Slider(10, 120, 40, step=1, label='Frames')
-        fields.with_surface = gr.Checkbox(label='with the surface beside it')
+        fields.shows = guard(gr, gr.Radio([AROUND, WALK], value=AROUND, label='The video shows'),
+                             one_of(AROUND, WALK), f'The video shows: give "{AROUND}" or "{WALK}".')
+        fields.frames = slider(gr, 2, MAX_FRAMES, 40, step=1, label='Frames', whole=True)
+        fields.with_surface = guard(gr, gr.Checkbox(label='with the surface beside it'), one_of(True, False),
+                                    'With the surface beside it: give true or false.')
     return fields
 
 
@@ -167,8 +228,9 @@ def connect(gr, page, fields, requests):
         gr.on([page.load, *(field.change for field in identity + view)], show, identity + view, output,
               trigger_mode='always_last', show_progress='hidden', concurrency_limit=AT_ONCE,
               concurrency_id='pictures')
-    slow = {'concurrency_limit': 1, 'concurrency_id': 'files'}
-    fields.make_mesh.click(requests.mesh, identity, [fields.solid, fields.mesh_file], **slow)
+    fields.make_mesh.click(requests.mesh, identity, [fields.solid, fields.mesh_file], concurrency_limit=1,
+                           concurrency_id='meshes')
+    # A video takes long: the meshes do not wait for it.
     fields.make_video.click(requests.video, [*identity, fields.shows, fields.frames, fields.with_surface], fields.clip,
-                            **slow)
+                            concurrency_limit=1, concurrency_id='videos')
     fields.new_seed.click(None, None, fields.seed, js=f'() => Math.floor(Math.random() * {MAX_SEED})')

@@ -20,7 +20,8 @@ from web.embedding import PLASTER, compact_mesh, depth_picture, pictures_of_row
 HERE = Path(__file__).resolve().parent
 VIEWER = HERE / 'model-viewer' / 'model-viewer.min.js'
 
-TITLES = {'random_angles': 'Random views', 'fixed_angles': 'Fixed views', 'videos': 'Videos',
+TITLES = {'random_angles': 'Random views', 'fixed_angles': 'Fixed views', 'chosen_angles': 'Chosen views',
+          'videos': 'Videos',
           'videos/with_noise_projection': 'Videos with noise on the surface'}
 VIDEO_TITLES = {'video': 'image', 'depth_video': 'surface', 'side_by_side_video': 'image and surface'}
 
@@ -57,7 +58,13 @@ def generated_entry(result, root):
               'text': f'azimuth {degrees(azimuth)}, elevation {degrees(elevation)}'}
              for i, (azimuth, elevation) in enumerate(result.views)]
     for kind, file in result.pictures.items():
-        for view, uri in zip(views, pictures_of_row(file, len(views)), strict=True):
+        try:
+            uris = pictures_of_row(file, len(views))
+        except Exception as error:  # Pillow's decoders raise errors of every kind for broken files
+            reason = ' '.join(str(error).split())
+            raise UserError(f'{file} is not a row of {len(views)} pictures ({reason}); remove it, or generate it '
+                            'again.') from None
+        for view, uri in zip(views, uris, strict=True):
             view[kind] = uri
     cameras = cameras_at(torch.tensor(result.views), 1, result.fov, result.dist_radius)
     meshes = [mesh_entry(file, root, 'Marching cubes') for file in result.marching_cubes]
@@ -91,12 +98,8 @@ def add_meshes(meshes):
     """Read the meshes that the page shows, reduced to the page's budget, and the depth pictures of their views."""
     triangles = min(TRIANGLES, max(FEWEST_TRIANGLES, ALL_TRIANGLES // max(1, len(meshes))))
     for i, entry in enumerate(tqdm(meshes, desc='page', unit='mesh')):
-        try:
-            mesh = load_mesh(entry['path'])
-            count = len(mesh.faces)
-        except Exception as error:  # each of trimesh's readers fails in its own way
-            raise UserError(f'{entry["path"]} is not a mesh that can be read ({error}); remove it, or generate it '
-                            'again.') from None
+        mesh = load_mesh(entry['path'])
+        count = len(mesh.faces)
         entry['glb'] = compact_mesh(mesh, triangles, entry['camera'])
         entry['size'] = f'{count:,} triangles, {entry["path"].stat().st_size / 1e6:.1f} MB'
         entry['shown'] = f'{triangles:,}' if count > triangles else ''
@@ -146,10 +149,7 @@ def sections_of(root):
                              'more': max(0, len(found) - RESULTS)})
 
     for folder in results.GENERATED:
-        try:
-            add(folder, results.read_generated(root / folder), lambda result: generated_entry(result, root))
-        except (ValueError, OSError) as error:  # Pillow's, of a picture
-            raise UserError(f'{root / folder}: a picture is damaged ({error}); move it away.') from None
+        add(folder, results.read_generated(root / folder), lambda result: generated_entry(result, root))
     for folder in results.VIDEOS:
         add(folder, results.read_videos(root / folder), lambda result: video_result_entry(result, root, budget))
     return sections
@@ -173,5 +173,5 @@ def write_page(root):
         name=root.resolve().parent.name, model=root.resolve().name, sections=sections, has_meshes=bool(meshes),
         plaster=PLASTER, viewer=VIEWER.read_text(encoding='utf-8') if meshes else '')
     with atomic_path(root / 'index.html') as temporary:
-        temporary.write_text(html, encoding='utf-8')
+        temporary.write_text(html, encoding='utf-8', errors='replace')  # a folder's name may hold odd bytes
     return root / 'index.html'

@@ -240,7 +240,7 @@ def damage_index(root):
     (root / 'random_angles/index.json').write_text('{"results": {"0000000": {"files": []}}}')
 
 
-@pytest.mark.parametrize('damage, named', [(damage_mesh, 'sample_0_marching'), (damage_picture, 'random_angles'),
+@pytest.mark.parametrize('damage, named', [(damage_mesh, 'sample_0_marching'), (damage_picture, 'images/0000000.png'),
                                            (damage_index, 'random_angles')])
 def test_damaged_results_are_named(results, tmp_path, damage, named):
     root = shutil.copytree(results, tmp_path / 'copy')
@@ -249,6 +249,32 @@ def test_damaged_results_are_named(results, tmp_path, damage, named):
     with pytest.raises(UserError, match=named):
         results_page.write_page(root)
     assert (root / 'index.html').read_bytes() == before
+
+
+def outside_mesh(root):
+    index = root / 'random_angles/index.json'
+    index.write_text(index.read_text().replace('marching_cubes_meshes/', 'marching_cubes_meshes/../../../'))
+
+
+def no_views(root):
+    index = json.loads((root / 'random_angles/index.json').read_text())
+    index['results']['0000000']['views'] = []
+    (root / 'random_angles/index.json').write_text(json.dumps(index))
+
+
+def many_views(root):
+    index = json.loads((root / 'random_angles/index.json').read_text())
+    index['results']['0000000']['views'] = VIEWS * 1000  # more than the row has columns
+    (root / 'random_angles/index.json').write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize('damage, named', [(outside_mesh, 'lies outside'), (no_views, 'has no views'),
+                                           (many_views, 'not a row of 2000 pictures')])
+def test_results_that_cannot_be_shown_end_in_one_sentence(results, tmp_path, damage, named):
+    root = shutil.copytree(results, tmp_path / 'copy')
+    damage(root)
+    with pytest.raises(UserError, match=named):
+        results_page.write_page(root)
 
 
 def test_a_folder_without_results(tmp_path, command):

@@ -1,0 +1,146 @@
+"""The projected discriminator: its feature network, mixing and heads, and a run with it."""
+import pytest
+import torch
+from conftest import assert_close
+from tiny_training import check_same, differences, flags, gradients, newest, tiny, tiny_generator, train
+from torch import nn
+
+from model import build_generator
+from training import random_numbers, stage2
+from training.augmentation import augment, unchanged
+from training.projected import FeatureNetwork, Mixing, ProjectedDiscriminator, load_feature_network
+from utils import UserError
+
+
+class TinyFeatures(nn.Module):
+    """Four maps, at a quarter of the images' side and halved from there on."""
+
+    def __init__(self, maps: int = 4):
+        super().__init__()
+        self.maps = maps
+        self.first = nn.Conv2d(3, 4, 4, stride=4)
+        self.next = nn.Conv2d(4, 4, 2, stride=2)
+
+    def forward(self, images: torch.Tensor):
+        x = self.first(images)
+        found = [x]
+        for _ in range(self.maps - 1):
+            x = self.next(x).sin()
+            found.append(x)
+        return found
+
+
+@pytest.fixture(scope='module')
+def features(tmp_path_factory):
+    """A TorchScript file of a network with four maps."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp('features') / 'features.pt'
+    torch.jit.script(TinyFeatures()).save(path)
+    return path
+
+
+def test_only_the_heads_are_trained_and_saved(features):
+    network = load_feature_network(features, 16, 'cpu')
+    discriminator = ProjectedDiscriminator(network, 16)
+    assert discriminator(torch.zeros(3, 3, 16, 16)).shape == (3, 4)
+    assert {name.split('.')[0] for name in discriminator.state_dict()} == {'heads', 'spread'}
+    assert {name.split('.')[0] for name, _ in discriminator.named_parameters()} == {'heads'}
+    images = torch.rand(2, 3, 16, 16).requires_grad_()
+    discriminator(images).sum().backward()
+    assert images.grad.abs().max() > 0
+    again = ProjectedDiscriminator(network, 16)
+    again.load_state_dict(discriminator.state_dict())
+    assert torch.equal(again(images), discriminator(images))  # the mixing is the same, though it is not saved
+
+
+def test_mixing_goes_from_coarse_to_fine():
+    mixing, sides = Mixing([4, 6, 8, 10]), (16, 8, 4, 2)
+    maps = [torch.rand(1, channels, side, side) for channels, side in zip((4, 6, 8, 10), sides, strict=True)]
+    mixed = mixing(maps)
+    assert [one.shape[1:] for one in mixed] == [(64 << k, side, side) for k, side in enumerate(sides)]
+    for changed in range(4):
+        others = mixing([one + 1 if k == changed else one for k, one in enumerate(maps)])
+        assert [not torch.equal(*pair) for pair in zip(mixed, others, strict=True)] == [k <= changed for k in range(4)]
+
+
+def test_scales_count_alike_after_calibration(features):
+    network, images = load_feature_network(features, 16, 'cpu'), torch.rand(4, 3, 16, 16)
+    discriminator = ProjectedDiscriminator(network, 16)
+    before = discriminator(images)
+    discriminator.calibrate(images)
+    louder = ProjectedDiscriminator(FeatureNetwork('louder', lambda x: [7 * one for one in network.maps(x)]), 16)
+    louder.load_state_dict({name: tensor for name, tensor in discriminator.state_dict().items() if name != 'spread'},
+                           strict=False)
+    louder.calibrate(images)
+    assert not torch.allclose(before, discriminator(images))
+    assert_close(louder(images), discriminator(images), 1e-4)
+
+
+def test_the_heads_are_held_in_check(features):
+    discriminator = ProjectedDiscriminator(load_feature_network(features, 16, 'cpu'), 16)
+    before = discriminator.state_dict()['heads.0.0.parametrizations.weight.0._u'].clone()
+    with torch.no_grad():
+        for parameter in discriminator.parameters():
+            parameter *= 5
+    discriminator(torch.zeros(1, 3, 16, 16))
+    assert torch.equal(before, discriminator.state_dict()['heads.0.0.parametrizations.weight.0._u'])
+    for _ in range(30):
+        discriminator.renormalize()
+    for head in discriminator.heads:
+        for layer in head:
+            if isinstance(layer, nn.Conv2d):
+                assert abs(torch.linalg.matrix_norm(layer.weight.flatten(1), 2) - 1) < 0.02
+
+
+@pytest.mark.parametrize('augmented', (False, True))
+def test_chunks_do_not_change_the_gradient(double, augmented):
+    opt = tiny('train_full_pipeline', 4)
+    generator = tiny_generator(opt)
+    network = TinyFeatures().requires_grad_(False)
+    discriminator = ProjectedDiscriminator(FeatureNetwork('tiny', lambda images: network(images)), 16)
+    real = torch.randn(4, 3, 16, 16)
+
+    def changed(images, rngs):
+        return augment(images, 0.7, rngs, geometric=True)
+
+    for name in ('discriminator', 'generator'):
+        found = []
+        for chunk in (4, 2):
+            generator.zero_grad()
+            discriminator.zero_grad()
+            rendered = stage2.render(generator, random_numbers.draw_fakes(opt, 'd', 0, range(4), 'cpu'), None)
+            augmentation = changed if augmented else unchanged
+            if name == 'discriminator':
+                terms = stage2.accumulate_discriminator(discriminator, generator, real, rendered, opt, chunk, False,
+                                                        augmentation)
+            else:
+                terms = stage2.accumulate_generator(generator, discriminator, rendered, chunk, 1., augmentation)
+            found.append((terms, gradients(discriminator if name == 'discriminator' else generator)))
+        check_same(*found)
+
+
+def test_a_run_with_it_resumes_exactly(features, data, renderer, tmp_path):
+    text = f'--renderer_ckpt {renderer} --discriminator projected --augment --features {features} --thumbnail_lambda 1'
+    train('full_pipeline', tmp_path / 'whole', flags(data, f'{text} --iter 3'))
+    train('full_pipeline', tmp_path / 'parts', flags(data, f'{text} --iter 1'))
+    train('full_pipeline', tmp_path / 'parts', flags(data, f'{text} --iter 3 --continue_training'))
+    whole, parts = (newest(tmp_path / name, 'full_pipeline')[1] for name in ('whole', 'parts'))
+    assert differences(whole, parts) == []
+    assert build_generator(tiny('train_full_pipeline')).state_dict().keys() == whole['g'].keys()
+
+    torch.manual_seed(1)
+    torch.jit.script(TinyFeatures()).save(tmp_path / 'other.pt')
+    with pytest.raises(UserError, match='began with the features of features.pt'):
+        train('full_pipeline', tmp_path / 'parts',
+              [*flags(data, f'{text} --iter 4 --continue_training'), '--features', str(tmp_path / 'other.pt')])
+
+
+def test_networks_that_will_not_do(tmp_path):
+    torch.jit.script(TinyFeatures(3)).save(tmp_path / 'three.pt')
+    torch.jit.script(nn.Conv2d(3, 3, 1)).save(tmp_path / 'no_list.pt')
+    torch.jit.script(nn.Conv2d(4, 3, 1)).save(tmp_path / 'four_channels.pt')
+    (tmp_path / 'text.pt').write_text('no network')
+    for name, reason in (('three', 'gives 3 maps'), ('no_list', 'feature maps'), ('four_channels', 'cannot take'),
+                         ('text', 'is not a TorchScript network'), ('missing', 'no such file')):
+        with pytest.raises(UserError, match=reason):
+            load_feature_network(tmp_path / f'{name}.pt', 16, 'cpu')

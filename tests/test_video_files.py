@@ -1,0 +1,92 @@
+"""Video files: formats, colors, timing, and recordings that are stopped or fail."""
+
+import numpy as np
+import pytest
+from conftest import read_video
+from PIL import Image
+
+from inference.video_files import video_path, video_writer
+
+
+def ramp(i, height=48, width=64):
+    """A colored picture that changes with i."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 255 // width, y * 255 // height, np.full((height, width), 20 * i % 256)], -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize('size', [(48, 64), (47, 63), (4, 4)])
+def test_mp4(tmp_path, size):
+    path = tmp_path / 'a.mp4'
+    with video_writer(path, 'mp4', 25) as add:
+        for i in range(9):
+            add(ramp(i, *size))
+    assert sorted(tmp_path.iterdir()) == [path]
+    facts, frames = read_video(path)
+    assert facts == ('h264', 'yuv420p', 25) and len(frames) == 9
+    assert frames[0].shape == (size[0] + size[0] % 2, size[1] + size[1] % 2, 3)
+    if size[0] > 4:
+        for i in (0, 8):  # colors come back: matrix and range are as the file says
+            assert np.abs(frames[i][:size[0], :size[1]].astype(int) - ramp(i, *size)).mean() < 3
+    data = path.read_bytes()
+    assert data.index(b'moov') < data.index(b'mdat')  # fast start
+
+
+@pytest.mark.parametrize('kind', ['gif', 'webp', 'frames'])
+def test_other_formats(tmp_path, kind):
+    path = video_path(tmp_path, 'a', kind)
+    with video_writer(path, kind, 20) as add:
+        for i in range(5):
+            add(ramp(i))
+    if kind == 'frames':
+        assert [file.name for file in sorted(path.iterdir())] == [f'{i:05d}.png' for i in range(5)]
+        assert np.array_equal(np.asarray(Image.open(path / '00003.png')), ramp(3))
+        return
+    with Image.open(path) as video:
+        assert video.n_frames == 5 and video.size == (64, 48) and video.info['loop'] == 0
+        durations = []
+        for i in range(5):
+            video.seek(i)
+            picture = np.asarray(video.convert('RGB')).astype(int)
+            durations.append(video.info['duration'])
+        assert durations == [50] * 5 and np.abs(picture - ramp(4)).mean() < 5
+
+
+@pytest.mark.parametrize('kind', ['mp4', 'gif', 'webp', 'frames'])
+def test_stopped_and_failed_recordings(tmp_path, kind):
+    path = video_path(tmp_path, 'a', kind)
+    with pytest.raises(KeyboardInterrupt), video_writer(path, kind):
+        raise KeyboardInterrupt  # before the first frame: nothing
+    assert not path.is_file()
+    with video_writer(path, kind) as add:
+        for i in range(6):
+            add(ramp(i))
+    with pytest.raises(ValueError, match='a bug'), video_writer(path, kind) as add:
+        add(ramp(0))
+        raise ValueError('a bug')  # the earlier video stays
+
+    def count(path):
+        return {'frames': lambda: len(list(path.iterdir())), 'mp4': lambda: len(read_video(path)[1])}.get(
+            kind, lambda: Image.open(path).n_frames)()
+
+    assert count(path) == 6
+    for frames in (4, 3):  # what was stopped never takes the place of what is finished, and does not pile up
+        with pytest.raises(KeyboardInterrupt), video_writer(path, kind) as add:
+            for i in range(frames):
+                add(ramp(i))
+            raise KeyboardInterrupt
+        unfinished = video_path(tmp_path, 'a_unfinished', kind)
+        assert count(path) == 6 and count(unfinished) == frames and sorted(tmp_path.iterdir()) == [path, unfinished]
+
+
+def test_a_folder_of_frames_keeps_what_is_no_frame(tmp_path):
+    path = tmp_path / 'a'
+    for frames in (3, 1):
+        with video_writer(path, 'frames') as add:
+            for i in range(frames):
+                add(ramp(i))
+        (path / 'notes.txt').write_text('mine')
+    assert sorted(file.name for file in path.iterdir()) == ['00000.png', 'notes.txt']
+    (tmp_path / 'b').write_text('a file')
+    with pytest.raises(FileExistsError, match='b'), video_writer(tmp_path / 'b', 'frames'):
+        pass
+    assert (tmp_path / 'b').read_text() == 'a file'
