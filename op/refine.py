@@ -37,7 +37,7 @@ QUANTILE, QUANTILE_OF_NORMAL = 0.97, 2.17
 MISJUDGED = 4      # deviations: an evaluated sample that was off by more has neighbors that are judged again
 ROUNDS = 6         # of judging again
 UNSEEN = 1e-3      # transmittance of what no ray reaches
-FEW = 1e-4         # of all samples: so few that were evaluated last are not followed up
+FEW = 1e-5         # of all samples: so few that were evaluated last are not followed up
 COARSER = 0.5      # what is allowed to samples from which others are interpolated
 TINY = 1e-20
 MOST = 0.7         # of a step's samples: where more are wanted, all are evaluated
@@ -265,10 +265,16 @@ class Step:
         """How much a distance of this kind moves its ray's depth, at most, if it is right to `reach`."""
         return steepest(self.density, self.values[kind], reach).mul_(self.levers[kind])
 
+    def effect(self, kind):
+        """What the deviation of each sample of a kind may do to its ray's depth: more than in proportion where it is
+        not small beside the scale of the density."""
+        deviation = self.deviation[kind]
+        return self.influence(kind, 2 * deviation).mul_(deviation).mul_(1 + deviation * (2 / self.density.scale))
+
     def wanted(self, kinds, together=False):
         """Masks of the samples that are not good enough as they are, for each of some kinds. together: whether what the
         samples of a ray may do together counts too; that takes all kinds."""
-        effects = {kind: self.influence(kind, 2 * self.deviation[kind]).mul_(self.deviation[kind]) for kind in kinds}
+        effects = {kind: self.effect(kind) for kind in kinds}
         limits = self.limits(effects) if together else {kind[:2]: self.tolerances.depth for kind in kinds}
         masks = {}
         for kind, effect in effects.items():

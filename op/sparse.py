@@ -15,7 +15,7 @@ from op.refine import COARSEST, Tolerances, sdf_volume
 from volume_renderer import Rendering, VolumeRenderer, pixel_directions, sample_depths
 
 # The errors of a ray's samples then add up to less than 1e-4 (docs/notes/performance.md).
-SURFACE = Tolerances(depth=7e-6, ray=4.5e-5, zero=5)
+SURFACE = Tolerances(depth=5e-6, ray=3e-5, zero=6)
 # For a picture it is enough to know which samples may have weight: those are then evaluated.
 PICTURE = Tolerances(depth=1e-4, ray=1e-3, zero=0)
 NEAR_ZERO = 0.05   # in scales of the density: of a mesh, samples whose sign is in doubt are exact
