@@ -2,7 +2,7 @@
 
     python evaluate.py --expname cats --dataset_path datasets/cats --num_images 5000
     python evaluate.py --expname cats --dataset_path datasets/cats --metrics swd,depth,view,field
-    torchrun --nproc_per_node 4 evaluate.py --expname cats --dataset_path datasets/cats
+    torchrun --standalone --nproc_per_node 4 evaluate.py --expname cats --dataset_path datasets/cats
 
 Prints a table and writes RESULTS_DIR/EXPNAME/MODEL/metrics.json. What each number means: docs/evaluation.md. Images go
 from the generator straight into the measurement. What is measured is saved every few images; the same command goes on

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from camera import cameras_of
 from checkpoint import file_hash
 from inference import results
+from inference.background import BackgroundWriter
 from inference.camera_paths import warn_beyond_training
 from inference.identities import draw_viewpoints, draw_z, identities, identity_count, seeded
 from inference.loading import load_generator
@@ -48,10 +49,10 @@ def report_missing_parts(generator, path, opt):
         print(f'{path} has no SDF: depth meshes, but no marching-cubes meshes.')
 
 
-def write_pictures(folder, identity, batches, views, progress):
+def write_pictures(folder, identity, batches, views, progress, later):
     """Write an identity's rows of images and thumbnails, from the batches of generate_images of so many views.
 
-    progress: called with a text. Returns the files' names.
+    progress: called with a text. later: a BackgroundWriter. Returns the files' names.
     """
     rows = {kind: [] for kind in results.PICTURES}
     for image, thumbnail in batches:
@@ -60,14 +61,14 @@ def write_pictures(folder, identity, batches, views, progress):
         progress(f'view {len(rows["thumbnail"])} of {views}')
     files = {results.picture_file(identity.long_name, kind): row for kind, row in rows.items() if row}
     for file, row in files.items():
-        save_image_row(folder / file, row)
+        later(save_image_row, folder / file, row)
     return list(files)
 
 
-def write_meshes(folder, identity, meshes, view_names, suffix, progress):
+def write_meshes(folder, identity, meshes, view_names, suffix, progress, later):
     """Write an identity's meshes, as generate_meshes yields them.
 
-    suffix: their format. progress: called with a text. Returns the files' names.
+    suffix: their format. progress: called with a text. later: a BackgroundWriter. Returns the files' names.
     """
     name, files = identity.short_name, []
     for kind, view, mesh in meshes:
@@ -77,7 +78,7 @@ def write_meshes(folder, identity, meshes, view_names, suffix, progress):
                        'no marching-cubes mesh.')
             continue
         files.append(results.mesh_file(name, kind, view_names[view], suffix))
-        save_mesh(folder / files[-1], mesh)
+        later(save_mesh, folder / files[-1], mesh)
     return files
 
 
@@ -108,7 +109,8 @@ def main(opt):
     means = generator.mean_latents(opt.inference.truncation_mean, rng)
     image_seconds = mesh_seconds = 0.
     count = identity_count(opt)
-    with tqdm(identities(opt, rng), total=count, unit='identity', desc='generating') as bar:
+    with BackgroundWriter() as later, \
+            tqdm(identities(opt, rng), total=count, unit='identity', desc='generating') as bar:
         for identity in bar:
             started, progress = time.perf_counter(), partial(show_progress, bar, identity.short_name)
             z = draw_z(opt, identity.rng)
@@ -116,14 +118,16 @@ def main(opt):
             view_names = results.view_names(viewpoints.tolist())
             cameras = cameras_of(opt, viewpoints)
             batches = generate_images(generator, z, cameras, opt, means, identity.rng)
-            files = write_pictures(folder, identity, batches, len(cameras), progress)
+            files = write_pictures(folder, identity, batches, len(cameras), progress, later)
             pictured = time.perf_counter()
             if not opt.inference.no_surface_renderings:
                 meshes = generate_meshes(generator, z, cameras, opt, means)
-                files += write_meshes(folder, identity, meshes, view_names, opt.inference.mesh_format, progress)
+                files += write_meshes(folder, identity, meshes, view_names, opt.inference.mesh_format, progress,
+                                      later)
             image_seconds += pictured - started
             mesh_seconds += time.perf_counter() - pictured
-            results.add_to_index(folder, identity.long_name, index_entry(identity, viewpoints, files, model, opt))
+            later(results.add_to_index, folder, identity.long_name,
+                  index_entry(identity, viewpoints, files, model, opt))
     print(f'{count} {"identity" if count == 1 else "identities"} in {folder}: '
           f'{(image_seconds + mesh_seconds) / count:.1f} s each '
           f'({image_seconds / count:.1f} s images, {mesh_seconds / count:.1f} s surfaces)')

@@ -1,7 +1,7 @@
 """Stage 2: train the decoder on the frozen renderer's features (StyleSDF, section on training; StyleGAN2).
 
     python train_full_pipeline.py --expname cats --dataset_path datasets/cats --size 256
-    torchrun --nproc_per_node 4 train_full_pipeline.py …
+    torchrun --standalone --nproc_per_node 4 train_full_pipeline.py …
 
 Starts from stage 1's pretrained_renderer/EXPNAME_vol_renderer.pt (or --renderer_ckpt). Writes checkpoints, samples and
 logs under CHECKPOINTS_DIR/EXPNAME/full_pipeline, and at the end full_models/EXPNAME.pt, which generation takes.

@@ -1,7 +1,7 @@
 """Stage 1: train the mapping and the volume renderer on thumbnails (StyleSDF, section on training).
 
     python train_volume_renderer.py --expname cats --dataset_path datasets/cats --size 256 --azim 0.15
-    torchrun --nproc_per_node 4 train_volume_renderer.py …
+    torchrun --standalone --nproc_per_node 4 train_volume_renderer.py …
 
 Writes checkpoints, samples and logs under CHECKPOINTS_DIR/EXPNAME/volume_renderer, and at the end
 pretrained_renderer/EXPNAME_vol_renderer.pt, from which stage 2 (train_full_pipeline.py) starts.

@@ -217,7 +217,7 @@ def video_row(settings, variant):
                 frontal_mesh(s.generator, s.w, opt)  # the command asks whether there is a surface
             frames = render_frames(s.generator, s.w, cameras, lambda camera: fixed, opt, s.means)
         with tempfile.TemporaryDirectory() as folder:
-            record(frames, Path(folder), 'benchmark', opt, marks)
+            record(frames, Path(folder), 'benchmark', 'elipsoid', opt, marks)
         once = time.perf_counter() - started - (marks[-1] - marks[0])  # beginning, first frame, end
         return once + (VIDEO_FRAMES - 1) * (marks[-1] - marks[0]) / (len(marks) - 1)
     return run

@@ -109,7 +109,7 @@ def _folder(path, target):
         def encode(frame):
             nonlocal count
             try:
-                Image.fromarray(frame).save(new / f'{count:05d}.png')
+                Image.fromarray(frame).save(new / f'{count:05d}.png', compress_level=1)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, str(path / f'{count:05d}.png')) from None
             count += 1

@@ -81,9 +81,12 @@ def decisive_samples(sdf, near, far, margin):
     size = torch.tensor([width, height], device=sdf.device)
     low = ((place + 1) / 2 * (size - 1)).floor().long()
     depth = needed.nonzero()[:, 0]
-    corners = [torch.stack([low[:, 1] + dy, low[:, 0] + dx, depth], dim=1) for dy in (0, 1) for dx in (0, 1)]
-    limit = torch.tensor([height - 1, width - 1, samples - 1], device=sdf.device)
-    return torch.cat(corners).clamp(min=0).minimum(limit).unique(dim=0)
+    decisive = torch.zeros(height, width, samples, dtype=torch.bool, device=sdf.device)
+    for dy in (0, 1):
+        for dx in (0, 1):
+            row, column = (low[:, 1] + dy).clamp(0, height - 1), (low[:, 0] + dx).clamp(0, width - 1)
+            decisive.index_put_((row, column, depth), needed.new_ones(()))
+    return decisive.nonzero()
 
 
 def marching_cubes_mesh(sdf, dist_radius):

@@ -48,9 +48,9 @@ def check_gradients(module, expected, prefix, rtol):
         gradient = parameters[key.removeprefix(prefix)].grad
         if gradient.dim() == 5:  # the first 8x8 channels
             gradient = gradient[:, :8, :8]
-        # The derivative by beta is a sum over all samples that nearly cancels: its rounding depends on the processor
-        # and on the number of threads, for the original's as for ours.
-        assert_close(gradient, expected[key], 5 * rtol if key.endswith('sigmoid_beta') else rtol, key)
+        # Beta's gradient is what is left of 200,000 numbers of both signs. In float64 it differs from the original's in
+        # float32 by 1.2e-3, ours in float32 by 2e-4 or less, depending on the processor and the number of threads.
+        assert_close(gradient, expected[key], 2e-3 if key.endswith('sigmoid_beta') else rtol, key)
 
 
 def step(module, optimizer, accumulate):
@@ -179,7 +179,7 @@ def test_one_step_of_stage_2(golden, manifest, parts_of):
 
     terms, before = step(discriminator, d_optim, lambda: stage2.accumulate_discriminator(
         discriminator, generator, real, rendered, opt, 2, regularize=True))
-    for name in ('d', 'r1'):  # R1 is a sum of small squares, which rounds by this much with the number of threads
+    for name in ('d', 'r1'):  # with one thread rounding is 2e-5 of R1; in float64 it agrees to 1.5e-6
         assert_close(terms[name], expected[f'stage2_loss:{name}'], 5e-5, name)
     check_steps(discriminator, before, expected, 'stage2_d_step:')
 

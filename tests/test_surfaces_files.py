@@ -62,6 +62,17 @@ def test_mesh_files(tmp_path, suffix):
     assert [path.name for path in tmp_path.iterdir()] == [f'a.{suffix}']
 
 
+@pytest.mark.parametrize('colored', [True, False])
+def test_obj_text_is_trimeshs(tmp_path, colored):
+    mesh = trimesh.creation.icosphere(subdivisions=2)
+    if colored:
+        colors = np.random.default_rng(0).integers(0, 256, (len(mesh.vertices), 3), dtype=np.uint8)
+        mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=colors)
+    save_mesh(tmp_path / 'a.obj', mesh)
+    expected = mesh.export(file_type='obj', include_normals=False, include_texture=False, header=None)
+    assert (tmp_path / 'a.obj').read_text().split() == expected.split()
+
+
 def glb_parts(path):
     """(JSON, binary chunk) of a GLB file (glTF 2.0, section 4.4)."""
     data = path.read_bytes()

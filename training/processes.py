@@ -45,7 +45,7 @@ class Processes:
         if self.size > 1:
             port = self.share(lambda: self._heartbeat.listen(self.size - 1))
             if self.rank:
-                self._heartbeat.connect(os.environ['MASTER_ADDR'], port)
+                self._connect(port)
         return self
 
     def __exit__(self, kind, *_):
@@ -62,6 +62,13 @@ class Processes:
             print('This build of PyTorch has no NCCL: the processes exchange their gradients through gloo, which is '
                   'slower.')
         return 'gloo'
+
+    def _connect(self, port):
+        try:
+            self._heartbeat.connect(os.environ['MASTER_ADDR'], port)
+        except OSError as error:  # a firewall, for instance: training itself does not need it
+            print(f'process {self.rank} cannot reach port {port} of {os.environ["MASTER_ADDR"]} ({error}): a lost '
+                  'machine will be noticed after half an hour only.', file=sys.stderr)
 
     def _on_lost(self, sentence):
         end_process(f'{sentence}, and so this one ends too{self.rescue()}')

@@ -308,16 +308,24 @@ class Run:
     # -- what it writes
 
     def save(self, final=False):
-        """Write the checkpoint of this step, once.
-
-        Where that fails the training goes on and tries again a little later, up to a few times in a row. final: it
-        ends now, so raise UserError at once.
-        """
+        """Write the checkpoint of this step, once. final: the training ends now."""
         path = checkpoint.iteration_path(self.opt, self.stage, self.state.iteration)
         if path == self.last_saved:
             return
+        self.keep(path, self.state.checkpoint() | {'dataset': self._described, 'step_images': self._step_images}, final)
+        if self.is_first and path == self.last_saved:
+            self._aside('removing old checkpoints', lambda: checkpoint.prune(
+                self.opt, self.stage, self.opt.training.keep_checkpoints))
+
+    def keep(self, path, contents, final=False):
+        """Write a file that the training can go on from.
+
+        Where that fails the training goes on, and tries again a little later, up to a few times in a row. final: it
+        ends now, so raise UserError at once.
+        """
         try:
-            self.write(path, self.state.checkpoint() | {'dataset': self._described, 'step_images': self._step_images})
+            self.write(path, contents)
+            self._failures, self._retry = 0, None
         except UserError as error:
             self._failures += 1
             newest = self.last_saved or 'none'
@@ -326,11 +334,6 @@ class Run:
             self._retry = self.state.iteration + RETRY_STEPS
             tqdm.write(f'{error} The training goes on and tries again after step {self._retry}; the newest checkpoint '
                        f'is {newest}.', file=Unbreakable(sys.stderr))
-            return
-        self._failures, self._retry = 0, None
-        if self.is_first:
-            self._aside('removing old checkpoints', lambda: checkpoint.prune(
-                self.opt, self.stage, self.opt.training.keep_checkpoints))
 
     def write(self, path, contents):
         """Write a checkpoint of these contents and the options, from the first process."""

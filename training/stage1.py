@@ -112,7 +112,8 @@ def initialize_sphere(run, opt):
         error = run.update('sphere', optimizer, terms)['sphere']
         run.show(f'error {error:.4f}')
         if step + 1 < steps and (run.stopping or (step + 1) % opt.training.save_every == 0):
-            run.write(path, {'g': state.g.state_dict(), 'optimizer': optimizer.state_dict(), 'step': step + 1})
+            run.keep(path, {'g': state.g.state_dict(), 'optimizer': optimizer.state_dict(), 'step': step + 1},
+                     final=run.stopping)
             if run.stopping:
                 run.end_early()
     state.g_ema.load_state_dict(state.g.state_dict())

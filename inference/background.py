@@ -1,0 +1,33 @@
+"""Files are written in another thread while the network works on what comes next."""
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+
+PENDING = 4  # files that may wait to be written: their pictures and meshes are in memory
+
+
+class BackgroundWriter:
+    """Does work in one other thread, in the order in which it is handed over.
+
+        with BackgroundWriter() as later:
+            later(save_mesh, path, mesh)
+
+    What the work raises is raised by a later call, or at the end of the block. The block ends when all work is done;
+    where an error ends it that is no KeyboardInterrupt, work that was not begun is left out.
+    """
+
+    def __init__(self):
+        self._pool, self._pending = ThreadPoolExecutor(1), deque()
+
+    def __call__(self, function, *arguments):
+        while len(self._pending) >= PENDING or self._pending and self._pending[0].done():
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(function, *arguments))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        self._pool.shutdown(cancel_futures=kind is not None and issubclass(kind, Exception))
+        if kind is None:
+            for work in self._pending:
+                work.result()
