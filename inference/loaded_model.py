@@ -70,7 +70,7 @@ class LoadedModel:
     def surface(self, w, camera):
         """The shaded surface (512,512,3), uint8, of w (1,style_dim) from one camera."""
         view = render_surface(self.generator.renderer, w, camera)
-        return to_uint8(shade_surface(view.xyz[0], view.background[0], camera))
+        return to_uint8(shade_surface(view.xyz[0], view.background[0], camera, framed=False))
 
     def mesh(self, w):
         """The frontal marching-cubes mesh of w (1,style_dim) with vertex colors; None where there is no surface."""

@@ -35,7 +35,7 @@ def phong(points, normals, eye):
     return (AMBIENT + DIFFUSE * cosine.clamp(min=0) + SPECULAR * highlight ** SHININESS).clamp(max=1)
 
 
-def shade_surface(xyz, background, camera, style='phong', size=SHADED_RESOLUTION):
+def shade_surface(xyz, background, camera, style='phong', size=SHADED_RESOLUTION, framed=True):
     """Picture (3,size,size) in [-1, 1] of one view's depth mesh from its own camera (1 of them).
 
     xyz (3,H,W), background (1,H,W): the view's surface points and probability of background. The mesh's vertices are
@@ -44,6 +44,9 @@ def shade_surface(xyz, background, camera, style='phong', size=SHADED_RESOLUTION
     style: 'phong', plaster on white with the background's sheet, as the original draws it; 'normals', as colors (x
     right, y up, z to the camera: red, green, blue) on white; 'depth', from white at the near plane to black at the far
     one. The last two leave out the background.
+
+    framed: the mesh ends at the centers of the outermost pixels, which leaves a thin white frame around phong, as the
+    original has it; without the frame the picture goes on to its edge.
     """
     def enlarged(x):
         return F.interpolate(x[None], size=(size, size), mode='bilinear')[0]
@@ -52,10 +55,11 @@ def shade_surface(xyz, background, camera, style='phong', size=SHADED_RESOLUTION
     background = enlarged(background)
     rotation, eye = camera.extrinsics[0, :, :3], camera.extrinsics[0, :, 3]
     if style == 'phong':
-        # The mesh ends at the centers of the outermost pixels: beyond them there is nothing to see.
-        place = (torch.arange(size, device=xyz.device) + 0.5) / size * len(xyz[0]) - 0.5
-        inside = (place >= 0) & (place <= len(xyz[0]) - 1)
-        picture = torch.where(inside & inside[:, None], phong(points, normals, eye), 1.)[None]
+        picture = phong(points, normals, eye)[None]
+        if framed:
+            place = (torch.arange(size, device=xyz.device) + 0.5) / size * len(xyz[0]) - 0.5
+            inside = (place >= 0) & (place <= len(xyz[0]) - 1)
+            picture = torch.where(inside & inside[:, None], picture, 1.)
     elif style == 'normals':
         local = torch.einsum('ij,ihw->jhw', rotation, normals)
         picture = torch.lerp((local + 1) / 2, torch.ones_like(local), background)

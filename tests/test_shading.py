@@ -85,3 +85,10 @@ def test_drawing_equals_ray_casting_the_mesh(head_views):
     error = 255 * np.abs(drawn - expected.reshape(512, 512))
     assert ((drawn == 1) == ~hit.reshape(512, 512)).mean() > 0.999  # the edge of the mesh
     assert error[hit.reshape(512, 512)].mean() < 0.2 and np.quantile(error, 0.999) < 5
+
+
+def test_without_its_frame_the_picture_goes_on_to_the_edge():
+    camera, xyz, background, _ = sphere_view()
+    framed, whole = (shade_surface(xyz, background, camera, framed=framed) for framed in (True, False))
+    assert (framed[:, 0] == 1).all() and (whole[:, 0] < 1).all()
+    assert torch.equal(framed[:, 2:-2, 2:-2], whole[:, 2:-2, 2:-2])

@@ -121,12 +121,30 @@ def test_what_screen_readers_need(html):
     assert len(ids) == len(set(ids))
     alts = [attributes['alt'] for attributes in html.all('img')]
     assert len(alts) == 6 and all(alts) and len(set(alts)) == 6
-    assert 'Identity 0, image: azimuth 23°, elevation 6°' in alts
-    assert any('depth' in alt and 'azimuth \N{MINUS SIGN}17°' in alt for alt in alts)
+    assert 'Identity 0, image: azimuth 22.9°, elevation 5.7°' in alts
+    assert any('depth' in alt and 'azimuth \N{MINUS SIGN}17.2°' in alt for alt in alts)
     assert html.all('html')[0]['lang'] and html.all('video')[0]['aria-label'] and html.all('model-viewer')[0]['alt']
     for tag, attributes in html.tags:
         for name in attributes.get('aria-labelledby', '').split():
             assert name in ids, f'{tag} is labeled by {name}'
+
+
+def test_the_surface_of_the_picture_comes_first_and_videos_show_a_frame(html):
+    """As the picture shows it, wearing it; a video has its first frame to show before it plays."""
+    first, *_ = html.all('option')
+    assert first['data-orbit'].startswith('22.92deg') and first['data-picture'] == 'random_angles-0000000-0'
+    poster, = (video['poster'] for video in html.all('video'))
+    image = Image.open(io.BytesIO(base64.b64decode(poster.partition(',')[2]))).convert('RGB')
+    assert np.abs(np.asarray(image).astype(int) - colors(64, 0)).mean() < 6
+
+
+def test_sizes_of_files():
+    assert [results_page.file_size(size) for size in (0, 400, 49_000, 1_940_000)] == ['1 KB', '1 KB', '49 KB', '1.9 MB']
+
+
+def test_small_pictures_are_not_blown_up(html):
+    widths = [article['style'] for article in html.all('article')]
+    assert widths == ['--width: 640px', '--width: 480px']  # pictures of 256 pixels, and a video
 
 
 def test_names_are_escaped(results, html):
@@ -153,15 +171,15 @@ def test_meshes_are_reduced_but_true(html):
     assert len(meshes) == 3
     for mesh in meshes:
         assert 0.9 * results_page.TRIANGLES < len(mesh.faces) <= results_page.TRIANGLES
-    ball = meshes[0]
+    ball = meshes[2]  # after the depth meshes, which wear their pictures
     distance = np.linalg.norm(ball.vertices, axis=1)
     assert np.abs(distance - RADIUS).max() < 0.1 * 0.21 / GRID  # a tenth of a pixel
     assert ball.volume == pytest.approx(4 / 3 * math.pi * RADIUS ** 3, rel=2e-3)
-    normals = glb_normals(gzip.decompress(base64.b64decode(html.scripts['mesh-0'])))
+    normals = glb_normals(gzip.decompress(base64.b64decode(html.scripts['mesh-2'])))
     outward = np.einsum('ij,ij->i', normals, ball.vertices / distance[:, None])
     assert (outward / np.linalg.norm(normals, axis=1)).min() > math.cos(math.radians(2))
-    assert html.all('option')[0]['data-shown'] == f'{results_page.TRIANGLES:,}'
-    assert html.all('option')[0]['data-size'].startswith('81,920 triangles')
+    assert html.all('option')[2]['data-shown'] == f'{results_page.TRIANGLES:,}'
+    assert html.all('option')[2]['data-size'].startswith('81,920 triangles')
 
 
 def test_depth_pictures_have_the_balls_depth(html):
@@ -310,13 +328,14 @@ def stage(picture):
 
 
 def test_the_surface_is_drawn_and_turns(window):
-    picture = drawn(window, lambda picture: not stage(picture).all())
+    window.get_by_role('combobox', name='Surface').select_option(index=2)
+    picture = drawn(window, lambda picture: 0.1 < stage(picture).mean() < 0.9)
     covered = 1 - stage(picture).mean()
     seen = math.tan(math.asin(RADIUS)) / math.tan(math.radians(6))  # the ball's radius, of half the picture's side
     assert covered == pytest.approx(math.pi / 4 * seen ** 2, rel=0.03)
     assert picture[~stage(picture)].std() > 5, 'the ball is not shaded'
 
-    window.get_by_role('combobox', name='Surface').select_option(index=1)
+    window.get_by_role('combobox', name='Surface').select_option(index=0)
     image = np.asarray(Image.fromarray(colors(256, 0.2)).resize(picture.shape[1::-1]), dtype=float)
     inner = (slice(8, -8), slice(8, -8))
     # From where it was rendered, a depth mesh with its picture looks like the picture: camera, scale and place agree.
@@ -365,7 +384,7 @@ def test_a_browser_without_webgl_says_so_and_links_the_meshes(window, results):
     page = window.context.browser.new_page()
     page.add_init_script('HTMLCanvasElement.prototype.getContext = () => null')
     page.goto((results / 'index.html').as_uri())
-    page.get_by_role('combobox', name='Surface').select_option(index=2)
+    page.get_by_role('combobox', name='Surface').select_option(index=1)
     note = page.locator('.note').first
     playwright = pytest.importorskip('playwright.sync_api')
     playwright.expect(note).to_contain_text('no WebGL')

@@ -4,6 +4,7 @@ import gzip
 import io
 import math
 
+import av
 import numpy as np
 import torch
 import trimesh
@@ -34,6 +35,15 @@ def picture_uri(image):
     file = io.BytesIO()
     image.save(file, 'webp', lossless=small, quality=PICTURE_QUALITY)
     return data_uri('image/webp', file.getvalue())
+
+
+def first_frame(path):
+    """The first frame of a video file as a data: URI, or None where it cannot be decoded."""
+    try:
+        with av.open(str(path)) as video:
+            return picture_uri(next(video.decode(video=0)).to_image())
+    except (OSError, ValueError, IndexError, StopIteration, av.error.FFmpegError):
+        return None
 
 
 def pictures_of_row(path, count):

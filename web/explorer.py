@@ -24,8 +24,11 @@ CACHE_SECONDS = 3600    # how long results can be downloaded
 UPLOAD_BYTES = 1024     # the page needs no upload, but Gradio has an address for them
 MAX_FRAMES = 120
 AROUND, WALK = 'one identity from around', 'the way to the second seed and back'
+# Fonts and colors are those of the page of results; on a phone the pictures come before the sliders.
 CSS = '''
-.picture img { width: 100%; height: 100%; object-fit: contain; }
+.gradio-container { font-family: system-ui, sans-serif; }
+.picture img { width: 100%; height: 100%; object-fit: contain; border-radius: 6px; }
+@media (max-width: 640px) { .pictures { order: -1; } }
 '''
 
 
@@ -143,7 +146,7 @@ def build(model):
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 fields = identity_fields(gr, model)
-            with gr.Column(scale=3), gr.Row():
+            with gr.Column(scale=3, elem_classes='pictures'), gr.Row():
                 fields.update(picture_fields(gr))
         with gr.Row():
             fields.update(file_fields(gr))

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import jinja2
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from camera import cameras_at
 from inference import results
 from surfaces.files import load_mesh
 from utils import UserError, atomic_path
-from web.embedding import PLASTER, compact_mesh, depth_picture, pictures_of_row
+from web.embedding import PLASTER, compact_mesh, depth_picture, first_frame, pictures_of_row
 
 HERE = Path(__file__).resolve().parent
 VIEWER = HERE / 'model-viewer' / 'model-viewer.min.js'
@@ -29,6 +30,8 @@ VIDEO_TITLES = {'video': 'image', 'depth_video': 'surface', 'side_by_side_video'
 RESULTS = 64                     # identities of a section
 TRIANGLES, ALL_TRIANGLES = 16_000, 1_600_000  # of one mesh, of all
 FEWEST_TRIANGLES = 1_000         # of one mesh, however many there are
+SMALLEST_WIDTH, LARGEST_WIDTH, VIDEO_WIDTH = 288, 640, 480  # CSS pixels of a view
+ENLARGED = 4                     # times that a small picture is enlarged
 VIDEO_BYTES, ALL_VIDEO_BYTES = 4 << 20, 24 << 20  # of one video inside the page, of all
 
 
@@ -48,8 +51,14 @@ class Budget:
 # ---------------------------------------------------------------------------------------------- generated identities
 
 def degrees(radians):
-    """An angle as the page writes it."""
-    return f'{math.degrees(radians):.0f}°'.replace('-0°', '0°').replace('-', '\N{MINUS SIGN}')
+    """An angle as the page writes it, to a tenth of a degree."""
+    text = f'{math.degrees(radians):.1f}'.removesuffix('.0')
+    return f'{"0" if text == "-0" else text}°'.replace('-', '\N{MINUS SIGN}')
+
+
+def file_size(size):
+    """A number of bytes as the page writes it."""
+    return f'{size / 1e6:.1f} MB' if size >= 1e6 else f'{max(1, round(size / 1e3))} KB'
 
 
 def generated_entry(result, root):
@@ -67,17 +76,28 @@ def generated_entry(result, root):
         for view, uri in zip(views, uris, strict=True):
             view[kind] = uri
     cameras = cameras_at(torch.tensor(result.views), 1, result.fov, result.dist_radius)
-    meshes = [mesh_entry(file, root, 'Marching cubes') for file in result.marching_cubes]
+    # The first one is shown at first: the surface of the first view, seen as its picture shows it, and wearing it.
+    meshes = []
     for i, (file, (azimuth, elevation)) in enumerate(zip(result.depth_meshes, result.views, strict=True)):
         if file:
             meshes.append(mesh_entry(file, root, f'Depth, {views[i]["text"]}', view=views[i], camera=cameras[i:i + 1],
                                      orbit=(azimuth, math.pi / 2 - elevation)))
+    meshes += [mesh_entry(file, root, 'Marching cubes') for file in result.marching_cubes]
     return {
-        'name': result.title,
+        'name': result.title, 'width': picture_width(result),
         'text': ('' if result.by_seed else f'--seed {result.seed}, ') + f'truncation {result.truncation:g}',
         'opening': f'{2 * result.fov:g}deg',
         'views': [view for view in views if view['image'] or view['thumbnail']], 'meshes': meshes, 'videos': [],
         'links': {kind: kind in result.pictures and link_to(result.pictures[kind], root) for kind in results.PICTURES}}
+
+
+def picture_width(result):
+    """How wide a view is shown at most, in CSS pixels: a small picture is not blown up to a screen's width."""
+    file = result.pictures.get('image') or result.pictures.get('thumbnail')
+    if file is None:
+        return LARGEST_WIDTH
+    with Image.open(file) as row:
+        return min(LARGEST_WIDTH, max(SMALLEST_WIDTH, ENLARGED * row.height))
 
 
 def link_to(path, root):
@@ -101,7 +121,7 @@ def add_meshes(meshes):
         mesh = load_mesh(entry['path'])
         count = len(mesh.faces)
         entry['glb'] = compact_mesh(mesh, triangles, entry['camera'])
-        entry['size'] = f'{count:,} triangles, {entry["path"].stat().st_size / 1e6:.1f} MB'
+        entry['size'] = f'{count:,} triangles, {file_size(entry["path"].stat().st_size)}'
         entry['shown'] = f'{triangles:,}' if count > triangles else ''
         entry['id'] = f'mesh-{i}'
         view = entry['view']
@@ -114,7 +134,7 @@ def add_meshes(meshes):
 
 def video_result_entry(result, root, budget):
     """A VideoResult as the template shows it."""
-    return {'name': result.title, 'text': '', 'opening': '12deg', 'views': [],
+    return {'name': result.title, 'text': '', 'opening': '12deg', 'views': [], 'width': VIDEO_WIDTH,
             'videos': [video_entry(path, root, f'{VIDEO_TITLES[kind]}, {camera_path}', budget)
                        for kind, camera_path, path in result.videos],
             'meshes': [mesh_entry(path, root, 'Marching cubes, frontal') for path in result.frontal_meshes]}
@@ -130,9 +150,9 @@ def video_entry(path, root, name, budget):
     size = path.stat().st_size
     inside = budget.takes(size)
     data = base64.b64encode(path.read_bytes()).decode() if inside else None
-    entry = {'name': name, 'file': link, 'size': f'{size / 1e6:.1f} MB'}
+    entry = {'name': name, 'file': link, 'size': file_size(size)}
     if path.suffix == '.mp4':
-        return entry | {'data': data, 'picture': None}
+        return entry | {'data': data, 'picture': None, 'poster': first_frame(path)}
     return entry | {'picture': f'data:image/{path.suffix[1:]};base64,{data}' if inside else link}
 
 
