@@ -205,7 +205,7 @@ def test_videos_are_extrapolated(monkeypatch):
     clock = [0.]
     monkeypatch.setattr(speed.time, 'perf_counter', lambda: clock[0])
 
-    def record(frames, folder, name, opt, bar):
+    def record(frames, folder, name, path, opt, bar):
         clock[0] += 5
         for _ in range(4):
             clock[0] += 2

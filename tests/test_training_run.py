@@ -88,11 +88,12 @@ def test_logs_and_samples(stage, data, renderer, tmp_path):
     lines = logs.read_stats(folder / 'stats.jsonl')
     assert [line['iteration'] for line in lines] == [2, 4, 5]
     names = {'iteration', 'd', 'g', 'r1', 'real_score', 'fake_score', 'd_gradient', 'g_gradient', 'beta',
-             'seconds_per_step', 'images_per_second', 'peak_memory_gib'}
+             'seconds_per_step', 'images_per_second', 'peak_memory_gib', 'real_sign'}
     names |= {'path', 'path_length', 'path_gradient'} if stage == 'full_pipeline' else \
-        {'d_view', 'g_view', 'g_eikonal', 'g_minimal_surface'}
+        {'d_view', 'g_view', 'g_eikonal', 'g_minimal_surface', 'surface', 'fog'}
     assert lines[0].keys() == names
-    assert all(value > 0 for name, value in lines[0].items() if 'score' not in name)
+    assert all(value > 0 for name, value in lines[0].items()
+               if 'score' not in name and name not in ('real_sign', 'surface', 'fog'))
     assert Image.open(folder / 'progress.png').size[0] > 500
     side = 8 if stage == 'volume_renderer' else 16
     grids = {path.name: Image.open(path).size for path in (folder / 'samples').iterdir()}
