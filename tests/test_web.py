@@ -307,6 +307,7 @@ def window(results):
     """The page in a browser that has no network; it must raise no error, and ask for nothing from outside."""
     with browser_page('file:', 800, 700, offline=True) as page:
         page.goto((results / 'index.html').as_uri())
+        page.evaluate("document.querySelector('model-viewer').scrollIntoView()")  # it loads what is in view
         page.wait_for_function("document.querySelector('model-viewer').loaded", timeout=60_000)
         yield page
 
