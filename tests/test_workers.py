@@ -51,13 +51,14 @@ def test_a_death_is_told_where_items_are_taken_and_nowhere_else():
     """PyTorch's own handler raises wherever the program is at that moment, in the middle of a training step."""
     def die_later(index):
         if index:
+            time.sleep(2)  # until the first item has been taken
             os.kill(os.getpid(), signal.SIGKILL)
         return index
 
     before = signal.getsignal(signal.SIGCHLD)
     items = load_in_workers(Items(die_later), 1, batch_size=None)
     assert next(items) == 0
-    time.sleep(1)  # the worker is dead by now
+    time.sleep(4)  # the worker is dead by now
     assert signal.getsignal(signal.SIGCHLD) == before
     with pytest.raises(DeadWorker):
         list(items)
