@@ -55,7 +55,7 @@ def main(opt):
         controls = {'augmentation': augmentation}
         projected = training.discriminator == 'projected'
         if projected:
-            discriminator, controls['features'] = projected_discriminator(opt, images, processes.device)
+            discriminator, controls['features'] = projected_discriminator(opt, images, size, processes.device)
         else:
             discriminator = Discriminator(size, opt.model.channel_multiplier, opt.model.channel_max,
                                           PRECISIONS[opt.machine.precision]).to(processes.device)
