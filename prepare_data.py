@@ -315,6 +315,9 @@ class Shards:
                 raise UserError(f'--merge: {path} is unfinished; give the command that makes it again first.')
             if not contents.shard:
                 raise UserError(f'--merge: {path} is no shard: it was made without --shard.')
+            if contents.resample is None or len(contents.sources) < contents.length:
+                raise UserError(f'--merge: {path} is damaged: it does not say how its images were made; '
+                                'remove the folder and give the command that makes it again.')
         shards = sorted((int(share) for share, _ in (contents.shard.split('/') for contents in self._contents)))
         counts = {int(contents.shard.split('/')[1]) for contents in self._contents}
         if len(counts) > 1 or len({(contents.resample, contents.fit) for contents in self._contents}) > 1:

@@ -129,9 +129,9 @@ def read_contents(environment, with_sources=True):
                 head, _, index = key.decode().partition('-')
                 if head == 'source':
                     if with_sources:
-                        sources[_index(key, index, source_key)] = _checked_source(transaction.get(key))
+                        sources[_index(key, index, source_key)] = _checked_source(_value(transaction, key))
                 elif head in TEXTS and not index:
-                    texts[head] = transaction.get(key).decode()
+                    texts[head] = _value(transaction, key).decode()
                 elif head != 'shape':
                     size = int(head)
                     if not 1 <= size <= LARGEST_SIZE:
@@ -152,6 +152,14 @@ def read_contents(environment, with_sources=True):
 def _damaged(environment, key):
     return UserError(f'{environment.path()} is damaged or an LMDB of something else (at the key {ascii(key[:40])}); '
                      f'{MAKE_AGAIN}.')
+
+
+def _value(transaction, key):
+    """The value of a key that was just read. In a damaged file it may be missing all the same."""
+    value = transaction.get(key)
+    if value is None:
+        raise ValueError('a key without a value')
+    return value
 
 
 def _index(key, text, key_of):
