@@ -123,13 +123,12 @@ def same_batch(opt, stage, start, processes):
 
 def _saved_step(saved, stage):
     """images_of_step of a checkpoint; None where it does not say (official ones, and ours from before any step)."""
-    step = saved.get('step_images')
-    if isinstance(step, dict) and all(isinstance(count, int) and count > 0 for count in step.values()):
+    step, names = saved.get('step_images'), {'images'} if stage == 'volume_renderer' else {'images', 'group', 'path'}
+    if isinstance(step, dict) and step.keys() == names and all(map(_is_count, step.values())):
         return step
     images, iteration = saved.get('images'), saved.get('iteration')
     flags = checkpoint.flags_of(saved.get('options'))
-    if not (isinstance(images, int) and isinstance(iteration, int) and iteration > 0 and images > 0 and
-            isinstance(flags.get('batch'), int) and isinstance(flags.get('path_batch_shrink'), int)):
+    if not all(map(_is_count, (images, iteration, flags.get('batch'), flags.get('path_batch_shrink')))):
         return None
     step = {'images': images // iteration}  # older ones of ours count the images of all steps
     if stage != 'volume_renderer':
@@ -137,6 +136,10 @@ def _saved_step(saved, stage):
         step |= {'group': stddev_group(batch),
                  'path': step['images'] // batch * max(1, batch // flags['path_batch_shrink'])}
     return step
+
+
+def _is_count(value):
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2 ** 53
 
 
 # ---------------------------------------------------------------------------------------------- the data set
@@ -155,6 +158,8 @@ def check_images(opt, images, described, start):
     if not isinstance(before, dict):
         before = {'length': start.saved.get('dataset_length', len(images))}  # older checkpoints of ours
     length, fingerprint = before.get('length'), before.get('fingerprint')
+    if not _is_count(length) or not isinstance(fingerprint, str | None):
+        raise UserError(f'{start.path} is damaged: it does not say which images it was trained on; use an earlier one.')
     if length == len(images) and fingerprint in (None, described['fingerprint']):
         return
     if length == len(images):

@@ -6,7 +6,7 @@ import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import checkpoint
-from utils import UserError
+from utils import UserError, printable
 
 EMA_DECAY = 0.5 ** (32 / 10_000)  # a batch of 32 halves the weight of 10,000 images ago
 
@@ -51,7 +51,9 @@ class State:
         A generator without decoder (stage 1) leaves that of a full model out.
         """
         for module, state in ((self.g_ema, saved['g_ema']), (self.g, saved['g'] if 'g' in saved else saved['g_ema'])):
-            checkpoint.load_state(module, state if self.g.full_pipeline else checkpoint.without_decoder(state), path)
+            if not self.g.full_pipeline and isinstance(state, dict):
+                state = checkpoint.without_decoder(state)
+            checkpoint.load_state(module, state, path)
 
     def begin_from(self, saved, path):
         """The weights of a checkpoint for a new run, perhaps at another resolution: the field has none."""
@@ -112,7 +114,7 @@ def load_optimizer(optimizer, saved, name, path):
     parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
     for index, entry in saved['state'].items():
         if not isinstance(index, int) or not 0 <= index < len(parameters) or not _moments_fit(entry, parameters[index]):
-            raise damaged(path, name, f'does not fit parameter {checkpoint.printable(index)}')
+            raise damaged(path, name, f'does not fit parameter {printable(index)}')
     # The rates are those of this run's flags, which a resumed run must not change.
     optimizer.load_state_dict({'state': saved['state'], 'param_groups': own['param_groups']})
 
