@@ -356,6 +356,9 @@ GROUPS = {
         Flag('projected_lambda', 0.1, LEARNING_1,
              'weight, in the loss of the generator, of the projected discriminator beside that of the paper '
              '(--discriminator projected)', at_least(0, float)),
+        Flag('ema_rampup', 0., LEARNING,
+             'let the half-life of the moving average of the weights be at most this share of the steps done so far, '
+             'for short runs; StyleGAN2-ADA has 0.05 (0: always 312 steps, as in the paper)', at_least(0, float)),
         Flag('thumbnail_until', 0, LEARNING_2,
              'the weight of the thumbnail loss falls linearly to 0 at this step (0: it stays)', at_least(0)),
         Flag('initial_beta', 0.1, LEARNING_1,

@@ -61,7 +61,7 @@ def main(opt):
                                           PRECISIONS[opt.machine.precision]).to(processes.device)
         g_optim = adam(generator.decoder.parameters(), *lazy(training.g_reg_every, training.lr))
         d_optim = adam(discriminator.parameters(), *lazy(0 if projected else training.d_reg_every, training.lr))
-        state = State(generator, discriminator, g_optim, d_optim, **controls)
+        state = State(generator, discriminator, g_optim, d_optim, ema_rampup=training.ema_rampup, **controls)
         final = checkpoint.final_model_path(opt.experiment.expname)
 
         with Run(opt, STAGE, processes, images, state, start, final) as run:

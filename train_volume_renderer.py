@@ -52,7 +52,7 @@ def main(opt):
             discriminator.projected, controls['features'] = projected_discriminator(opt, images, rays, processes.device)
         g_optim = adam(generator.parameters(), training.lr_g, BETAS)
         d_optim = adam(discriminator.parameters(), training.lr_d, BETAS)
-        state = State(generator, discriminator, g_optim, d_optim, **controls)
+        state = State(generator, discriminator, g_optim, d_optim, ema_rampup=training.ema_rampup, **controls)
         final = checkpoint.renderer_path(opt.experiment.expname)
 
         with Run(opt, STAGE, processes, images, state, start, final) as run:
