@@ -7,6 +7,7 @@ import checkpoint
 from discriminators import stddev_group
 from options import replaced
 from training.gradients import checked_chunk
+from training.widening import widened, width_of
 from utils import UserError
 
 OWN_FLAGS = 'dataset_path', 'num_workers', 'device', 'local_rank'  # each process keeps its own value of these
@@ -51,11 +52,27 @@ def _look_for_start(opt, stage, processes):
         weights = start.saved['g_ema']
         if stage == 'volume_renderer':  # of a full model, stage 1 takes the field alone
             weights = checkpoint.without_decoder(weights)
+            if not start.resumed:
+                start, weights = _widen(start, weights, opt)
         opt = checkpoint.reconcile(opt, start.saved | {'g_ema': weights}, start.path, start.resumed)
     if start.resumed:
         opt = same_batch(opt, stage, start, processes)
     checked_chunk(opt)
     return start, opt
+
+
+def _widen(start, weights, opt):
+    """(Start, weights of its EMA) with the field as wide as a --width asks for that is larger than the file's."""
+    width = width_of(weights)
+    if width is None or 'width' not in opt.given or opt.rendering.width <= width:
+        return start, weights
+    sizes = checkpoint.sizes(weights, start.path, opt.model.renderer_spatial_output_dim)
+    field = {name: sizes[name] for name in ('depth', 'style_dim')}
+    wider = {name: widened(checkpoint.without_decoder(start.saved[name]), opt.rendering.width, field,
+                           opt.experiment.seed) for name in ('g', 'g_ema') if name in start.saved}
+    print(f'{start.path} has width {width}: the field gets {opt.rendering.width - width} more channels, without use at '
+          'first.')
+    return start._replace(saved=start.saved | wider), wider['g_ema']
 
 
 # ---------------------------------------------------------------------------------------------- the batch

@@ -8,17 +8,19 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 import checkpoint
 from utils import UserError, printable
 
-EMA_DECAY = 0.5 ** (32 / 10_000)  # a batch of 32 halves the weight of 10,000 images ago
+EMA_HALF_LIFE = 10_000 / 32  # steps after which a weight counts half in the moving average
+EMA_DECAY = 0.5 ** (1 / EMA_HALF_LIFE)
 
 
 class State:
     """All that training changes, and so all that a checkpoint holds beside the options.
 
-    controls: by name, whatever else adapts during training (such as the strength of augmentation), each with
-    state_dict and load_state_dict.
+    ema_rampup: above 0, the moving average's half-life is at most this share of the steps done so far, so that a short
+    run's average forgets the weights that it began with (StyleGAN2-ADA has the same). controls: by name, whatever else
+    adapts during training (such as the strength of augmentation), each with state_dict and load_state_dict.
     """
 
-    def __init__(self, generator, discriminator, g_optim, d_optim, **controls):
+    def __init__(self, generator, discriminator, g_optim, d_optim, *, ema_rampup=0., **controls):
         self.g, self.d, self.g_optim, self.d_optim = generator, discriminator, g_optim, d_optim
         self.g_ema = copy.deepcopy(generator).eval().requires_grad_(False)
         self.g_ema.renderer.perturb = 0.  # samples without jitter
@@ -26,13 +28,16 @@ class State:
         self.iteration = 0   # steps done
         self.images = 0      # position of the sampler: real images taken by all processes together
         self.path_mean = torch.zeros((), device=next(generator.parameters()).device)
-        self._average = get_ema_multi_avg_fn(EMA_DECAY)
+        self._ema_rampup = ema_rampup
 
     def update_ema(self):
         """Move the EMA towards the generator. (Its buffers are constants.)"""
         trained = [(mean, new) for mean, new in zip(self.g_ema.parameters(), self.g.parameters(), strict=True)
                    if new.requires_grad]
-        self._average(*zip(*trained, strict=True), None)
+        decay = EMA_DECAY
+        if self._ema_rampup:
+            decay = 0.5 ** (1 / min(EMA_HALF_LIFE, self._ema_rampup * max(1, self.iteration)))
+        get_ema_multi_avg_fn(decay)(*zip(*trained, strict=True), None)
 
     def weights(self):
         """The part of a checkpoint that generation reads."""
