@@ -1,0 +1,542 @@
+"""Signed distances at all samples of a view, most of them without asking the field.
+
+What the result needs is known without any belief in smoothness: for a depth, the samples that a ray can see and that
+have density; for a mesh, both ends of every edge that the zero level cuts. The search goes from coarse to fine:
+
+1. Every 4th sample of every 4th ray is evaluated. Between these the distance may go beyond what they show by as much as
+   it bends nearby. The cells that then have room for a surface are looked into: their middles are evaluated. Where
+   these are off by more, the room grows (`Search.cells`).
+2. Twice the gaps are halved (`Level`). The new samples are interpolated, by weights that are fitted to samples of this
+   very field. How far off each may be, its deviation, is what was measured nearby, times a factor that is measured at
+   samples chosen at random. Those are evaluated whose deviation matters.
+3. At the end (`Samples.settle`) all that the deviations may do to the depth of a ray is added up. Rays chosen at random
+   show how much of it comes true. Samples are evaluated until it is little enough, on every ray.
+
+So the cost grows with the roughness of the field: a smooth one is interpolated nearly everywhere, a rough one is
+evaluated in the band around its visible surface, and a fog, where all samples count, at all of them. Where an evaluated
+sample was off by far more than its deviation, its surroundings are judged again. Measured: docs/performance.md.
+"""
+import functools
+import itertools
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+COARSEST = 4         # the first samples are so far apart along each axis
+FEWEST_NODES = 6     # along an axis, which the interpolation needs
+# The kinds of a level's samples: which of their indices are odd. Each is predicted from the kinds before it.
+NODES, CENTERS = ((0, 0, 0),), ((1, 1, 1),)
+FACES = ((0, 1, 1), (1, 0, 1), (1, 1, 0))
+EDGES = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+REACH = 14           # square of how far away neighbors count in a prediction, in samples
+REACH_FACES = 9      # the same where the faces beside an edge are known
+PAD = 3              # samples beyond the ends that these reach
+PROBES = 500         # samples of a kind that are chosen at random, to measure by
+FEWEST_PROBES = 60   # to fit weights to
+PROBE_RAYS = 64
+QUANTILE, QUANTILE_OF_NORMAL = 0.97, 2.17  # the 97th of 100 normal numbers is 2.17 deviations off
+SURPRISING = 5       # deviations: an evaluated sample that was off by more has neighbors that are judged again
+ZERO = 5             # in deviations: samples nearer to the zero level are evaluated, because their sign decides the mesh
+BENDS = 0.5          # of the second differences nearby: how far beyond its corners the distance in a coarse cell may go
+UNSEEN = 1e-3        # transmittance of what no ray reaches
+WEIGHTY = 1e-3       # a coarse cell is looked into if one of its samples may have so much weight
+IN_PLAY = 0.1        # of a tolerance: what may matter so much is predicted with care
+ROUNDS = 8           # of judging again
+MOST = 0.6           # of the volume: where more is in the band, all of it is evaluated
+LEAST_SHARE = 0.2    # see Samples.true_share
+STEEPEST = 20        # exponent, only so that it stays a number
+NOTHING = 1e-8       # effect on a depth, in the world, that is none
+TINY = 1e-9          # a distance, or its square, in the world, that is none
+
+
+class Tolerances(NamedTuple):
+    """What the deviation of one sample may do to the depth of its ray, in the world, by kind; and what all may do."""
+    nodes: float     # samples of the coarser level, from which the finer one is interpolated
+    centers: float
+    faces: float
+    ray: float | None   # the largest error of a depth; None: the samples of a picture follow (sparse.py)
+    sure: float | None  # that is so many standard deviations
+
+
+class Found(NamedTuple):
+    """Distances of a volume of samples (row, column, depth)."""
+    values: Tensor
+    deviation: Tensor  # how far off they may be: 0 where the field was evaluated
+    exact: Tensor      # where that is
+
+
+# ---------------------------------------------------------------------------------------------- along the axes
+
+def separable(volume, matrices):
+    """Apply a matrix (to, from) along each axis of a volume."""
+    first, second, third = matrices
+    return (first @ (second @ (volume @ third.T)).flatten(1)).unflatten(1, (len(second), len(third)))
+
+
+@functools.lru_cache(maxsize=64)
+def stencils(nodes, order, device):
+    """(2 nodes - 1, nodes) weights of Lagrange interpolation at half steps, from the nearest `order` nodes."""
+    positions = torch.arange(2 * nodes - 1, dtype=torch.float64) / 2
+    first = (positions.floor().long() - order // 2 + 1).clamp(0, nodes - order)
+    index = first[:, None] + torch.arange(order)
+    weights = torch.ones(len(positions), order, dtype=torch.float64)
+    for p in range(order):
+        for q in range(order):
+            if p != q:
+                weights[:, p] *= (positions - index[:, q]) / (index[:, p] - index[:, q])
+    matrix = torch.zeros(len(positions), nodes, dtype=torch.float64).scatter_(1, index, weights)
+    return matrix.float().to(device)
+
+
+@functools.lru_cache(maxsize=64)
+def averages(cells, device):
+    """(2 cells + 1, cells) matrix that gives each sample the mean of the cells that it lies in or beside."""
+    place = torch.arange(2 * cells + 1)
+    matrix = torch.zeros(len(place), cells)
+    for beside in ((place - 1) // 2, place // 2):
+        matrix[place, beside.clamp(0, cells - 1)] += 0.5
+    return matrix.to(device)
+
+
+def halved(volume, order):
+    """The volume with its gaps halved, by interpolation of an order."""
+    return separable(volume, [stencils(size, order, volume.device) for size in volume.shape])
+
+
+def from_cells(cells):
+    """For each sample the mean of a volume over the cells that it lies in or beside."""
+    return separable(cells, [averages(size, cells.device) for size in cells.shape])
+
+
+def part(volume, kind):
+    """The samples of a kind, as a view."""
+    return volume[tuple(slice(odd, None, 2) for odd in kind)]
+
+
+def neighborhood(combine, volume, reach=1):
+    """combine (torch.maximum or torch.add) over the cube of samples within `reach` of each."""
+    for axis in range(3):
+        source, volume = volume, volume.clone()
+        for shift in range(1, reach + 1):
+            count = source.shape[axis] - shift
+            for to, start in ((shift, 0), (0, shift)):
+                here = volume.narrow(axis, to, count)
+                here.copy_(combine(here, source.narrow(axis, start, count)))
+    return volume
+
+
+def corners(combine, volume):
+    """combine (torch.minimum or torch.maximum) over the corners of each cell between samples."""
+    for axis, size in enumerate(volume.shape):
+        volume = combine(volume.narrow(axis, 0, size - 1), volume.narrow(axis, 1, size - 1))
+    return volume
+
+
+def bends(volume):
+    """The sum of the second differences along the axes, each without its sign; 0 at the ends."""
+    total = torch.zeros_like(volume)
+    for axis, size in enumerate(volume.shape):
+        before, here, behind = (volume.narrow(axis, start, size - 2) for start in range(3))
+        total.narrow(axis, 1, size - 2).add_((before + behind).sub_(here, alpha=2).abs_())
+    return total
+
+
+def factor_of(errors, inherited, roughness):
+    """By what a roughness (n,) has to be multiplied to be the standard deviation of errors (n,), of which `inherited`
+    (n,) is the variance that has other reasons: what most samples show, or the roughest ones, whichever is more."""
+    if not len(errors):
+        return 1.
+    left, roughness = (errors.square() - inherited).clamp_(min=0).sqrt_(), roughness.clamp(min=TINY)
+    most = torch.quantile(left / roughness, QUANTILE) / QUANTILE_OF_NORMAL
+    return torch.maximum(most, left.norm() / roughness.norm())
+
+
+def picked(places, count, rng):
+    """About `count` of some places (n,3), chosen at random."""
+    if len(places) <= count:
+        return places
+    return places[torch.randint(len(places), (count,), generator=rng).unique().to(places.device, non_blocking=True)]
+
+
+# ---------------------------------------------------------------------------------------------- what matters
+
+def transmittances(distance, density, spacing):
+    """The transmittance (…,N) behind each sample of a ray."""
+    return density.value(distance).cumsum(-1).mul_(-spacing).exp_()
+
+
+def levers(transmittance, spacing):
+    """What the density (…,N) at each sample of a ray does: |d depth / d (density x spacing)|, or a tenth of
+    |d background / d (density x spacing)|, the larger of the two. (The derivatives of the quadrature, StyleSDF C(r).)
+
+    What is behind a sample has on average the depth of the sample plus the sum of the transmittances from there.
+    """
+    upto = transmittance.cumsum(-1)
+    lever = (upto[..., -2:-1] - upto).add_(transmittance).mul_(spacing)
+    return torch.maximum(lever, 0.1 * transmittance[..., -2:-1], out=lever)
+
+
+def influence(distance, density, spacing):
+    """How much the distance (…,N) of each sample of a ray matters: |d depth / d distance| of the ray, or a tenth of
+    |d background / d distance|, whichever is larger. (The derivatives of the weights that volume_renderer.py computes.)
+    """
+    lever = levers(transmittances(distance, density, spacing), spacing)
+    return lever * density.slope(distance).abs() * spacing
+
+
+def most_weight(density, volume, reach, spacing):
+    """The largest weights (…,N) that samples of these distances can have, if the distances are right to `reach`."""
+    either = density.value(volume - reach), density.value(volume + reach)
+    thinnest = torch.minimum(*either)[..., :-1] * spacing
+    weight = torch.ones_like(volume)  # the last sample may get all that is left
+    weight[..., :-1] = -torch.expm1(-torch.maximum(*either)[..., :-1] * spacing)
+    weight[..., 1:] *= torch.exp(-thinnest.cumsum(-1))
+    return weight
+
+
+# ---------------------------------------------------------------------------------------------- predictions
+
+@functools.lru_cache(maxsize=64)
+def neighbors(kind, known, reach, device):
+    """The offsets (M,3) from a sample of a kind to samples of the known kinds, within the root of `reach`; and a matrix
+    (M,classes) that takes the mean over those which are alike by symmetry."""
+    classes = {}
+    for offset in itertools.product(range(-PAD, PAD + 1), repeat=3):
+        if sum(x * x for x in offset) <= reach and tuple((a + b) % 2 for a, b in zip(kind, offset, strict=True)) in known:
+            classes.setdefault(tuple(map(abs, offset)), []).append(offset)
+    own = torch.tensor([i for i, alike in enumerate(classes.values()) for _ in alike])
+    means = torch.zeros(len(own), len(classes))
+    means[torch.arange(len(own)), own] = torch.tensor([1 / len(alike) for alike in classes.values()])[own]
+    return torch.tensor(sum(classes.values(), [])).to(device), means.to(device)
+
+
+class Prediction:
+    """Weighted sums of the known samples around samples of a kind, with weights fitted to some that were evaluated."""
+
+    def __init__(self, padded, kind, known, reach):
+        """padded: the volume with PAD samples beyond its ends."""
+        offsets, self.means = neighbors(kind, known, reach, padded.device)
+        self.strides = torch.tensor(padded.stride(), device=padded.device)
+        self.flat, self.steps = padded.flatten(), (offsets * self.strides).sum(1)
+
+    def around(self, places):
+        """The values (M,P) around places (P,3): in this order memory is read from its beginning to its end."""
+        return self.flat[self.steps[:, None] + ((places + PAD) * self.strides).sum(1)]
+
+    def fit(self, places, values):
+        """Find the weights of each class of neighbors, which add up to 1, by least squares."""
+        x = (self.around(places).T @ self.means).double()
+        middle = x.mean(1, keepdim=True)
+        x = x - middle
+        square = x.T @ x
+        square.diagonal().add_(1e-8 * square.trace() + TINY)
+        weights = torch.linalg.solve(square, x.T @ (values.double()[:, None] - middle))[:, 0]
+        self.weights = self.means @ (weights - weights.mean() + 1 / len(weights)).float()
+        return self
+
+    def __call__(self, places):
+        """The predictions (P,) at places (P,3)."""
+        return torch.cat([self.weights @ self.around(some) for some in places.split(16384)])
+
+
+def beyond(volume, pad=PAD):
+    """The volume with `pad` samples beyond its ends, as a line through the end and a sample before it has them."""
+    ends, mirrored = (F.pad(volume[None, None], (pad,) * 6, mode)[0, 0] for mode in ('replicate', 'reflect'))
+    return ends.mul_(2).sub_(mirrored)
+
+
+# ---------------------------------------------------------------------------------------------- the search
+
+class Field(NamedTuple):
+    """What a search is for."""
+    evaluate: callable   # from an index (P,3) (row, column, depth; also some beyond the end) to distances (P,)
+    shape: tuple         # of the volume
+    density: tuple       # what turns distances into density, with a number as its scale
+    spacing: float       # between the samples of a ray, in the world
+    tolerances: Tolerances
+    hidden: bool         # whether the zero level matters where no ray sees it, as it does for a closed mesh
+    decisive: callable = None  # from distances to the index (P,3) of the samples that decide the mesh
+
+
+class Samples:
+    """A volume of samples, every `stride`-th of the result, that are known to a deviation or exactly."""
+
+    def __init__(self, field, found, stride, rng):
+        self.field, self.stride, self.rng = field, stride, rng
+        self.values, self.deviation, self.exact = found
+        self.spacing = stride * field.spacing
+        self.weigh()
+
+    def weigh(self):
+        """Find out what the density of each sample matters, by the distances as they are now."""
+        density, transmittance = self.field.density, transmittances(self.values, self.field.density, self.spacing)
+        self.influence = levers(transmittance, self.spacing).mul_(density.slope(self.values).abs_()).mul_(self.spacing)
+        self.reached = None if self.field.hidden else transmittance > UNSEEN
+
+    def effect(self, deviation):
+        """What deviations may do to the depth of the samples' rays. Twice as far away a density is at most so much
+        steeper: more than in proportion where a deviation is not small beside the density's scale."""
+        steeper = (deviation * (2 / self.field.density.scale)).clamp_(max=STEEPEST).exp_()
+        return steeper.mul_(deviation).mul_(self.influence)
+
+    def near_zero(self, deviation):
+        near = self.values.abs() < ZERO * deviation
+        return near if self.field.hidden else near & self.reached
+
+    def wanted(self, tolerance, share=1.):
+        """A mask of the samples whose deviation, or a share of it, matters more than the tolerance."""
+        deviation = self.deviation if share == 1 else share * self.deviation
+        mask = self.effect(deviation) > tolerance
+        return self.inside(mask.logical_or_(self.near_zero(deviation)).logical_and_(self.exact.logical_not()))
+
+    def inside(self, mask):
+        """A mask without what lies beyond the result, from where nothing finer is interpolated."""
+        if self.stride == 1:
+            for axis, size in enumerate(self.field.shape):
+                mask.narrow(axis, size, mask.shape[axis] - size).fill_(False)
+        return mask
+
+    def look(self, places, judge=False):
+        """Evaluate places (P,3). Returns by how much their distances had to be raised (P,).
+
+        judge: whether to raise the deviations around those that were off by far more than theirs.
+        """
+        if not len(places):
+            return self.values.new_zeros(0)
+        at, found = tuple(places.T), self.field.evaluate(places * self.stride)
+        deviation = self.deviation[at]
+        errors = self.take(places, found)
+        if judge:
+            off = errors.abs()
+            moved = (off * (1 / self.field.density.scale)).clamp_(max=STEEPEST).exp_().mul_(off).mul_(self.influence[at])
+            off = off.where((off > SURPRISING * deviation) & ((moved > self.field.tolerances.faces) | (found.abs() < off)), 0.)
+            if off.any():
+                around = torch.zeros_like(self.values)
+                around[at] = off / 2
+                around = neighborhood(torch.maximum, around)
+                self.deviation = torch.maximum(self.deviation, around).masked_fill_(self.exact, 0)
+        return errors
+
+    def take(self, places, found):
+        """Put in the exact distances (P,) at places (P,3). Returns by how much they had to be raised."""
+        at = tuple(places.T)
+        errors = found - self.values[at]
+        self.values[at], self.deviation[at], self.exact[at] = found, 0., True
+        return errors
+
+    def settle_by(self, wanted):
+        """Evaluate what `wanted`, a function, gives a mask of, until that is nothing."""
+        for _ in range(ROUNDS):
+            places = wanted().nonzero()
+            if not len(places):
+                return
+            self.look(places, judge=True)
+            self.weigh()
+
+    # ------------------------------------------------------------------ the end
+
+    def settle(self):
+        """Evaluate samples until the mesh and all depths are right."""
+        # Where a field is so rough that it can hardly be interpolated, errors are not normally distributed.
+        self.deviation *= (self.deviation.square() * (2 / self.field.density.scale ** 2)).add_(1)
+        self.settle_by(lambda: self.near_zero(self.deviation) & self.exact.logical_not())
+        for _ in range(ROUNDS):
+            index = self.field.decisive(self.values) if self.field.decisive else None
+            if index is None or not len(index := index[self.exact[tuple(index.T)].logical_not()]):
+                break
+            self.look(index)
+        self.weigh()
+        limit = self.field.tolerances.ray / self.field.tolerances.sure / self.true_share()
+        self.settle_by(lambda: self.near_zero(self.deviation).logical_or_(self.too_much(limit))
+                       .logical_and_(self.exact.logical_not()))
+
+    def too_much(self, limit):
+        """A mask of the samples with the largest effects of each ray, without which the others add up to `limit`."""
+        effect = self.effect(self.deviation)
+        many = effect.sum(-1) > limit
+        own, threshold = effect[many], limit
+        for _ in range(ROUNDS):
+            threshold = threshold * (limit / own.where(own <= threshold, 0).sum(-1, keepdim=True)).clamp(max=1)
+        mask = torch.zeros_like(self.exact)
+        mask[many] = own > threshold
+        return mask
+
+    def true_share(self):
+        """How much of what the deviations may do to the depth of a ray comes true, as a standard deviation.
+
+        Some rays are chosen at random, and evaluated, among those on which it may matter.
+        """
+        effect = self.effect(self.deviation)
+        total = effect.sum(-1)
+        rays = picked((total > IN_PLAY * self.field.tolerances.ray).nonzero(), PROBE_RAYS, self.rng)
+        if not len(rays):
+            return 1.
+        row, column = rays.T
+
+        def depth_and_background():
+            transmittance = transmittances(self.values[row, column], self.field.density, self.spacing)
+            return torch.stack([self.spacing * transmittance[..., :-1].sum(-1), 0.1 * transmittance[..., -2]])
+
+        before = depth_and_background()
+        ray, depth = (effect[row, column] > NOTHING).nonzero().T
+        self.look(torch.cat([rays[ray], depth[:, None]], dim=1), judge=True)
+        errors = (depth_and_background() - before).abs().amax(0)
+        return (errors / total[row, column]).square().mean().sqrt().clamp(min=LEAST_SHARE).item()
+
+
+class Level(Samples):
+    """Samples between nodes that were found before; a step from those to twice as many along each axis."""
+
+    def __init__(self, field, nodes, roughness, stride, rng):
+        """nodes: a Found. roughness: how far off an interpolation is near each node, up to a factor."""
+        values = halved(nodes.values, 6)
+        exact = torch.zeros_like(values, dtype=torch.bool)
+        part(exact, NODES[0]).copy_(nodes.exact)
+        self.inherited = halved(nodes.deviation.square(), 2)  # variance
+        self.roughness = halved(roughness, 2)
+        deviation = (self.roughness + self.inherited.sqrt()).masked_fill_(exact, 0)
+        part(deviation, NODES[0]).copy_(nodes.deviation)
+        super().__init__(field, Found(values, deviation, exact), stride, rng)
+
+    def run(self, cells=None):
+        """Evaluate what matters. cells: places (P,3) of centers that were evaluated, and their distances (P,)."""
+        tolerances = self.field.tolerances
+        self.settle_centers(cells, tolerances.nodes if self.stride > 1 else tolerances.centers)
+        tolerance = tolerances.nodes if self.stride > 1 else tolerances.faces
+        self.predict(FACES, tolerance)
+        self.evaluate_kinds(FACES, tolerance)
+        self.predict(EDGES, tolerance)
+        if self.stride > 1:
+            self.weigh()
+            self.settle_by(lambda: self.wanted(tolerance))
+        return self
+
+    def found(self):
+        cut = [slice(None)] * 3 if self.stride > 1 else [slice(size) for size in self.field.shape]
+        return Found(*(volume[tuple(cut)].contiguous() for volume in (self.values, self.deviation, self.exact)))
+
+    def evaluate_kinds(self, kinds, tolerance):
+        """Evaluate the samples of some kinds that matter more than the tolerance. Returns places and errors."""
+        mask = self.wanted(tolerance)
+        places = torch.cat([self.places(mask, kind) for kind in kinds])
+        return places, self.look(places, judge=True)
+
+    def places(self, mask, kind):
+        return part(mask, kind).nonzero() * 2 + torch.tensor(kind, device=mask.device)
+
+    def settle_centers(self, cells, tolerance):
+        """Evaluate the centers that matter, and find out by how much the interpolation is off nearby."""
+        kind, = CENTERS
+        if cells is None:
+            places = picked(self.places(self.wanted(IN_PLAY * tolerance), kind), PROBES, self.rng)
+            errors = self.look(places)
+        else:
+            places, distances = cells
+            errors = self.take(places, distances)
+        at = tuple(places.T)
+        factor = factor_of(errors, self.inherited[at], self.roughness[at])
+        expected = (part(self.roughness, kind) * factor).square()
+        part(self.deviation, kind).copy_((expected + part(self.inherited, kind)).sqrt_()
+                                         .masked_fill_(part(self.exact, kind), 0))
+        more, more_errors = self.evaluate_kinds(CENTERS, tolerance)
+        known, squares = torch.zeros_like(expected), torch.zeros_like(expected)
+        for some, off in ((places, errors), (more, more_errors)):
+            known[tuple((some // 2).T)], squares[tuple((some // 2).T)] = 1., off.square()
+        count, total = (neighborhood(torch.add, volume) for volume in (known, squares))
+        nearby = total.add_(expected).div_(count.add_(1))
+        # A mean does not hide what a single center shows.
+        nearby = torch.maximum(nearby, neighborhood(torch.maximum, squares / 9))
+        self.roughness = from_cells(nearby).sqrt_()
+        self.inherited += from_cells(part(self.deviation, kind).square())
+
+    def predict(self, kinds, tolerance):
+        """Predict the samples of some kinds, faces or edges, and find their deviations.
+
+        Only those that may matter are predicted from all that is around them; the others stay interpolated.
+        """
+        for kind in kinds:
+            own = (part(self.roughness, kind).square() + part(self.inherited, kind)).sqrt_()
+            part(self.deviation, kind).copy_(own.masked_fill_(part(self.exact, kind), 0))
+        mask, padded = self.wanted(IN_PLAY * tolerance), beyond(self.values)
+        groups = [group for kind in kinds for group in self.groups(self.places(mask, kind), kind) if len(group[0])]
+        probes = [picked(places, PROBES, self.rng) for places, *_ in groups]
+        if not groups:
+            return
+        every = torch.cat(probes)
+        errors = self.look(every).split(list(map(len, probes)))
+        for (places, known, reach, kind), probe, error in zip(groups, probes, errors, strict=True):
+            at = tuple(places.T)
+            if len(probe) >= FEWEST_PROBES:
+                prediction = Prediction(padded, kind, known, reach).fit(probe, self.values[tuple(probe.T)])
+                error = self.values[tuple(probe.T)] - prediction(probe)
+                self.values[at] = self.values[at].where(self.exact[at], prediction(places))
+            factor = factor_of(error, self.inherited[tuple(probe.T)], self.roughness[tuple(probe.T)])
+            deviation = ((factor * self.roughness[at]).square() + self.inherited[at]).sqrt()
+            self.deviation[at] = deviation.where(self.exact[at].logical_not(), 0.)
+
+    def groups(self, places, kind):
+        """Groups of places of a kind that are predicted alike: (places, known kinds, reach of the neighbors, kind)."""
+        size = torch.tensor(self.values.shape, device=places.device)
+        inner = ((places >= PAD) & (places < size - PAD)).all(1)  # beyond the ends there are no neighbors
+        groups = [(places[~inner], (*NODES, *CENTERS), REACH, kind)]
+        places = places[inner]
+        if kind in EDGES:  # those between four faces that were evaluated know more
+            faces = torch.ones(len(places), dtype=torch.bool, device=places.device)
+            for axis in range(3):
+                for shift in (-1, 1) if not kind[axis] else ():
+                    beside = places.clone()
+                    beside[:, axis] += shift
+                    faces &= self.exact[tuple(beside.T)]
+            groups.append((places[faces], (*NODES, *CENTERS, *FACES), REACH_FACES, kind))
+            places = places[~faces]
+        return [*groups, (places, (*NODES, *CENTERS), REACH, kind)]
+
+
+def looked_into(field, nodes, rng):
+    """The coarse cells that may matter: places (P,3) of their centers, their distances (P,), and for each
+    node how far off an interpolation may be. nodes: distances of the coarse samples."""
+    low, high = corners(torch.minimum, nodes), corners(torch.maximum, nodes)
+    room = BENDS * corners(torch.maximum, neighborhood(torch.maximum, bends(nodes)))
+    middles = part(halved(nodes, 6), CENTERS[0])
+    step, known = field.spacing, torch.zeros_like(room, dtype=torch.bool)
+    found = torch.zeros_like(room)
+    for attempt in range(ROUNDS):
+        thinnest = field.density.value(high + room).mul_(step * COARSEST).cumsum(-1).neg_().exp_()
+        before = F.pad(thinnest[..., :-1], (1, 0), value=1.)
+        weight = before * -torch.expm1(-step * field.density.value(low - room))
+        crossing = (low < room) & (high > -room)
+        wanted = (weight > WEIGHTY) | (crossing if field.hidden else crossing & (before > UNSEEN))
+        if not attempt:  # some more, to see whether something was overlooked
+            others = picked((~wanted).nonzero(), PROBES, rng)
+            wanted[tuple(others.T)] = True
+        places = (wanted & ~known).nonzero()
+        if not len(places):
+            break
+        at = tuple(places.T)
+        found[at], known[at] = field.evaluate(places * COARSEST + COARSEST // 2), True
+        errors = torch.where(known, found - middles, 0.).abs()
+        room = torch.maximum(room, neighborhood(torch.maximum, torch.where(errors > room, 2 * errors, 0.)))
+    places = known.nonzero()
+    around = F.pad(room[None, None], (1,) * 6, mode='replicate')[0, 0]
+    return places * 2 + 1, found[tuple(places.T)], corners(torch.maximum, around) / 3
+
+
+@torch.no_grad()
+def sdf_volume(field):
+    """The Found of a Field. Returns None where the volume is too small to choose from, or nearly all of it matters;
+    then every sample has to be evaluated."""
+    nodes = [-(-(size - 1) // COARSEST) + 1 for size in field.shape]
+    if min(nodes) <= FEWEST_NODES:
+        return None
+    rng = torch.Generator().manual_seed(0)
+    values = field.evaluate(torch.cartesian_prod(*[torch.arange(count) * COARSEST for count in nodes])).view(*nodes)
+    *cells, roughness = looked_into(field, values, rng)
+    found = Found(values, torch.zeros_like(values), torch.ones_like(values, dtype=torch.bool))
+    level = Level(field, found, roughness, 2, rng).run(cells)
+    level = Level(field, level.found(), level.roughness, 1, rng).run()
+    samples = Samples(field, level.found(), 1, rng)
+    if field.tolerances.ray:
+        samples.settle()
+    return Found(samples.values, samples.deviation, samples.exact)
