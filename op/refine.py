@@ -38,7 +38,7 @@ FEWEST_PROBES = 60   # to fit weights to
 PROBE_RAYS = 64
 QUANTILE, QUANTILE_OF_NORMAL = 0.97, 2.17  # the 97th of 100 normal numbers is 2.17 deviations off
 SURPRISING = 5       # deviations: an evaluated sample that was off by more has neighbors that are judged again
-ZERO = 5             # in deviations: samples nearer to the zero level are evaluated, because their sign decides the mesh
+ZERO = 6             # in deviations: samples nearer to the zero level are evaluated, because their sign decides the mesh
 BENDS = 0.5          # of the second differences nearby: how far beyond its corners the distance in a coarse cell may go
 UNSEEN = 1e-3        # transmittance of what no ray reaches
 WEIGHTY = 1e-3       # a coarse cell is looked into if one of its samples may have so much weight
@@ -339,8 +339,6 @@ class Samples:
 
     def settle(self):
         """Evaluate samples until the mesh and all depths are right."""
-        # Where a field is so rough that it can hardly be interpolated, errors are not normally distributed.
-        self.deviation *= (self.deviation.square() * (2 / self.field.density.scale ** 2)).add_(1)
         self.settle_by(lambda: self.near_zero(self.deviation) & self.exact.logical_not())
         for _ in range(ROUNDS):
             index = self.field.decisive(self.values) if self.field.decisive else None
@@ -447,7 +445,7 @@ class Level(Samples):
         count, total = (neighborhood(torch.add, volume) for volume in (known, squares))
         nearby = total.add_(expected).div_(count.add_(1))
         # A mean does not hide what a single center shows.
-        nearby = torch.maximum(nearby, neighborhood(torch.maximum, squares / 9))
+        nearby = torch.maximum(nearby, neighborhood(torch.maximum, squares / 4))
         self.roughness = from_cells(nearby).sqrt_()
         self.inherited += from_cells(part(self.deviation, kind).square())
 
