@@ -35,10 +35,13 @@ REACH_FACES = 9      # the same where the faces beside an edge are known
 PAD = 3              # samples beyond the ends that these reach
 PROBES = 500         # samples of a kind that are chosen at random, to measure by
 FEWEST_PROBES = 60   # to fit weights to
+SMOOTH = 1e-3        # in scales of the density: less rough is as good as smooth
 PROBE_RAYS = 64
 QUANTILE, QUANTILE_OF_NORMAL = 0.97, 2.17  # the 97th of 100 normal numbers is 2.17 deviations off
 SURPRISING = 5       # deviations: an evaluated sample that was off by more has neighbors that are judged again
+FAR = 5              # deviations: so far off an error can be, where a few samples of many matter
 ZERO = 6             # in deviations: samples nearer to the zero level are evaluated, because their sign decides the mesh
+AT_ENDS = 3          # deviations are so much larger at the ends of the volume
 BENDS = 0.5          # of the second differences nearby: how far beyond its corners the distance in a coarse cell may go
 UNSEEN = 1e-3        # transmittance of what no ray reaches
 WEIGHTY = 1e-3       # a coarse cell is looked into if one of its samples may have so much weight
@@ -175,7 +178,7 @@ def levers(transmittance, spacing):
     """
     upto = transmittance.cumsum(-1)
     lever = (upto[..., -2:-1] - upto).add_(transmittance).mul_(spacing)
-    return torch.maximum(lever, 0.1 * transmittance[..., -2:-1], out=lever)
+    return torch.maximum(lever, 0.1 * transmittance[..., -2:-1])
 
 
 def influence(distance, density, spacing):
@@ -225,14 +228,19 @@ class Prediction:
         """The values (M,P) around places (P,3): in this order memory is read from its beginning to its end."""
         return self.flat[self.steps[:, None] + ((places + PAD) * self.strides).sum(1)]
 
-    def fit(self, places, values):
-        """Find the weights of each class of neighbors, which add up to 1, by least squares."""
+    def fit(self, places, values, variance):
+        """Find the weights of each class of neighbors, which add up to 1, by least squares.
+
+        values (P,): the exact ones at places (P,3). variance (P,): how rough the field is there; what is predicted in a
+        smooth place must not suffer from a rough one.
+        """
         x = (self.around(places).T @ self.means).double()
         middle = x.mean(1, keepdim=True)
-        x = x - middle
+        x, y, share = x - middle, values.double()[:, None] - middle, variance.double().rsqrt()[:, None]
+        x, y = x * share, y * share
         square = x.T @ x
-        square.diagonal().add_(1e-8 * square.trace() + TINY)
-        weights = torch.linalg.solve(square, x.T @ (values.double()[:, None] - middle))[:, 0]
+        square.diagonal().add_(1e-8 * square.trace())
+        weights = torch.linalg.solve(square, x.T @ y)[:, 0]
         self.weights = self.means @ (weights - weights.mean() + 1 / len(weights)).float()
         return self
 
@@ -276,10 +284,16 @@ class Samples:
         self.reached = None if self.field.hidden else transmittance > UNSEEN
 
     def effect(self, deviation):
-        """What deviations may do to the depth of the samples' rays. Twice as far away a density is at most so much
-        steeper: more than in proportion where a deviation is not small beside the density's scale."""
-        steeper = (deviation * (2 / self.field.density.scale)).clamp_(max=STEEPEST).exp_()
-        return steeper.mul_(deviation).mul_(self.influence)
+        """What deviations may do to the depth of the samples' rays. Densities fall exponentially: the effect is more
+        than in proportion where a deviation is not small beside their scale."""
+        # What deviates by twice the scale can hardly be interpolated, and its errors are not normally distributed.
+        far = (deviation * (0.5 / self.field.density.scale)).clamp_(1, 2).mul_(FAR).mul_(deviation)
+        return self.moved(far, self.influence).mul_(1 / FAR)
+
+    def moved(self, error, influence):
+        """By how much a depth moves if a sample of this influence is nearer to the surface by an error."""
+        scale = self.field.density.scale
+        return (error * (1 / scale)).clamp_(max=STEEPEST).expm1_().mul_(influence).mul_(scale)
 
     def near_zero(self, deviation):
         near = self.values.abs() < ZERO * deviation
@@ -310,12 +324,12 @@ class Samples:
         errors = self.take(places, found)
         if judge:
             off = errors.abs()
-            moved = (off * (1 / self.field.density.scale)).clamp_(max=STEEPEST).exp_().mul_(off).mul_(self.influence[at])
-            off = off.where((off > SURPRISING * deviation) & ((moved > self.field.tolerances.faces) | (found.abs() < off)), 0.)
+            moved = self.moved(off, self.influence[at]) > self.field.tolerances.faces
+            off = off.where((off > SURPRISING * deviation) & (moved | (found.abs() < off)), 0.)
             if off.any():
                 around = torch.zeros_like(self.values)
                 around[at] = off / 2
-                around = neighborhood(torch.maximum, around)
+                around = neighborhood(torch.maximum, around, 2)
                 self.deviation = torch.maximum(self.deviation, around).masked_fill_(self.exact, 0)
         return errors
 
@@ -354,10 +368,10 @@ class Samples:
         """A mask of the samples with the largest effects of each ray, without which the others add up to `limit`."""
         effect = self.effect(self.deviation)
         many = effect.sum(-1) > limit
-        own, threshold = effect[many], limit
+        own, threshold = effect[many], min(limit, self.field.tolerances.ray / FAR)
         for _ in range(ROUNDS):
             threshold = threshold * (limit / own.where(own <= threshold, 0).sum(-1, keepdim=True)).clamp(max=1)
-        mask = torch.zeros_like(self.exact)
+        mask = effect > self.field.tolerances.ray / FAR  # one alone may be so far off
         mask[many] = own > threshold
         return mask
 
@@ -394,6 +408,9 @@ class Level(Samples):
         part(exact, NODES[0]).copy_(nodes.exact)
         self.inherited = halved(nodes.deviation.square(), 2)  # variance
         self.roughness = halved(roughness, 2)
+        for axis, size in enumerate(values.shape):  # beyond the ends there are no neighbors
+            for start in (0, size - PAD):
+                self.roughness.narrow(axis, start, PAD).mul_(AT_ENDS)
         deviation = (self.roughness + self.inherited.sqrt()).masked_fill_(exact, 0)
         part(deviation, NODES[0]).copy_(nodes.deviation)
         super().__init__(field, Found(values, deviation, exact), stride, rng)
@@ -464,21 +481,28 @@ class Level(Samples):
             return
         every = torch.cat(probes)
         errors = self.look(every).split(list(map(len, probes)))
-        for (places, known, reach, kind), probe, error in zip(groups, probes, errors, strict=True):
+        for (places, known, reach, kind, inner), probe, error in zip(groups, probes, errors, strict=True):
             at = tuple(places.T)
             if len(probe) >= FEWEST_PROBES:
-                prediction = Prediction(padded, kind, known, reach).fit(probe, self.values[tuple(probe.T)])
+                variance = self.roughness[tuple(probe.T)].square() + self.inherited[tuple(probe.T)]
+                variance.add_((SMOOTH * self.field.density.scale) ** 2)
+                prediction = Prediction(padded, kind, known, reach).fit(probe, self.values[tuple(probe.T)], variance)
                 error = self.values[tuple(probe.T)] - prediction(probe)
-                self.values[at] = self.values[at].where(self.exact[at], prediction(places))
+                predicted, before = prediction(places), self.values[at]
+                self.values[at] = before.where(self.exact[at], predicted)
             factor = factor_of(error, self.inherited[tuple(probe.T)], self.roughness[tuple(probe.T)])
+            factor = factor * (1 if inner else AT_ENDS)
             deviation = ((factor * self.roughness[at]).square() + self.inherited[at]).sqrt()
+            if len(probe) >= FEWEST_PROBES:  # where two ways to interpolate differ by much, neither is believed
+                deviation = torch.maximum(deviation, (predicted - before).abs() / SURPRISING)
             self.deviation[at] = deviation.where(self.exact[at].logical_not(), 0.)
 
     def groups(self, places, kind):
-        """Groups of places of a kind that are predicted alike: (places, known kinds, reach of the neighbors, kind)."""
+        """Groups of places of a kind that are predicted alike: (places, known kinds, reach of
+        the neighbors, kind, whether all neighbors are there)."""
         size = torch.tensor(self.values.shape, device=places.device)
         inner = ((places >= PAD) & (places < size - PAD)).all(1)  # beyond the ends there are no neighbors
-        groups = [(places[~inner], (*NODES, *CENTERS), REACH, kind)]
+        groups = [(places[~inner], (*NODES, *CENTERS), REACH, kind, False)]
         places = places[inner]
         if kind in EDGES:  # those between four faces that were evaluated know more
             faces = torch.ones(len(places), dtype=torch.bool, device=places.device)
@@ -487,9 +511,9 @@ class Level(Samples):
                     beside = places.clone()
                     beside[:, axis] += shift
                     faces &= self.exact[tuple(beside.T)]
-            groups.append((places[faces], (*NODES, *CENTERS, *FACES), REACH_FACES, kind))
+            groups.append((places[faces], (*NODES, *CENTERS, *FACES), REACH_FACES, kind, True))
             places = places[~faces]
-        return [*groups, (places, (*NODES, *CENTERS), REACH, kind)]
+        return [*groups, (places, (*NODES, *CENTERS), REACH, kind, True)]
 
 
 def looked_into(field, nodes, rng):

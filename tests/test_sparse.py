@@ -212,15 +212,15 @@ FIELDS = {  # name: (field, the largest share of samples that may be evaluated)
     'thin sheet': (lambda p: (p[:, 2] + 0.3 * p[:, 0]).abs() - 0.7 * SPACING, 0.2),
     'hole': (lambda p: torch.maximum(ball(p), 1.5 * SPACING - p[:, :2].norm(dim=1)), 0.08),
     'one behind the other': (lambda p: torch.minimum(ball(p + torch.tensor([0.02, 0., 0.05]), 0.04),
-                                                     ball(p - torch.tensor([0., 0.02, 0.05]), 0.05)), 0.06),
+                                                     ball(p - torch.tensor([0., 0.02, 0.05]), 0.05)), 0.08),
     'a crease': (lambda p: torch.maximum(ball(p), p[:, 2] - 0.04), 0.08),
     'ripples of 0.2': (lambda p: ball(p) + ripples(p, 0.2), 0.15),
     'ripples of 1': (lambda p: ball(p) + ripples(p, 1.), 0.2),
-    'ripples of 3': (lambda p: ball(p) + ripples(p, 3., 900.), 0.3),
+    'ripples of 3': (lambda p: ball(p) + ripples(p, 3., 900.), 0.4),
     'fine ripples': (lambda p: ball(p) + ripples(p, 1., 2000.), 0.25),
-    'a rough patch': (lambda p: ball(p) + ripples(p, 1., 1500.) * (p[:, 0] > 0.03), 0.12),
+    'a rough patch': (lambda p: ball(p) + ripples(p, 1., 1500.) * (100 * p[:, 0] - 3).clamp(0, 1), 0.15),
     'a wave that the nodes do not see': (
-        lambda p: ball(p) + 2e-3 * torch.sin((p[:, 2] / SPACING + SIZE / 2) * np.pi / 2), 0.15),
+        lambda p: ball(p) + 2e-3 * torch.sin((p[:, 2] / SPACING + SIZE / 2) * np.pi / 2), 0.25),
 }
 
 
