@@ -40,7 +40,7 @@ PROBE_RAYS = 64
 QUANTILE, QUANTILE_OF_NORMAL = 0.97, 2.17  # the 97th of 100 normal numbers is 2.17 deviations off
 SURPRISING = 5       # deviations: an evaluated sample that was off by more has neighbors that are judged again
 FAR = 5              # deviations: so far off an error can be, where a few samples of many matter
-ZERO = 6             # in deviations: samples nearer to the zero level are evaluated, because their sign decides the mesh
+ZERO = 6             # in deviations: samples nearer to zero are evaluated, because their sign decides the mesh
 AT_ENDS = 3          # deviations are so much larger at the ends of the volume
 BENDS = 0.5          # of the second differences nearby: how far beyond its corners the distance in a coarse cell may go
 UNSEEN = 1e-3        # transmittance of what no ray reaches
@@ -59,8 +59,8 @@ class Tolerances(NamedTuple):
     nodes: float     # samples of the coarser level, from which the finer one is interpolated
     centers: float
     faces: float
-    ray: float | None   # the largest error of a depth; None: the samples of a picture follow (sparse.py)
-    sure: float | None  # that is so many standard deviations
+    ray: float       # the largest error of a depth
+    sure: float      # that is so many standard deviations
 
 
 class Found(NamedTuple):
@@ -130,17 +130,17 @@ def neighborhood(combine, volume, reach=1):
     return volume
 
 
-def corners(combine, volume):
-    """combine (torch.minimum or torch.maximum) over the corners of each cell between samples."""
-    for axis, size in enumerate(volume.shape):
+def corners(combine, volume, axes=3):
+    """combine (torch.minimum or torch.maximum) over the corners of each cell between samples, along the first axes."""
+    for axis, size in enumerate(volume.shape[:axes]):
         volume = combine(volume.narrow(axis, 0, size - 1), volume.narrow(axis, 1, size - 1))
     return volume
 
 
-def bends(volume):
-    """The sum of the second differences along the axes, each without its sign; 0 at the ends."""
+def bends(volume, axes=3):
+    """The sum of the second differences along the first axes, each without its sign; 0 at the ends."""
     total = torch.zeros_like(volume)
-    for axis, size in enumerate(volume.shape):
+    for axis, size in enumerate(volume.shape[:axes]):
         before, here, behind = (volume.narrow(axis, start, size - 2) for start in range(3))
         total.narrow(axis, 1, size - 2).add_((before + behind).sub_(here, alpha=2).abs_())
     return total
@@ -189,16 +189,6 @@ def influence(distance, density, spacing):
     return lever * density.slope(distance).abs() * spacing
 
 
-def most_weight(density, volume, reach, spacing):
-    """The largest weights (…,N) that samples of these distances can have, if the distances are right to `reach`."""
-    either = density.value(volume - reach), density.value(volume + reach)
-    thinnest = torch.minimum(*either)[..., :-1] * spacing
-    weight = torch.ones_like(volume)  # the last sample may get all that is left
-    weight[..., :-1] = -torch.expm1(-torch.maximum(*either)[..., :-1] * spacing)
-    weight[..., 1:] *= torch.exp(-thinnest.cumsum(-1))
-    return weight
-
-
 # ---------------------------------------------------------------------------------------------- predictions
 
 @functools.lru_cache(maxsize=64)
@@ -207,7 +197,8 @@ def neighbors(kind, known, reach, device):
     (M,classes) that takes the mean over those which are alike by symmetry."""
     classes = {}
     for offset in itertools.product(range(-PAD, PAD + 1), repeat=3):
-        if sum(x * x for x in offset) <= reach and tuple((a + b) % 2 for a, b in zip(kind, offset, strict=True)) in known:
+        odd = tuple((a + b) % 2 for a, b in zip(kind, offset, strict=True))
+        if odd in known and sum(x * x for x in offset) <= reach:
             classes.setdefault(tuple(map(abs, offset)), []).append(offset)
     own = torch.tensor([i for i, alike in enumerate(classes.values()) for _ in alike])
     means = torch.zeros(len(own), len(classes))
@@ -547,8 +538,8 @@ def looked_into(field, nodes, rng):
 
 @torch.no_grad()
 def sdf_volume(field):
-    """The Found of a Field. Returns None where the volume is too small to choose from, or nearly all of it matters;
-    then every sample has to be evaluated."""
+    """Distances at all samples of a Field. Returns None where the volume is too small to choose from; then every sample
+    has to be evaluated."""
     nodes = [-(-(size - 1) // COARSEST) + 1 for size in field.shape]
     if min(nodes) <= FEWEST_NODES:
         return None
@@ -559,6 +550,5 @@ def sdf_volume(field):
     level = Level(field, found, roughness, 2, rng).run(cells)
     level = Level(field, level.found(), level.roughness, 1, rng).run()
     samples = Samples(field, level.found(), 1, rng)
-    if field.tolerances.ray:
-        samples.settle()
-    return Found(samples.values, samples.deviation, samples.exact)
+    samples.settle()
+    return samples.values

@@ -1,27 +1,25 @@
 """SparseRenderer: views of a field from a tenth of its evaluations.
 
 The definition is VolumeRenderer (volume_renderer.py), which evaluates every sample. A field matters only where a ray
-can see it, and most of it can be interpolated. `refine.py` finds the signed distances of a view, and how far off each
-may be; what it cannot interpolate it evaluates. So the cost grows with the roughness of the field, sample by sample,
-and no view is given up as a whole.
+can see it, and most of it can be interpolated. `refine.py` finds the signed distances of a surface. What it cannot
+interpolate it evaluates, so the cost grows with the roughness of the field, sample by sample, and no view is given up
+as a whole.
 
-A surface is finished when both ends of every edge that its mesh cuts are exact. A picture takes colors and features
-from the samples that may have weight; where their exact distances uncover other samples, those follow. Measured:
-docs/performance.md.
+A picture needs colors and features of all samples that have weight, so nothing is interpolated that matters. Every 4th
+ray of every 4th row is evaluated. Between four of these rays the distances lie between theirs, give or take as much as
+they bend nearby. What may have weight by that is evaluated, front to back. Measured: docs/performance.md.
 """
 import torch
+import torch.nn.functional as F
 
-from op.refine import COARSEST, Field, Tolerances, most_weight, sdf_volume
+from op.refine import BENDS, COARSEST, Field, Tolerances, bends, corners, neighborhood, picked, sdf_volume
 from volume_renderer import Rendering, VolumeRenderer, pixel_directions, sample_depths
 
 # A depth is to be right to 1e-4 (docs/notes/performance.md says how these were chosen).
 SURFACE = Tolerances(nodes=5e-7, centers=1e-6, faces=4e-6, ray=7e-5, sure=7)
-# For a picture it is enough to know which samples may have weight: those are then evaluated.
-PICTURE = Tolerances(nodes=2e-5, centers=1e-4, faces=1e-4, ray=None, sure=None)
 NEAR_ZERO = 0.05   # in scales of the density: of a mesh, samples whose sign is in doubt are exact
 NO_WEIGHT = 3e-5   # samples of a picture that have less weight are left out
-HEAVY = 1e-3       # samples of more weight are not alone: those beside them are evaluated too
-DOUBTS = 4         # deviations that a distance of a picture may be off by
+PROBE_RAYS = 1 / 256  # of a picture: evaluated as a whole, to see whether something was overlooked
 ROUNDS = 6         # so often at most exact samples uncover others that matter
 
 
@@ -34,114 +32,145 @@ class SparseRenderer(VolumeRenderer):
 
     def forward(self, w, cameras, *, resolution=None, samples=None, color=True, features=True, sdf=False,
                 eikonal=False, rng=None, decisive=None):
-        view = {'resolution': resolution or self.resolution, 'samples': samples or self.samples, 'color': color,
-                'features': color and features, 'sdf': sdf}
-        if torch.is_grad_enabled() or eikonal or color and w.is_cuda or not self._has_a_grid(color, sdf):
-            return super().forward(w, cameras, eikonal=eikonal, rng=rng, **view)
+        resolution, samples = resolution or self.resolution, samples or self.samples
+        if torch.is_grad_enabled() or eikonal or not self._has_a_grid(resolution, color, sdf, w.is_cuda):
+            return super().forward(w, cameras, resolution=resolution, samples=samples, color=color, features=features,
+                                   sdf=sdf, eikonal=eikonal, rng=rng)
         views = []
         for b in range(len(cameras)):
             latent, camera = w[b:b + 1], cameras[b:b + 1]
             image_rng = rng[b:b + 1] if isinstance(rng, list) else rng
-            views.append(self._render_view(latent, camera, rng=image_rng, decisive=decisive, **view)
-                         or super().forward(latent, camera, rng=image_rng, **view))
+            grid, field = ViewGrid(self, camera, resolution, samples), self.field(latent)
+            views.append(self._picture(field, grid, camera, features, image_rng) if color else
+                         self._surface(field, grid, camera, sdf, decisive)
+                         or super().forward(latent, camera, resolution=resolution, samples=samples, color=False,
+                                            sdf=sdf))
         return views[0] if len(views) == 1 else Rendering(*(None if values[0] is None else torch.cat(values)
                                                             for values in zip(*views, strict=True)))
 
-    def _has_a_grid(self, color, sdf):
-        """Whether the samples of all rays lie on a grid, or at one offset a ray from it, as a picture needs them."""
-        return self.density.support is not None and (
-            self.perturb == 0 or self.offset_sampling and color and not sdf)
+    def _has_a_grid(self, resolution, color, sdf, on_gpu):
+        """Whether views may come from few samples: those of all rays lie on a grid, or, of a picture, at one offset a
+        ray from it."""
+        if self.density.support is None:
+            return False
+        if color:
+            return not sdf and not on_gpu and resolution % COARSEST == 0 and resolution > 2 * COARSEST and (
+                self.perturb == 0 or self.offset_sampling)
+        return self.perturb == 0
 
-    def _render_view(self, w, camera, resolution, samples, color, features, sdf, rng, decisive):
-        """The Rendering of one view, or None where it has too few samples to choose from."""
-        grid = ViewGrid(self, camera, resolution, samples)
-        looks = Looks(self, self.field(w), grid, camera, color)
+    def _surface(self, field, grid, camera, sdf, decisive):
+        """The Rendering of a surface, or None where it has too few samples to choose from."""
+        def evaluate(index):
+            return self.sdf_at(field, grid.points(index), camera)
 
         def of_mesh(volume):
             return decisive(volume[None, ..., None], NEAR_ZERO * grid.density.scale)
 
-        found = sdf_volume(Field(looks.at_grid, (resolution, resolution, samples), grid.density, grid.spacing,
-                                 PICTURE if color else SURFACE, sdf, of_mesh if decisive else None))
-        if found is None:
+        volume = sdf_volume(Field(evaluate, (grid.resolution, grid.resolution, grid.samples), grid.density,
+                                  grid.spacing, SURFACE, sdf, of_mesh if decisive else None))
+        if volume is None:
             return None
+        weights = self.weights(volume.flatten(0, 1)[None], grid.rays[None], grid.t)[0]
+        return self._rendering(grid, grid.t, weights, sdf=volume[None, ..., None] if sdf else None)
+
+    def _picture(self, field, grid, camera, features, rng):
+        """The Rendering of a picture."""
         t = grid.t
-        volume, deviation = found.values.flatten(0, 1), found.deviation.flatten(0, 1)  # (R,N)
         if self.perturb > 0:
-            t = sample_depths(camera.near, camera.far, samples, offset_sampling=self.offset_sampling,
-                              perturb=self.perturb, rays=len(volume), rng=rng)
-            offset = (t[0, :, :1] - grid.depths[0]) / grid.step
-            volume, deviation = offset_by(volume, offset), offset_by(deviation, offset).clamp_(min=0)
-            looks.forget()
-        thumbnail = blended = None
-        if color:
-            self._settle_picture(volume, deviation, looks, t)
-        weights = self.weights(volume[None], grid.rays[None], t)[0]  # (R,N)
-        if color:
-            thumbnail, blended = looks.blend(weights, features)
+            t = sample_depths(camera.near, camera.far, grid.samples, offset_sampling=self.offset_sampling,
+                              perturb=self.perturb, rays=len(grid.rays), rng=rng)
+        picture = Picture(self, field, grid, camera, t[0].expand(len(grid.rays), -1))
+        picture.settle()
+        weights = self.weights(picture.values[None], grid.rays[None], t)[0]
+        return self._rendering(grid, t, weights, *picture.blend(weights, features))
+
+    def _rendering(self, grid, t, weights, thumbnail=None, features=None, sdf=None):
+        """The Rendering from values that lie ray by ray, but sdf (1,H,W,N,1)."""
         xyz = grid.origin * weights.sum(-1, keepdim=True) + grid.rays * (weights * t[0]).sum(-1, keepdim=True)
-        return Rendering(*(None if values is None else values.T.unflatten(1, (resolution, resolution))[None]
-                           for values in (thumbnail, blended, xyz, weights[:, -1:])),
-                         volume.view(1, resolution, resolution, samples, 1) if sdf else None, None)
-
-    def _settle_picture(self, volume, deviation, looks, t):
-        """Evaluate the samples t (1,1 or R,N) of a picture that may have weight. Changes volume and deviation (R,N)."""
-        grid = looks.grid
-        spacing = (t[0, :, 1:] - t[0, :, :-1]) * grid.rays.norm(dim=-1, keepdim=True)  # (R,N-1)
-        for attempt in range(ROUNDS):
-            wanted = most_weight(grid.density, volume, DOUBTS * deviation, spacing) > NO_WEIGHT
-            if attempt:
-                heavy = self.weights(volume[None], grid.rays[None], t)[0] > HEAVY
-                wanted |= beside(heavy.view(grid.resolution, grid.resolution, -1)).view_as(heavy)
-            wanted &= looks.row < 0
-            index = wanted.nonzero()
-            if not len(index):
-                return
-            volume[wanted] = looks.at_samples(index, t)
-            deviation[wanted] = 0
+        return Rendering(*(None if values is None else values.T.unflatten(1, (grid.resolution, grid.resolution))[None]
+                           for values in (thumbnail, features, xyz, weights[:, -1:])), sdf, None)
 
 
-def beside(mask):
-    """The samples (row, column, depth) of a mask and their neighbors on the rays beside."""
-    grown = mask.clone()
-    grown[1:] |= mask[:-1]
-    grown[:-1] |= mask[1:]
-    grown[:, 1:] |= mask[:, :-1]
-    grown[:, :-1] |= mask[:, 1:]
-    return grown
+class Picture:
+    """The samples of a picture: R rays of N each, of which those are evaluated that may have weight.
 
+    low, high: between which the distances (R,N) lie; values: what they are, or a guess.
+    """
 
-class Looks:
-    """Evaluates samples of a view. For a picture it keeps what it found, so that nothing is evaluated twice."""
-
-    def __init__(self, renderer, field, grid, camera, color):
-        self.renderer, self.field, self.grid, self.camera, self.color = renderer, field, grid, camera, color
-        self.forget()
-
-    def forget(self):
-        """From now on the samples lie elsewhere."""
-        grid = self.grid
+    def __init__(self, renderer, field, grid, camera, t):
+        """t: (R,N) where the samples lie: on the grid, or up to one step behind it."""
+        self.renderer, self.field, self.grid, self.camera, self.t = renderer, field, grid, camera, t
         self.features, self.logits, self.count = [], [], 0
-        self.row = torch.full((len(grid.rays), grid.samples), -1, device=grid.t.device) if self.color else None
+        self.row = torch.full(t.shape, -1, device=t.device)  # of each sample's features in the list of those
+        self.spacing = (t[:, 1:] - t[:, :-1]) * grid.rays.norm(dim=-1, keepdim=True)  # (R,N-1)
+        self.bound()
 
-    def at_grid(self, index):
-        """Distances (P,) of the grid's samples index (P,3): row, column, depth."""
-        points, grid = self.grid.points(index), self.grid
-        if not self.color or self.renderer.perturb > 0:
-            return self.renderer.sdf_at(self.field, points, self.camera)
-        row, column, depth = index.T
-        inside = (row < grid.resolution) & (column < grid.resolution) & (depth < grid.samples)
-        return self._look(row * grid.resolution + column, depth, points, grid.viewdirs[row, column], inside)
+    def bound(self):
+        """Evaluate every 4th ray of every 4th row, and find the bounds by that."""
+        grid, jittered = self.grid, self.renderer.perturb > 0
+        size, depths = grid.resolution // COARSEST + 1, grid.samples + jittered
+        coarse = COARSEST * torch.arange(size)
+        index = torch.cartesian_prod(coarse, coarse, torch.arange(depths)).to(self.t.device, non_blocking=True)
+        points, (row, column, depth) = grid.points(index), index.T
+        if jittered:
+            found = self.renderer.sdf_at(self.field, points, self.camera)
+        else:  # these are samples of the picture
+            inside = (row < grid.resolution) & (column < grid.resolution)
+            found = self.evaluate(row * grid.resolution + column, depth, points, grid.viewdirs[row, column], inside)
+        nodes = found.view(size, size, depths)
+        axes = 3 if jittered else 2
+        room = BENDS * corners(torch.maximum, neighborhood(torch.maximum, bends(nodes, axes)), axes)
 
-    def at_samples(self, index, t):
-        """Distances (P,) of samples index (P,2), ray and number; t: (1,1 or R,N) where they lie."""
-        ray, sample = index.T
-        depth = t[0].expand(len(self.grid.rays), -1)[ray, sample]
-        points = self.grid.origin + self.grid.rays[ray] * depth[:, None]
-        viewdirs = self.grid.viewdirs[ray // self.grid.resolution, ray % self.grid.resolution]
-        return self._look(ray, sample, points, viewdirs, slice(None))
+        room = room.repeat_interleave(COARSEST, 0).repeat_interleave(COARSEST, 1).flatten(0, 1)
+        between = F.interpolate(nodes.permute(2, 0, 1)[None], size=(size - 1) * COARSEST + 1, mode='bilinear',
+                                align_corners=True)[0, :, :-1, :-1].flatten(1).T
+        if jittered:
+            between = torch.lerp(between[:, :-1], between[:, 1:], (self.t[:, :1] - grid.depths[0]) / grid.step)
+        self.values, self.low, self.high = between, between - room, between + room
+        if not jittered:
+            known = self.row >= 0
+            self.low[known] = self.high[known] = self.values[known]
 
-    def _look(self, ray, sample, points, viewdirs, kept):
-        """Distances (P,) at points (P,3); kept: which of them are samples of the view, ray and sample (P,)."""
+    def settle(self):
+        """Evaluate the samples that may have weight."""
+        rays = picked(torch.arange(len(self.t))[:, None], max(1, int(len(self.t) * PROBE_RAYS)),
+                      torch.Generator().manual_seed(0))[:, 0]
+        for attempt in range(ROUNDS):
+            wanted = self.most_weight(self.high if attempt else self.values) > NO_WEIGHT
+            if not attempt:
+                wanted[rays] = True
+            ray, sample = (wanted & (self.row < 0)).nonzero().T
+            if not len(ray):
+                return
+            points = self.grid.origin + self.grid.rays[ray] * self.t[ray, sample, None]
+            viewdirs = self.grid.viewdirs[ray // self.grid.resolution, ray % self.grid.resolution]
+            found = self.evaluate(ray, sample, points, viewdirs)
+            self.widen(ray, sample, torch.maximum(self.low[ray, sample] - found, found - self.high[ray, sample]))
+            for volume in (self.values, self.low, self.high):
+                volume[ray, sample] = found
+
+    def most_weight(self, thick):
+        """The largest weights (R,N) that the samples can have, if those before them are at the distances `thick`."""
+        density = self.grid.density.value
+        weight = torch.ones_like(thick)  # the last sample may get all that is left
+        weight[:, :-1] = -torch.expm1(-density(self.low[:, :-1]) * self.spacing)
+        weight[:, 1:] *= torch.exp(-(density(thick[:, :-1]) * self.spacing).cumsum(-1))
+        return weight
+
+    def widen(self, ray, sample, outside):
+        """Widen the bounds around samples that were `outside` (P,) of them by so much; below zero: they were not."""
+        if not (outside > 0).any():
+            return
+        around = torch.zeros_like(self.low)
+        around[ray, sample] = outside.clamp(min=0)
+        size = self.grid.resolution
+        around = 2 * neighborhood(torch.maximum, around.view(size, size, -1), COARSEST).flatten(0, 1)
+        around.masked_fill_(self.row >= 0, 0)
+        self.low -= around
+        self.high += around
+
+    def evaluate(self, ray, sample, points, viewdirs, kept=slice(None)):
+        """Distances (P,) at points (P,3); kept: which of them are samples of the picture, ray and sample (P,)."""
         distances, features, logits = self.renderer.evaluate_at(self.field, points, viewdirs, self.camera)
         self.features.append(features)
         self.logits.append(logits)
@@ -191,15 +220,3 @@ class ViewGrid:
         """World points (P,3) of samples (P,3): row, column, depth."""
         row, column, depth = index.to(self.t.device, non_blocking=True).T
         return self.origin + self.directions[row, column] * self.depths[depth, None]
-
-
-def offset_by(volume, offset):
-    """Distances (R,N) at samples `offset` (R,1) steps, from 0 to 1, behind those of the volume (R,N): by the cubic
-    through two samples before and two behind, the ends continued straight."""
-    first, last = volume[:, 1:2] - volume[:, :1], volume[:, -1:] - volume[:, -2:-1]
-    nodes = torch.cat([volume[:, :1] - first, volume, volume[:, -1:] + last, volume[:, -1:] + 2 * last], dim=1)
-    nodes = nodes.unfold(1, 4, 1)  # (R,N,4)
-    u = offset
-    lagrange = [-u * (u - 1) * (u - 2) / 6, (u + 1) * (u - 1) * (u - 2) / 2, -(u + 1) * u * (u - 2) / 2,
-                (u + 1) * u * (u - 1) / 6]
-    return (nodes @ torch.stack(lagrange, dim=1))[..., 0]
