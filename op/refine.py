@@ -103,6 +103,12 @@ def averages(cells, device):
     return matrix.to(device)
 
 
+@functools.lru_cache(maxsize=64)
+def constant(numbers, device):
+    """Numbers as a tensor."""
+    return torch.tensor(numbers).to(device)
+
+
 def halved(volume, order):
     """The volume with its gaps halved, by interpolation of an order."""
     return separable(volume, [stencils(size, order, volume.device) for size in volume.shape])
@@ -206,13 +212,22 @@ def neighbors(kind, known, reach, device):
     return torch.tensor(sum(classes.values(), [])).to(device), means.to(device)
 
 
+class Group(NamedTuple):
+    """Samples of one kind that are predicted alike."""
+    places: Tensor  # (P,3)
+    kind: tuple
+    at_ends: bool   # of the volume: some of the neighbors lie beyond them
+    faces: bool     # whether the faces beside them are known
+
+
 class Prediction:
     """Weighted sums of the known samples around samples of a kind, with weights fitted to some that were evaluated."""
 
-    def __init__(self, padded, kind, known, reach):
-        """padded: the volume with PAD samples beyond its ends."""
-        offsets, self.means = neighbors(kind, known, reach, padded.device)
-        self.strides = torch.tensor(padded.stride(), device=padded.device)
+    def __init__(self, padded, group):
+        """padded: the volume with PAD samples beyond its ends. group: the Group that is predicted."""
+        known, reach = ((*NODES, *CENTERS, *FACES), REACH_FACES) if group.faces else ((*NODES, *CENTERS), REACH)
+        offsets, self.means = neighbors(group.kind, known, reach, padded.device)
+        self.strides = constant(padded.stride(), padded.device)
         self.flat, self.steps = padded.flatten(), (offsets * self.strides).sum(1)
 
     def around(self, places):
@@ -231,7 +246,7 @@ class Prediction:
         x, y = x * share, y * share
         square = x.T @ x
         square.diagonal().add_(1e-8 * square.trace())
-        weights = torch.linalg.solve(square, x.T @ y)[:, 0]
+        weights = torch.linalg.solve_ex(square, x.T @ y).result[:, 0]  # it does not make a GPU wait
         self.weights = self.means @ (weights - weights.mean() + 1 / len(weights)).float()
         return self
 
@@ -430,7 +445,7 @@ class Level(Samples):
         return places, self.look(places, judge=True)
 
     def places(self, mask, kind):
-        return part(mask, kind).nonzero() * 2 + torch.tensor(kind, device=mask.device)
+        return part(mask, kind).nonzero() * 2 + constant(kind, mask.device)
 
     def settle_centers(self, cells, tolerance):
         """Evaluate the centers that matter, and find out by how much the interpolation is off nearby."""
@@ -466,45 +481,46 @@ class Level(Samples):
             own = (part(self.roughness, kind).square() + part(self.inherited, kind)).sqrt_()
             part(self.deviation, kind).copy_(own.masked_fill_(part(self.exact, kind), 0))
         mask, padded = self.wanted(IN_PLAY * tolerance), beyond(self.values)
-        groups = [group for kind in kinds for group in self.groups(self.places(mask, kind), kind) if len(group[0])]
-        probes = [picked(places, PROBES, self.rng) for places, *_ in groups]
-        if not groups:
-            return
-        every = torch.cat(probes)
-        errors = self.look(every).split(list(map(len, probes)))
-        for (places, known, reach, kind, inner), probe, error in zip(groups, probes, errors, strict=True):
-            at = tuple(places.T)
+        groups = self.groups(mask, kinds)
+        probes = [picked(group.places, PROBES, self.rng) for group in groups]
+        errors = self.look(torch.cat(probes)).split(list(map(len, probes))) if groups else ()
+        for group, probe, error in zip(groups, probes, errors, strict=True):
+            at, by = tuple(group.places.T), tuple(probe.T)
+            roughness, inherited, doubt = self.roughness[by], self.inherited[by], 0.
             if len(probe) >= FEWEST_PROBES:
-                variance = self.roughness[tuple(probe.T)].square() + self.inherited[tuple(probe.T)]
-                variance.add_((SMOOTH * self.field.density.scale) ** 2)
-                prediction = Prediction(padded, kind, known, reach).fit(probe, self.values[tuple(probe.T)], variance)
-                error = self.values[tuple(probe.T)] - prediction(probe)
-                predicted, before = prediction(places), self.values[at]
+                variance = (roughness.square() + inherited).add_((SMOOTH * self.field.density.scale) ** 2)
+                prediction = Prediction(padded, group).fit(probe, self.values[by], variance)
+                error = self.values[by] - prediction(probe)
+                predicted, before = prediction(group.places), self.values[at]
                 self.values[at] = before.where(self.exact[at], predicted)
-            factor = factor_of(error, self.inherited[tuple(probe.T)], self.roughness[tuple(probe.T)])
-            factor = factor * (1 if inner else AT_ENDS)
-            deviation = ((factor * self.roughness[at]).square() + self.inherited[at]).sqrt()
-            if len(probe) >= FEWEST_PROBES:  # where two ways to interpolate differ by much, neither is believed
-                deviation = torch.maximum(deviation, (predicted - before).abs() / SURPRISING)
-            self.deviation[at] = deviation.where(self.exact[at].logical_not(), 0.)
+                # Where two ways to interpolate differ by much, neither is believed.
+                doubt = (predicted - before).abs_().square_().mul_(1 / SURPRISING ** 2)
+            factor = factor_of(error, inherited, roughness) * (AT_ENDS if group.at_ends else 1)
+            variance = torch.maximum((factor * self.roughness[at]).square_().add_(self.inherited[at]), doubt)
+            self.deviation[at] = variance.sqrt_().where(self.exact[at].logical_not(), 0.)
 
-    def groups(self, places, kind):
-        """Groups of places of a kind that are predicted alike: (places, known kinds, reach of
-        the neighbors, kind, whether all neighbors are there)."""
-        size = torch.tensor(self.values.shape, device=places.device)
-        inner = ((places >= PAD) & (places < size - PAD)).all(1)  # beyond the ends there are no neighbors
-        groups = [(places[~inner], (*NODES, *CENTERS), REACH, kind, False)]
-        places = places[inner]
-        if kind in EDGES:  # those between four faces that were evaluated know more
-            faces = torch.ones(len(places), dtype=torch.bool, device=places.device)
-            for axis in range(3):
-                for shift in (-1, 1) if not kind[axis] else ():
-                    beside = places.clone()
-                    beside[:, axis] += shift
-                    faces &= self.exact[tuple(beside.T)]
-            groups.append((places[faces], (*NODES, *CENTERS, *FACES), REACH_FACES, kind, True))
-            places = places[~faces]
-        return [*groups, (places, (*NODES, *CENTERS), REACH, kind, True)]
+    def groups(self, mask, kinds):
+        """The samples of some kinds in a mask as Groups: a list, without empty ones."""
+        own = [self.places(mask, kind) for kind in kinds]
+        places = torch.cat(own)
+        upper = constant(tuple(size - PAD for size in self.values.shape), places.device)
+        # 0: at the ends, 1: edges between four faces that were evaluated, 2: others
+        sort = torch.full((len(places),), 2, device=places.device)
+        if kinds is EDGES:
+            known = torch.cat([self.between_faces(some, kind) for some, kind in zip(own, kinds, strict=True)])
+            sort -= known.long()
+        sort *= ((places >= PAD) & (places < upper)).all(1)
+        sort += 3 * torch.cat([torch.full((len(some),), i, device=places.device) for i, some in enumerate(own)])
+        counts = torch.bincount(sort, minlength=3 * len(kinds)).tolist()
+        return [Group(some, kinds[i // 3], i % 3 == 0, i % 3 == 1)
+                for i, some in enumerate(places[sort.argsort(stable=True)].split(counts)) if len(some)]
+
+    def between_faces(self, places, kind):
+        """Which edges of a kind lie between four faces that were evaluated."""
+        flat, strides = self.exact.flatten(), self.exact.stride()
+        at = (places * constant(strides, places.device)).sum(1)
+        steps = [shift * stride for odd, stride in zip(kind, strides, strict=True) if not odd for shift in (-1, 1)]
+        return torch.stack([flat[(at + step).clamp(0, len(flat) - 1)] for step in steps]).all(0)
 
 
 def looked_into(field, nodes, rng):

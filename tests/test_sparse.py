@@ -8,7 +8,6 @@ import torch
 import checkpoint
 from camera import cameras_at
 from model import build_generator
-from op import sparse
 from op.fast import fast_parts
 from op.refine import Field, influence, sdf_volume
 from op.sparse import SURFACE, SparseRenderer
@@ -143,18 +142,6 @@ def test_it_works_without_tiles(head):
     assert_same_picture(*(renderer(head.w[:1], head.cameras[:1]) for renderer in (few, plain)))
 
 
-def test_offset_samples_of_a_cubic_are_exact():
-    t, offset = torch.arange(9, dtype=torch.float64), torch.tensor([[0.], [0.3], [1.]], dtype=torch.float64)
-
-    def cubic(t):
-        return 0.1 * t ** 3 - 0.7 * t ** 2 + t - 2
-
-    found = sparse.offset_by(cubic(t).expand(3, -1), offset)
-    assert torch.allclose(found[:, 1:-2], cubic(t + offset)[:, 1:-2])
-    straight = sparse.offset_by(t.expand(3, -1), offset)  # at the ends too
-    assert torch.allclose(straight, t + offset)
-
-
 @pytest.mark.parametrize('sharper', [1.15, 1.6, 2.5])
 @torch.no_grad()
 def test_a_sharper_field(head, sharper, given_up):
@@ -165,7 +152,10 @@ def test_a_sharper_field(head, sharper, given_up):
     w, cameras = head.w[:1], head.cameras[:1]
     surfaces = [render_surface(renderer, w, cameras, sdf=True) for renderer in (few, dense)]
     assert (surfaces[0].xyz - surfaces[1].xyz).norm(dim=1).max() < 1e-4
-    assert np.array_equal(*(surface_mesh(surface.sdf, cameras).faces for surface in surfaces))
+    meshes = [surface_mesh(surface.sdf, cameras) for surface in surfaces]
+    if sharper < 2:  # beyond that nothing is negative in this view
+        assert np.array_equal(*(mesh.faces for mesh in meshes))
+    assert [mesh is None for mesh in meshes] == [sharper > 2] * 2
     given_up.clear()
     picture = few(w, cameras)
     assert not given_up
