@@ -486,7 +486,7 @@ class Level(Samples):
         errors = self.look(torch.cat(probes)).split(list(map(len, probes))) if groups else ()
         for group, probe, error in zip(groups, probes, errors, strict=True):
             at, by = tuple(group.places.T), tuple(probe.T)
-            roughness, inherited, doubt = self.roughness[by], self.inherited[by], 0.
+            roughness, inherited, doubt = self.roughness[by], self.inherited[by], torch.zeros_like(self.values[at])
             if len(probe) >= FEWEST_PROBES:
                 variance = (roughness.square() + inherited).add_((SMOOTH * self.field.density.scale) ** 2)
                 prediction = Prediction(padded, group).fit(probe, self.values[by], variance)
