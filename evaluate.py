@@ -19,6 +19,7 @@ import torch
 
 from dataset import open_images
 from inference.identities import seeded
+from inference.latents import read_all
 from inference.loading import load_generator
 from inference.results import model_folder
 from metrics.features import load_features
@@ -55,6 +56,17 @@ def check(opt, real):
               'numbers only.')
 
 
+def chosen_metrics(opt):
+    """The names of --metrics; of those that need no images where --latents are measured. Raises UserError."""
+    metrics = set(opt.evaluation.metrics)
+    if not opt.inference.latents:
+        return metrics
+    if 'metrics' in opt.given and metrics - SURFACE_METRICS:
+        raise UserError(f'--latents: {", ".join(sorted(metrics - SURFACE_METRICS))} compare thousands of random images; '
+                        f'the latents of a few identities have {", ".join(sorted(SURFACE_METRICS))}.')
+    return metrics & SURFACE_METRICS
+
+
 def means_for_truncation(generator, opt, device):
     """The mean latents, or None where nothing is truncated."""
     if opt.inference.truncation_ratio == 1:
@@ -63,7 +75,7 @@ def means_for_truncation(generator, opt, device):
 
 
 def main(opt):
-    metrics = set(opt.evaluation.metrics)
+    metrics = chosen_metrics(opt)
     of_surfaces, of_images = metrics & SURFACE_METRICS, metrics - SURFACE_METRICS
     with Processes(opt.machine.device) as processes:
         device = processes.device
@@ -72,7 +84,8 @@ def main(opt):
                    opt.evaluation.eval_size)
         folder = writable_folder(model_folder(opt, model_name), '--results_dir')
         read_results(folder / 'metrics.json')  # an unusable one is noticed before the work
-        settings = settings_of(opt, path, size, device)
+        saved = read_all(opt.inference.latents, generator, opt)
+        settings = settings_of(opt, path, size, device, saved)
         unfinished = folder / f'unfinished-{short_hash(settings)}'
         images = open_images(opt.dataset.dataset_path, size) if of_images else None
         check(opt, images)
@@ -84,7 +97,7 @@ def main(opt):
             real = measure_real_images(images, data['hash'], features, opt, processes)
             fake = measure_generated_images(generator, features, opt, means, size, unfinished, processes)
         if of_surfaces:
-            surfaces = measure_surfaces(generator, of_surfaces, opt, means, unfinished, processes)
+            surfaces = measure_surfaces(generator, of_surfaces, opt, means, unfinished, processes, saved)
         processes.average_(torch.zeros(1, device=device))  # all wait here for each other's results
         if processes.rank:
             return

@@ -23,6 +23,8 @@ MAX_SEED = 2 ** 63 - 1
 MAX_VIEWS = 1000
 MAX_NAME = 200  # bytes; file systems allow 255, and endings are added to an experiment's name
 LARGEST = 10 ** 9  # no number may be larger: that would be a slip of the finger
+DIRECTION_NAME = '[A-Za-z][A-Za-z0-9]{0,29}'
+MAX_EDIT = 100
 MEAN_LATENT_DRAWS = 10_000  # model.py has the same default
 MAX_MEAN_DRAWS = 10 ** 7  # more take minutes and change nothing
 
@@ -165,6 +167,43 @@ def _angles(text, low):
     return [first + (last - first) * i / max(1, count - 1) for i in range(count)]
 
 
+def mix_list(text):
+    """'3,8@4 5,9@2' to ((3, 8, 4), (5, 9, 2)): shape of the first seed, decoder layers from a number on of the second.
+    """
+    mixes = []
+    for part in text.split():
+        match = re.fullmatch(r'(\d{1,19}),(\d{1,19})@(\d{1,3})', part, re.ASCII)
+        if not match or max(int(match[1]), int(match[2])) > MAX_SEED or int(match[3]) < 1:
+            raise ValueError('must be two seeds and a layer from 1 on, such as 3,8@4 (several: "3,8@4 5,9@2")')
+        mixes.append(tuple(map(int, match.groups())))
+    if not mixes:
+        raise ValueError('must be two seeds and a layer, such as 3,8@4')
+    return tuple(dict.fromkeys(mixes))
+
+
+def edit_list(text):
+    """'shape2=+1.5,color1=-2' to (('shape2', 1.5), ('color1', -2.)): directions of --directions and how far to go."""
+    edits = {}
+    for part in text.split(','):
+        name, equals, value = (piece.strip() for piece in part.partition('='))
+        if not equals or not re.fullmatch(DIRECTION_NAME, name) or name in edits:
+            raise ValueError('must be directions with a number each, such as shape2=+1.5,color1=-2')
+        try:
+            edits[name] = float(value)
+        except ValueError:
+            raise ValueError('must be directions with a number each, such as shape2=+1.5,color1=-2') from None
+        if not abs(edits[name]) <= MAX_EDIT:
+            raise ValueError(f'must have numbers from -{MAX_EDIT} to {MAX_EDIT} (in standard deviations)')
+    return tuple(edits.items())
+
+
+def direction_name(text):
+    """The name of a direction: a letter, then letters and digits."""
+    if not re.fullmatch(DIRECTION_NAME, text):
+        raise ValueError('must be a name of letters and digits that begins with a letter, at most 30 long')
+    return text
+
+
 def joined_views(argv):
     """argv with the values of --views as one, since -20,0 in `--views 20,0 -20,0` would look like a flag."""
     joined, values = [], None
@@ -192,8 +231,9 @@ def device_name(text):
 # ---------------------------------------------------------------------------------------------- commands and scopes
 
 STAGE_1, STAGE_2 = TRAINING = 'train_volume_renderer', 'train_full_pipeline'
-GENERATE, VIDEO, EVALUATE, EXPORT, APP = INFERENCE = (
-    'generate_shapes_and_images', 'render_video', 'evaluate', 'export_model', 'app')
+GENERATE, VIDEO, EVALUATE, EXPORT, APP, INVERT, DIRECTIONS = INFERENCE = (
+    'generate_shapes_and_images', 'render_video', 'evaluate', 'export_model', 'app', 'invert_photos',
+    'find_directions')
 COMMANDS = TRAINING + INFERENCE
 
 
@@ -226,7 +266,7 @@ DECODER = Scope((STAGE_2, *INFERENCE), fixed=True, settled='options')
 SCENE = Scope(COMMANDS, fixed=True, settled='options', inherited=True)
 SAMPLES = Scope(COMMANDS, fixed=True, inherited=True)
 # What only generation and its relatives use.
-PICTURES = Scope((GENERATE, VIDEO, EVALUATE, APP))
+PICTURES = Scope((GENERATE, VIDEO, EVALUATE, APP, INVERT, DIRECTIONS))
 GENERATION, GENERATION_AND_VIDEO, VIDEOS, EVALUATION = (
     Scope(commands) for commands in ((GENERATE,), (GENERATE, VIDEO), (VIDEO,), (EVALUATE,)))
 EVERYWHERE, OBSOLETE = Scope(COMMANDS), Scope(())
@@ -240,7 +280,8 @@ class Flag:
 
     type: text to value, raising ValueError with a reason; bool for a switch that is off by default. choices: the values
     that it may have. defaults: {command: its default}, where that differs. forced: {command: the value that it always
-    runs with}.
+    runs with}. many: it takes several values, as a tuple. positional: the command of its scope takes them without a
+    name before them.
     """
     name: str
     default: Any
@@ -250,6 +291,8 @@ class Flag:
     choices: tuple = None
     defaults: dict = field(default_factory=dict)
     forced: dict = field(default_factory=dict)
+    many: bool = False
+    positional: bool = False
 
     def default_for(self, command):
         return self.forced.get(command, self.defaults.get(command, self.default))
@@ -361,7 +404,7 @@ GROUPS = {
         Flag('results_dir', './evaluations', Scope((GENERATE, VIDEO, EVALUATE)), 'folder where results go'),
         Flag('truncation_ratio', 0.5, PICTURES,
              'truncation psi: 1 gives the full variety, 0 the average',
-             at_least(0, float), defaults={EVALUATE: 1., APP: 0.7}),
+             at_least(0, float), defaults={EVALUATE: 1., APP: 0.7, INVERT: 0.7, DIRECTIONS: 0.7}),
         Flag('truncation_mean', MEAN_LATENT_DRAWS, PICTURES,
              'number of latents that the mean for truncation is taken over', at_least(1, most=MAX_MEAN_DRAWS)),
         Flag('identities', 16, GENERATION_AND_VIDEO, 'number of identities to generate', at_least(1)),
@@ -375,6 +418,18 @@ GROUPS = {
              'ranges FROM:TO:COUNT such as -30:30:5,0', view_list),
         Flag('seeds', None, GENERATION_AND_VIDEO,
              'make one identity for each of these seeds, such as 0-7,42, instead of --identities', seed_list),
+        Flag('latents', (), Scope((GENERATE, VIDEO, EVALUATE, APP)),
+             'show what these files of latents hold, of --save_latents or invert_photos.py, or folders of them, instead '
+             'of seeds', many=True),
+        Flag('save_latents', False, GENERATION, 'also write the latents of each identity, a file that --latents takes',
+             bool),
+        Flag('mix', None, GENERATION_AND_VIDEO,
+             'mix two seeds: 3,8@4 has the shape of seed 3, and the decoder layers from 4 on are of seed 8', mix_list),
+        Flag('edit', None, GENERATION_AND_VIDEO,
+             'move all identities along directions of --directions, such as shape2=+1.5,color1=-2, in standard '
+             'deviations', edit_list),
+        Flag('directions', None, Scope((GENERATE, VIDEO, APP)),
+             'file of find_directions.py (default: directions.pt among the results of the model)'),
         Flag('mesh_format', 'obj', GENERATION_AND_VIDEO, 'file format of the meshes', choices=('obj', 'ply', 'glb')),
         Flag('dense', False, Scope((STAGE_2, GENERATE, VIDEO, EVALUATE, APP)),
              'evaluate the field at every sample instead of skipping those without influence (same result, '
@@ -528,6 +583,8 @@ def parse(command, description, argv=None):
     except (configargparse.ConfigFileParserException, UnicodeDecodeError) as error:
         raise UserError(f'--config: {" ".join(str(error).split())}') from None
     given.pop('config')
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
+             if not (FLAGS[name].positional and not value)}
     forced = {name: FLAGS[name].forced[command] for name in given if command in FLAGS[name].forced}
     if unused := [name for name, value in forced.items() if given[name] != value]:
         print(f'{command} always runs with',
@@ -548,7 +605,11 @@ def _parser(command, description, show_all):
     for group, flags in GROUPS.items():
         target = parser.add_argument_group(group)
         for flag in flags:
-            _add_flag(target, flag, flag.default_for(command), show_all or flag.shown_by(command))
+            if flag.positional and command in flag.scope.commands:
+                parser.add_argument(flag.name, nargs='*', type=explained(flag.type), help=flag.help,
+                                    default=configargparse.SUPPRESS)
+            else:
+                _add_flag(target, flag, flag.default_for(command), show_all or flag.shown_by(command))
     return parser
 
 
@@ -557,13 +618,13 @@ def _add_flag(target, flag, default, shown):
     if flag.name == 'local_rank':
         names.append('--local-rank')  # as today's launchers write it
     value = ','.join(default) if isinstance(default, tuple) else default
-    text = flag.help + ('' if default in (None, False) else f' (default: {value})')
+    text = flag.help + ('' if default in (None, False, ()) else f' (default: {value})')
     text = text.replace('%', '%%') if shown else configargparse.SUPPRESS
     if flag.type is bool:
         target.add_argument(*names, dest=flag.name, action='store_true', default=configargparse.SUPPRESS, help=text)
     else:
         target.add_argument(*names, dest=flag.name, type=explained(flag.type), choices=flag.choices,
-                            default=configargparse.SUPPRESS, help=text,
+                            default=configargparse.SUPPRESS, help=text, nargs='+' if flag.many else None,
                             metavar=None if flag.choices else 'N' if isinstance(flag.default, int | float) else 'VALUE')
 
 

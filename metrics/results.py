@@ -8,9 +8,11 @@ UNITS = {'depth': '% of the depth range', 'view': 'levels of 255', 'single_surfa
          'swd': 'x 1000'}
 
 
-def settings_of(opt, path, size, device):
-    """What determines the generated images and surfaces, in plain values. path: of the checkpoint."""
-    return {'checkpoint': {'file': str(path), 'sha256': file_hash(path)}, 'size': size,
+def settings_of(opt, path, size, device, saved=()):
+    """What determines the generated images and surfaces, in plain values. path: of the checkpoint. saved: the
+    SavedLatents of --latents."""
+    latents = {'latents': [one.hash for one in saved]} if saved else {}
+    return latents | {'checkpoint': {'file': str(path), 'sha256': file_hash(path)}, 'size': size,
             'seed': opt.experiment.seed, 'truncation_ratio': opt.inference.truncation_ratio,
             'truncation_mean': opt.inference.truncation_mean, 'dense': opt.inference.dense,
             'precision': opt.machine.precision, 'device': device.type, 'camera': dict(opt.camera),
