@@ -106,10 +106,16 @@ def show_progress(bar, name, text):
     bar.set_postfix_str(f'{name}: {text}')
 
 
+def kept_of(saved):
+    """What latents that come from a file have beside w and w', as arguments of save_latents."""
+    return {'noise': saved.noise, 'tuned': saved.tuned} if saved else {}
+
+
 def source_of(identity, opt):
     """Where an identity's latents come from, in words."""
-    words = identity.saved.source if identity.saved else f'{identity.short_name}, seed {identity.seed}'
-    return f'{words}, truncation {opt.inference.truncation_ratio:g}' if not identity.saved else words
+    if identity.saved:
+        return identity.saved.source
+    return f'{identity.short_name}, seed {identity.seed}, truncation {opt.inference.truncation_ratio:g}'
 
 
 def main(opt):
@@ -145,8 +151,8 @@ def main(opt):
             files = write_pictures(folder, identity, batches, len(cameras), progress, later)
             if owner:
                 files.append(results.latents_file(identity.long_name))
-                save_latents(folder / files[-1], latents, owner, viewpoints, noise=identity.saved and identity.saved.noise,
-                             tuned=identity.saved and identity.saved.tuned, source=source_of(identity, opt))
+                save_latents(folder / files[-1], latents, owner, viewpoints, source=source_of(identity, opt),
+                             **kept_of(identity.saved))
             pictured = time.perf_counter()
             if not opt.inference.no_surface_renderings:
                 meshes = generate_meshes(generator, latents.w, cameras, opt)

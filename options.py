@@ -269,6 +269,7 @@ SAMPLES = Scope(COMMANDS, fixed=True, inherited=True)
 PICTURES = Scope((GENERATE, VIDEO, EVALUATE, APP, INVERT, DIRECTIONS))
 GENERATION, GENERATION_AND_VIDEO, VIDEOS, EVALUATION = (
     Scope(commands) for commands in ((GENERATE,), (GENERATE, VIDEO), (VIDEO,), (EVALUATE,)))
+FINDING, INVERSION = Scope((DIRECTIONS,)), Scope((INVERT,))
 EVERYWHERE, OBSOLETE = Scope(COMMANDS), Scope(())
 
 
@@ -401,7 +402,8 @@ GROUPS = {
              'value of beta that training begins with (with --init_ckpt only if this flag is given)', above(0)),
     ),
     'inference': (
-        Flag('results_dir', './evaluations', Scope((GENERATE, VIDEO, EVALUATE)), 'folder where results go'),
+        Flag('results_dir', './evaluations', Scope((GENERATE, VIDEO, EVALUATE, INVERT, DIRECTIONS)),
+             'folder where results go'),
         Flag('truncation_ratio', 0.5, PICTURES,
              'truncation psi: 1 gives the full variety, 0 the average',
              at_least(0, float), defaults={EVALUATE: 1., APP: 0.7, INVERT: 0.7, DIRECTIONS: 0.7}),
@@ -409,7 +411,7 @@ GROUPS = {
              'number of latents that the mean for truncation is taken over', at_least(1, most=MAX_MEAN_DRAWS)),
         Flag('identities', 16, GENERATION_AND_VIDEO, 'number of identities to generate', at_least(1)),
         Flag('num_views_per_id', 1, GENERATION, 'number of random views of each identity', at_least(1)),
-        Flag('no_surface_renderings', False, GENERATION, 'make images only, no meshes', bool),
+        Flag('no_surface_renderings', False, Scope((GENERATE, DIRECTIONS)), 'make images only, no meshes', bool),
         Flag('no_surface_videos', False, VIDEOS, 'make no videos of the surface', bool),
         Flag('fixed_camera_angles', False, GENERATION, 'render the 13 fixed views instead of random ones', bool),
         Flag('azim_video', False, VIDEOS, 'move the camera from side to side instead of on an ellipse', bool),
@@ -419,8 +421,8 @@ GROUPS = {
         Flag('seeds', None, GENERATION_AND_VIDEO,
              'make one identity for each of these seeds, such as 0-7,42, instead of --identities', seed_list),
         Flag('latents', (), Scope((GENERATE, VIDEO, EVALUATE, APP)),
-             'show what these files of latents hold, of --save_latents or invert_photos.py, or folders of them, instead '
-             'of seeds', many=True),
+             'show what these files of latents hold (of --save_latents or invert_photos.py), or folders of them, '
+             'instead of seeds', many=True),
         Flag('save_latents', False, GENERATION, 'also write the latents of each identity, a file that --latents takes',
              bool),
         Flag('mix', None, GENERATION_AND_VIDEO,
@@ -468,7 +470,16 @@ GROUPS = {
         Flag('save_images', None, EVALUATION, 'folder to write the generated images to as well'),
     ),
     'export': (
-        Flag('out', None, Scope((EXPORT,)), 'file to write'),
+        Flag('out', None, Scope((EXPORT, DIRECTIONS)), 'file to write'),
+    ),
+    'directions': (
+        Flag('method', 'pca', FINDING,
+             'what is taken for directions: pca, those in which random identities differ most, or factorization, '
+             'those that change the modulation of the layers most', choices=('pca', 'factorization')),
+        Flag('count', 10, FINDING, 'number of directions of shape, and of color', at_least(1, most=200)),
+        Flag('name', None, FINDING, 'name of the direction from --without_latents to --with_latents', direction_name),
+        Flag('with_latents', (), FINDING, 'files of latents, or folders of them, that have what --name says', many=True),
+        Flag('without_latents', (), FINDING, 'files of latents, or folders of them, that lack it', many=True),
     ),
     'app': (
         Flag('port', 7860, Scope((APP,)), 'port of the page that app.py serves', at_least(1, most=65535)),

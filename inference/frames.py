@@ -19,8 +19,8 @@ IMAGE_CRF, DEPTH_CRF = 10, 1  # H.264 quality of images and of surfaces, as the 
 def render_frames(generator, latents, cameras, noise, opt, surfaces=True):
     """Yield each camera's pictures, uint8 arrays (H,W,3) by the kind of their video (results.VIDEO_KINDS).
 
-    latents: Latents of one identity, or of a frame for each camera. noise: a function from a camera to the decoder's noise maps.
-    surfaces: False for the image alone.
+    latents: Latents of one identity, or of a frame for each camera. noise: a function from a camera to the decoder's
+    noise maps. surfaces: False for the image alone.
     """
     renderer, (w, w_prime), still = generator.renderer, latents, len(latents.w) == 1
     weights = generator.decoder.modulate(w_prime) if generator.full_pipeline and still else None  # once a video

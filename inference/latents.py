@@ -69,8 +69,8 @@ def check_layer(generator, layer):
     if not generator.full_pipeline:
         raise UserError('--mix: this model has no decoder, whose layers could be mixed; leave the flag out.')
     if not 1 <= layer < generator.decoder.num_layers:
-        raise UserError(f'--mix: there is no layer {layer} to begin with; the decoder of this model has the layers 1 to '
-                        f'{generator.decoder.num_layers - 1}.')
+        raise UserError(f'--mix: there is no layer {layer} to begin with; the decoder of this model has the layers 1 '
+                        f'to {generator.decoder.num_layers - 1}.')
 
 
 def mixed(first, second, layer):
@@ -207,8 +207,8 @@ def name_of_file(path):
     return re.sub(r'[^A-Za-z0-9]+', '-', Path(path).stem).strip('-')[:MAX_NAME] or 'photo'
 
 
-def files_of(paths):
-    """The files that --latents names: files as they are, of folders the .pt files in them, by name.
+def files_of(paths, flag='--latents'):
+    """The files that a flag names: files as they are, of folders the .pt files in them, by name.
 
     Raises UserError for a folder without any.
     """
@@ -217,7 +217,7 @@ def files_of(paths):
         if path.is_dir():
             inside = sorted(path.glob('*.pt'))
             if not inside:
-                raise UserError(f'--latents {path}: this folder holds no files of latents (.pt).')
+                raise UserError(f'{flag} {path}: this folder holds no files of latents (.pt).')
             files += inside
         else:
             files.append(path)

@@ -85,8 +85,8 @@ class LoadedModel:
         saved = shown if isinstance(shown, SavedLatents) else None
         generator = tuned_generator(self.generator, saved and saved.tuned)
         noise = generator.decoder.fixed_noise() if generator.full_pipeline else None
-        return render_frames(generator, self.latents(shown, psi), cameras, lambda _: saved and saved.noise or noise, opt,
-                             surfaces=with_surface)
+        maps = saved and saved.noise or noise
+        return render_frames(generator, self.latents(shown, psi), cameras, lambda _: maps, opt, surfaces=with_surface)
 
     def picture(self, shown, camera, psi=1.):
         """The image (size,size,3), uint8, from one camera; without a decoder the thumbnail."""

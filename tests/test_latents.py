@@ -1,4 +1,4 @@
-"""inference/latents.py: files of latents give the picture that they were made with, and nothing else is taken for one."""
+"""inference/latents.py: a file of latents gives the picture that it was made with, and nothing else passes for one."""
 import pickle
 
 import numpy as np
@@ -87,7 +87,8 @@ def test_every_command_shows_the_same(model, latents, command, tmp_path):
     assert np.abs(model.picture(saved, camera).astype(int) - expected).max() <= 1  # degrees round the angles
     azimuth, elevation = torch.rad2deg(VIEWPOINTS)[0].tolist()
     (tmp_path / 'still.csv').write_text(f'time,azimuth,elevation\n0,{azimuth},{elevation}\n1,{azimuth},{elevation}\n')
-    assert command(render_video, *TINY, '--latents', file, '--frames', 2, '--format', 'frames', '--path', 'still.csv')[0] == 0
+    assert command(render_video, *TINY, '--latents', file, '--frames', 2, '--format', 'frames', '--path',
+                   'still.csv')[0] == 0
     frame, = (tmp_path / 'evaluations/tiny/final_model/videos').glob('sample_video_latents-a_*/*0.png')
     video = load_model('tiny', device='cpu', N_samples=64)  # videos always have so many
     assert np.abs(video.picture(saved, camera).astype(int) - np.asarray(Image.open(frame))).max() <= 1
@@ -157,7 +158,7 @@ def test_a_damaged_file_is_refused_in_one_sentence(model, latents, change, messa
 def test_what_is_no_file_of_latents_is_refused(model, tmp_path):
     (tmp_path / 'text.pt').write_text('hello')
     (tmp_path / 'code.pt').write_bytes(pickle.dumps(print))
-    for name, message in (('text.pt', 'no PyTorch checkpoint'), ('code.pt', ''), ('none.pt', 'does not exist'),
+    for name, message in (('text.pt', 'no PyTorch checkpoint'), ('code.pt', 'code.pt'), ('none.pt', 'does not exist'),
                           ('full_models/tiny.pt', 'holds no latents')):
         with pytest.raises(UserError, match=message):
             model.read(tmp_path / name)
