@@ -62,8 +62,8 @@ def chosen_metrics(opt):
     if not opt.inference.latents:
         return metrics
     if 'metrics' in opt.given and metrics - SURFACE_METRICS:
-        raise UserError(f'--latents: {", ".join(sorted(metrics - SURFACE_METRICS))} compare many random images, not the '
-                        f'latents of a few identities; use {", ".join(sorted(SURFACE_METRICS))}.')
+        raise UserError(f'--latents: {", ".join(sorted(metrics - SURFACE_METRICS))} compare many random images, not '
+                        f'the latents of a few identities; use {", ".join(sorted(SURFACE_METRICS))}.')
     return metrics & SURFACE_METRICS
 
 

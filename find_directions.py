@@ -6,8 +6,8 @@
     python find_directions.py --expname cats_demo --name fluffy --with_latents fluffy/ --without_latents sleek/
     python generate_shapes_and_images.py --expname cats_demo --edit fluffy=+1
 
-Writes RESULTS_DIR/EXPNAME/MODEL/directions.pt, which --edit reads, and directions.png, a contact sheet: one row for each
-direction, with an identity moved from -3 to +3 standard deviations along it, and its surfaces for directions of shape.
+Writes RESULTS_DIR/EXPNAME/MODEL/directions.pt, which --edit reads, and directions.png, a contact sheet. It has a row
+for each direction, with an identity moved from -3 to +3 standard deviations along it, and its surfaces for directions of shape.
 With --name it adds one direction to the file: the way from the mean of one group of latents to that of another, such as
 invert_photos.py found for photos with and without something.
 """

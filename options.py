@@ -432,14 +432,15 @@ GROUPS = {
              'deviations', edit_list),
         Flag('directions', None, Scope((GENERATE, VIDEO, APP)),
              'file of find_directions.py (default: directions.pt among the results of the model)'),
-        Flag('mesh_format', 'obj', GENERATION_AND_VIDEO, 'file format of the meshes', choices=('obj', 'ply', 'glb')),
+        Flag('mesh_format', 'obj', Scope((GENERATE, VIDEO, INVERT)), 'file format of the meshes',
+             choices=('obj', 'ply', 'glb')),
         Flag('dense', False, Scope((STAGE_2, GENERATE, VIDEO, EVALUATE, APP)),
              'evaluate the field at every sample instead of skipping those without influence (same result, '
              'slower)', bool),
         Flag('cuda_graphs', False, GENERATION_AND_VIDEO,
              'use CUDA graphs (experimental, and not tried on a GPU yet)', bool),
         Flag('vertex_colors', False, GENERATION, 'color the vertices of the meshes', bool),
-        Flag('page', False, GENERATION_AND_VIDEO,
+        Flag('page', False, Scope((GENERATE, VIDEO, INVERT)),
              'write index.html, a page that shows all results of this model in a browser', bool),
     ),
     'video': (
@@ -464,13 +465,32 @@ GROUPS = {
              'side of the images that are compared; smaller images are compared at their own size',
              power_of_two(16, most=8192)),
         Flag('eval_batch', 8, EVALUATION, 'images that are generated at a time', at_least(1)),
-        Flag('features', None, Scope((EVALUATE, STAGE_2)),
-             "TorchScript network to use for fid, kid and pr instead of torch-fidelity's Inception, or for "
-             "--discriminator projected instead of torchvision's EfficientNet-B0"),
+        Flag('features', None, Scope((EVALUATE, STAGE_2, INVERT)),
+             "TorchScript network to use for fid, kid and pr instead of torch-fidelity's Inception, for "
+             "--discriminator projected instead of torchvision's EfficientNet-B0, or for comparing photos "
+             "(also vgg16: torchvision's)"),
         Flag('save_images', None, EVALUATION, 'folder to write the generated images to as well'),
     ),
     'export': (
         Flag('out', None, Scope((EXPORT, DIRECTIONS)), 'file to write'),
+    ),
+    'inversion': (
+        Flag('photos', (), INVERSION, 'photos to invert: files, folders or zips of them', many=True, positional=True),
+        Flag('train_encoder', False, INVERSION,
+             "first train the encoder of this model, which gives quick first guesses; it is kept beside the model's "
+             'checkpoint', bool),
+        Flag('encoder_steps', 2500, INVERSION, 'number of training steps of --train_encoder', at_least(1)),
+        Flag('steps', 150, INVERSION,
+             'number of steps that viewpoint and latents are optimized for (0: the first guess alone)', at_least(0)),
+        Flag('seconds', 0., INVERSION, 'most seconds for the optimization of one photo (0: no limit)',
+             at_least(0, float)),
+        Flag('tune', False, INVERSION, 'then tune the decoder to each photo, which reproduces it better', bool),
+        Flag('tune_steps', 100, INVERSION, 'number of steps of --tune', at_least(1)),
+        Flag('fit_noise', False, INVERSION,
+             "also fit the decoder's noise, which reproduces the photo better but does not turn with the head", bool),
+        Flag('starts', 4, INVERSION, 'without an encoder: number of first guesses that are looked at closely',
+             at_least(1, most=64)),
+        Flag('video', False, INVERSION, 'also write a video of the head turning', bool),
     ),
     'directions': (
         Flag('method', 'pca', FINDING,
@@ -478,8 +498,10 @@ GROUPS = {
              'those that change the modulation of the layers most', choices=('pca', 'factorization')),
         Flag('count', 10, FINDING, 'number of directions of shape, and of color', at_least(1, most=200)),
         Flag('name', None, FINDING, 'name of the direction from --without_latents to --with_latents', direction_name),
-        Flag('with_latents', (), FINDING, 'files of latents, or folders of them, that have what --name says', many=True),
-        Flag('without_latents', (), FINDING, 'files of latents, or folders of them, that lack it', many=True),
+        Flag('with_latents', (), FINDING,
+             'files of latents, or folders of them, of identities that have what --name says', many=True),
+        Flag('without_latents', (), FINDING,
+             'files of latents, or folders of them, of identities that lack it', many=True),
     ),
     'app': (
         Flag('port', 7860, Scope((APP,)), 'port of the page that app.py serves', at_least(1, most=65535)),

@@ -91,15 +91,20 @@ def render_latents(generator, latents, cameras, noise='fixed', **wanted):
     return generator.decoder(rendering.features, latents.w_prime, noise), rendering
 
 
+def copied_decoder(generator):
+    """A generator that shares all with this one but the decoder, of which it has a copy."""
+    twin = copy.copy(generator)
+    twin._modules = {**generator._modules, 'decoder': copy.deepcopy(generator.decoder)}
+    return twin
+
+
 def tuned_generator(generator, tuned):
     """A generator that shares all but the decoder with this one; its decoder's weights differ by `tuned`, a dict by
     name. The generator itself where that is None."""
     if not tuned:
         return generator
-    twin = copy.copy(generator)
-    decoder = copy.deepcopy(generator.decoder)
-    twin._modules = {**generator._modules, 'decoder': decoder}
-    weights = dict(decoder.named_parameters())
+    twin = copied_decoder(generator)
+    weights = dict(twin.decoder.named_parameters())
     with torch.no_grad():
         for name, difference in tuned.items():
             weights[name] += difference.to(weights[name])

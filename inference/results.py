@@ -10,6 +10,12 @@
         videos/ or videos/with_noise_projection/     of render_video.py
             sample_video_0_elipsoid.mp4              also sample_depth_video_…, sample_side_by_side_video_…
             sample_0_frontal_marching_cubes_mesh.obj
+        inversions/                                  of invert_photos.py
+            anna/photo.png                           the square that was used; reconstruction.png, views.png, depth.png
+            anna/latents.pt                          a file that --latents takes
+            anna/mesh.obj, anna/video.mp4            the surface, and with --video the head turning
+            index.json                               what was found of each photo
+        directions.pt                                of find_directions.py
         index.html                                   the page of results
 
 An identity of --identities is called by its number (0000000 and 0), one of --seeds by its seed (seed0000003 and seed3),
@@ -37,6 +43,8 @@ GENERATED = ('random_angles', 'fixed_angles', 'chosen_angles')
 VIDEOS = ('videos', 'videos/with_noise_projection')
 PICTURES = {'image': '', 'thumbnail': '_thumb'}  # kinds of pictures, and the endings of their names
 MESHES = {'depth_mesh': 'depth_map_meshes', 'marching_cubes_mesh': 'marching_cubes_meshes'}
+INVERSIONS = 'inversions'
+INVERTED = ('photo.png', 'reconstruction.png', 'views.png', 'depth.png', 'latents.pt')  # of each photo
 VIDEO_KINDS = ('video', 'depth_video', 'side_by_side_video')
 CAMERA_PATH = r'elipsoid|azim|orbit|dolly|path_[A-Za-z0-9-]+'  # what camera_paths.path_name gives
 FRONTAL_MESH = 'frontal_marching_cubes_mesh'
@@ -70,6 +78,11 @@ def generation_folder(opt, model_name):
 def video_folder(opt, model_name):
     """Where render_video.py writes."""
     return model_folder(opt, model_name) / VIDEOS[opt.model.project_noise]
+
+
+def inversion_folder(opt, model_name):
+    """Where invert_photos.py writes."""
+    return model_folder(opt, model_name) / INVERSIONS
 
 
 def long_name(number, by_seed):
@@ -269,6 +282,40 @@ def _number(value, low=-math.inf, high=math.inf):
     if not low < value < high:
         raise ValueError(f'{value!r} is out of range')
     return value
+
+
+class InversionResult(NamedTuple):
+    """What invert_photos.py left of one photo."""
+    name: str
+    source: str             # where the photo was
+    viewpoint: tuple        # (azimuth, elevation) in radians
+    psnr: float             # of the reconstruction, in dB
+    fov: float              # half the field of view, in degrees
+    files: dict             # name of INVERTED, 'mesh' or 'video' -> the file, of those that are there
+
+
+def read_inversions(folder):
+    """The InversionResults in a folder, in the order of their names. Raises UserError for a damaged index.json."""
+    folder, found = Path(folder), []
+    for name, entry in sorted(read_index(folder).items()):
+        try:
+            if not re.fullmatch('[A-Za-z0-9-]{1,80}', name, re.ASCII):
+                raise ValueError('there is no photo of that name')
+            files = {}
+            for file in entry['files']:
+                path = inside(folder, folder / file)
+                if path is None:
+                    raise ValueError(f'it names {file!r}, which lies outside of this folder')
+                if path.is_file():
+                    files[path.name if path.name in INVERTED else path.stem] = path
+            view = entry['viewpoint']
+            viewpoint = _number(view['azim']), _number(view['elev'])
+            found.append(InversionResult(name, str(entry['photo'])[:300], viewpoint, _number(entry['psnr']),
+                                         _number(entry['fov'], 0, 90), files))
+        except (ValueError, KeyError, TypeError, OverflowError, AttributeError) as error:
+            raise UserError(f'{folder / INDEX}: its entry {name!r} is damaged ({error}); remove the entry, or invert '
+                            'the photo again.') from None
+    return found
 
 
 def read_videos(folder):
