@@ -7,9 +7,9 @@
     python generate_shapes_and_images.py --expname cats_demo --edit fluffy=+1
 
 Writes RESULTS_DIR/EXPNAME/MODEL/directions.pt, which --edit reads, and directions.png, a contact sheet. It has a row
-for each direction, with an identity moved from -3 to +3 standard deviations along it, and its surfaces for directions of shape.
-With --name it adds one direction to the file: the way from the mean of one group of latents to that of another, such as
-invert_photos.py found for photos with and without something.
+for each direction, with an identity moved from -3 to +3 standard deviations along it. With --name it adds one direction
+to the file: the way from the mean of one group of latents to that of another, such as invert_photos.py found for photos
+with and without something.
 """
 import options
 

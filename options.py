@@ -128,14 +128,15 @@ def seed_list(text):
     return tuple(dict.fromkeys(seeds))
 
 
+INVERSION_METRIC = 'inversion'  # only where it is asked for: it takes minutes an image
 METRICS = ('fid', 'kid', 'pr', 'swd', 'depth', 'view', 'field')
 
 
 def metric_list(text):
     """'fid,depth' to ('fid', 'depth')."""
     names = tuple(dict.fromkeys(part.strip() for part in text.split(',')))
-    if not set(names) <= set(METRICS):
-        raise ValueError(f'must be some of {",".join(METRICS)}')
+    if not set(names) <= {*METRICS, INVERSION_METRIC}:
+        raise ValueError(f'must be some of {",".join(METRICS)},{INVERSION_METRIC}')
     return names
 
 
@@ -269,7 +270,7 @@ SAMPLES = Scope(COMMANDS, fixed=True, inherited=True)
 PICTURES = Scope((GENERATE, VIDEO, EVALUATE, APP, INVERT, DIRECTIONS))
 GENERATION, GENERATION_AND_VIDEO, VIDEOS, EVALUATION = (
     Scope(commands) for commands in ((GENERATE,), (GENERATE, VIDEO), (VIDEO,), (EVALUATE,)))
-FINDING, INVERSION = Scope((DIRECTIONS,)), Scope((INVERT,))
+FINDING, INVERTING, INVERSION = Scope((DIRECTIONS,)), Scope((INVERT,)), Scope((INVERT, EVALUATE))
 EVERYWHERE, OBSOLETE = Scope(COMMANDS), Scope(())
 
 
@@ -461,6 +462,10 @@ GROUPS = {
         Flag('metrics', METRICS, EVALUATION, 'what to measure', metric_list),
         Flag('num_images', 50000, EVALUATION, 'number of images to generate for fid, kid, pr and swd', at_least(1)),
         Flag('num_surfaces', 1000, EVALUATION, 'number of identities for depth, view and field', at_least(1)),
+        Flag('num_inversions', 40, EVALUATION, "number of the model's own images for inversion", at_least(1)),
+        Flag('held_out', None, EVALUATION,
+             'folder, zip or LMDB of photos for inversion, which the training has not seen'),
+        Flag('num_held_out', 40, EVALUATION, 'number of these photos, the first ones', at_least(1)),
         Flag('eval_size', 256, EVALUATION,
              'side of the images that are compared; smaller images are compared at their own size',
              power_of_two(16, most=8192)),
@@ -475,11 +480,11 @@ GROUPS = {
         Flag('out', None, Scope((EXPORT, DIRECTIONS)), 'file to write'),
     ),
     'inversion': (
-        Flag('photos', (), INVERSION, 'photos to invert: files, folders or zips of them', many=True, positional=True),
-        Flag('train_encoder', False, INVERSION,
+        Flag('photos', (), INVERTING, 'photos to invert: files, folders or zips of them', many=True, positional=True),
+        Flag('train_encoder', False, INVERTING,
              "first train the encoder of this model, which gives quick first guesses; it is kept beside the model's "
              'checkpoint', bool),
-        Flag('encoder_steps', 2500, INVERSION, 'number of training steps of --train_encoder', at_least(1)),
+        Flag('encoder_steps', 2500, INVERTING, 'number of training steps of --train_encoder', at_least(1)),
         Flag('steps', 150, INVERSION,
              'number of steps that viewpoint and latents are optimized for (0: the first guess alone)', at_least(0)),
         Flag('seconds', 0., INVERSION, 'most seconds for the optimization of one photo (0: no limit)',
@@ -490,7 +495,7 @@ GROUPS = {
              "also fit the decoder's noise, which reproduces the photo better but does not turn with the head", bool),
         Flag('starts', 4, INVERSION, 'without an encoder: number of first guesses that are looked at closely',
              at_least(1, most=64)),
-        Flag('video', False, INVERSION, 'also write a video of the head turning', bool),
+        Flag('video', False, INVERTING, 'also write a video of the head turning', bool),
     ),
     'directions': (
         Flag('method', 'pca', FINDING,

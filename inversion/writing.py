@@ -6,7 +6,7 @@ from camera import cameras_of
 from inference import results
 from inference.latents import SavedLatents, render_latents, save_latents, tuned_generator
 from inference.loaded_model import LoadedModel
-from metrics.inversion import psnr
+from metrics.similarity import psnr
 from surfaces.files import save_mesh
 from surfaces.rendering import render_surface
 from surfaces.shading import shade_surface
