@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from checkpoint import contents_of, load_state
 from discriminators import Discriminator
@@ -59,7 +58,9 @@ def _tried(network, size, device):
 
 def _torchscript(path, device):
     network, digest = load_torchscript(path, device)
-    return FeatureNetwork(f'{path.name} ({digest[:16]})', network.requires_grad_(False))
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    return FeatureNetwork(f'{path.name} ({digest[:16]})', network)
 
 
 def _vgg(device):
@@ -94,7 +95,7 @@ def _discriminator(path, opt, device):
         load_state(network, state, path)
     except UserError:  # of another kind or size; the pixels must do
         return None
-    blocks = _frozen(network.convs).to(device)
+    blocks = network.convs.eval().requires_grad_(False).to(device)
 
     def maps(images):
         found = []
@@ -106,6 +107,3 @@ def _discriminator(path, opt, device):
 
     return FeatureNetwork("the model's discriminator", maps)
 
-
-def _frozen(blocks: nn.Module):
-    return blocks.eval().requires_grad_(False)
