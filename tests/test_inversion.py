@@ -89,6 +89,7 @@ def test_correlation_of_noise():
 def test_gradients_are_those_of_finite_differences(inverter, known, double):
     photos = type(known[0])(*(images.double() for images in known[0]))
     generator = inverter.generator.double()
+    generator.decoder.dtype = torch.float64
     space = Space(*(value.double() for value in inverter.w_space))
     prime = Space(*(value.double() for value in inverter.w_prime_space))
     means = type(inverter.means)(*(value.double() for value in inverter.means))
