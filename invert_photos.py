@@ -21,6 +21,7 @@ import time
 import torch
 from tqdm import tqdm
 
+from imaging.alignment import Aligner
 from imaging.photos import BrokenPhoto, named_lines
 from inference import results
 from inference.identities import seeded
@@ -40,17 +41,19 @@ def check(opt, generator, path):
     """Raise UserError for flags that contradict each other, or that this model cannot follow."""
     if not opt.inversion.photos and not opt.inversion.train_encoder:
         raise UserError('name the photos to invert: files, folders or zips of them.')
+    if opt.inversion.landmarks and not opt.inversion.align:
+        raise UserError('--landmarks say where faces are that --align cuts out; give both, or neither.')
     if opt.inversion.tune and not generator.full_pipeline:
         raise UserError(f'--tune: {path} has no decoder, which could be tuned; leave the flag out.')
 
 
-def batches(found, size, count, broken):
+def batches(found, size, count, broken, aligner):
     """Yield lists of up to `count` Crops of the Sources that can be read; the others come into `broken`, {where: why}.
     """
     crops = []
     for source in found:
         try:
-            crops.append(cropped(source, size))
+            crops.append(cropped(source, size, aligner))
         except BrokenPhoto as error:
             broken[source.where] = str(error)
         if len(crops) == count:
@@ -120,13 +123,14 @@ def main(opt):
     check(opt, generator, path)
     wanted, broken, written = opt.inversion, {}, 0
     found = sources(wanted.photos) if wanted.photos else []
+    aligner = Aligner(wanted.landmarks) if wanted.align else None
     size = generator.decoder.size if generator.full_pipeline else generator.renderer.resolution
     folder = writable_folder(results.inversion_folder(opt, model_name), '--results_dir')
     results.read_index(folder)  # an unusable one is noticed before the work
     features = load_features(opt, path, size, device)
     means = generator.mean_latents(opt.inference.truncation_mean, seeded(opt.experiment.seed, device))
     inverter, owner = Inverter.of(generator, opt, means, features), Owner.of(generator, opt)
-    batch = batches(found, size, batch_of(inverter), broken)
+    batch = batches(found, size, batch_of(inverter), broken, aligner)
     first = [first_batch(batch, broken)] if found else []
     encoder = the_encoder(opt, inverter, owner, path)
     if not found:

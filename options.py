@@ -495,6 +495,10 @@ GROUPS = {
              "also fit the decoder's noise, which reproduces the photo better but does not turn with the head", bool),
         Flag('starts', 4, INVERSION, 'without an encoder: number of first guesses that are looked at closely',
              at_least(1, most=64)),
+        Flag('align', False, INVERTING,
+             'cut out faces as FFHQ was aligned, by eyes and mouth (needs facenet-pytorch, or --landmarks)', bool),
+        Flag('landmarks', None, INVERTING,
+             'with --align: CSV file with eyes and mouth of each photo, instead of a detector'),
         Flag('video', False, INVERTING, 'also write a video of the head turning', bool),
     ),
     'directions': (

@@ -52,13 +52,19 @@ def sources(paths):
     return found
 
 
-def cropped(source, size):
-    """The Crop of a Source, as prepare_data.py crops photos by default. Raises BrokenPhoto."""
-    photo = source.read()
+def cropped(source, size, aligner=None):
+    """The Crop of a Source, as prepare_data.py crops photos by default. Raises BrokenPhoto.
+
+    aligner: an imaging.alignment.Aligner, which cuts out the face instead.
+    """
+    photo, about = source.read(), ''
+    if aligner:
+        photo, about = aligner(source.file, photo)
     short = min(photo.size)
-    note = '' if short >= size else (f'only {photo.width}x{photo.height} pixels, enlarged to the {size} of the model: '
-                                     'what is found is blurred')
-    return Crop(source, resize_and_crop(photo, size, RESAMPLE['lanczos']), note)
+    if short < size:
+        about = (f'only {photo.width}x{photo.height} pixels, enlarged to the {size} of the model, so that what is found '
+                 'is blurred')
+    return Crop(source, resize_and_crop(photo, size, RESAMPLE['lanczos']), about)
 
 
 def as_tensor(image, device):
