@@ -62,7 +62,7 @@ def cropped(source, size, aligner=None):
         photo, about = aligner(source.file, photo)
     short = min(photo.size)
     if short < size:
-        about = (f'only {photo.width}x{photo.height} pixels, enlarged to the {size} of the model, so that what is found '
+        about = (f'only {photo.width}x{photo.height} pixels, enlarged to the {size} of the model, so what is found '
                  'is blurred')
     return Crop(source, resize_and_crop(photo, size, RESAMPLE['lanczos']), about)
 
