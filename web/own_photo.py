@@ -67,7 +67,7 @@ class Room:
 
 
 def uploaded(path):
-    """The square photo in an uploaded file, which is removed. Raises ValueError with a sentence for what is no photo."""
+    """The photo in an uploaded file, which is removed. Raises ValueError with a sentence for what is no photo."""
     path = Path(path)
     try:
         if path.stat().st_size > UPLOAD_BYTES:
