@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from model import build_generator, sizes_of
-from options import adopted_flags, checked, fixed_flags, replaced
-from utils import UserError, atomic_path
+from options import FLAGS, adopted_flags, checked, fixed_flags, replaced
+from utils import UserError, atomic_path, printable
 
 FINAL_MODELS = Path('full_models')
 RENDERERS = Path('pretrained_renderer')
@@ -126,9 +126,9 @@ def contents_of(path):
         raise UserError(f'{path} does not exist; check the path.') from None
     except UserError:
         raise
-    except OSError as error:
-        raise UserError(f'{path} cannot be read ({error.strerror}); check its permissions.') from None
     except Exception as error:  # a damaged file can fail anywhere in the unpickler, with any exception
+        if isinstance(error, OSError) and error.filename:  # not for what damage makes the unpickler seek and read
+            raise UserError(f'{path} cannot be read ({error.strerror}); check its permissions.') from None
         if isinstance(error, pickle.UnpicklingError) and 'GLOBAL' in str(error):
             raise UserError(f'{path} holds Python code or objects beside tensors, which could do anything when loaded, '
                             'and was refused; get the file from a source you trust.') from None
@@ -201,12 +201,6 @@ def _check_tensor(name, tensor, path):
                         'diverged; use an earlier checkpoint.')
 
 
-def printable(name, most=80):
-    """A name from a file as harmless text: escape codes and line breaks are spelled out, and it is not too long."""
-    text = str(name).encode('unicode_escape').decode()
-    return text if len(text) <= most else f'{text[:most]}…'
-
-
 def _listed(contents, most=5):
     """The keys of a dict, in words."""
     names = [printable(name) for name in list(contents)[:most]]
@@ -222,7 +216,7 @@ def _is_whole_pickle(path):
         with zipfile.ZipFile(path) as archive:
             return all(all(pickletools.genops(archive.read(name))) for name in archive.namelist()
                        if name.endswith('/data.pkl'))
-    except (ValueError, zipfile.BadZipFile):
+    except Exception:  # a damaged archive can fail in many ways
         return False
 
 
@@ -268,14 +262,14 @@ def reconcile(opt, saved, path, resumed=False):
     changes one line says so. resumed: the training goes on from it, so what is learnt must stay the same. Raises
     UserError for what the user typed and the checkpoint contradicts, and for an option without meaning.
     """
-    there, here = flags_of(saved.get('options')), flags_of(opt)
+    there, here = _flags_in(saved, path), flags_of(opt)
     adopted = {}
     for name in adopted_flags(opt.command):
         if name in there and name not in opt.given and there[name] != here[name]:
             try:
                 adopted[name] = checked(name, there[name])
             except ValueError as error:
-                raise UserError(f'{path} was trained with {name} {there[name]!r}, which {error}; give '
+                raise UserError(f'{path} was trained with {name} {printable(repr(there[name]))}, which {error}; give '
                                 f'--{name}.') from None
     here |= adopted
     told = sizes(saved['g_ema'], path, here['renderer_spatial_output_dim'])
@@ -287,7 +281,7 @@ def reconcile(opt, saved, path, resumed=False):
             print(f'{path} {how} {", ".join(f"{name} {value}" for name, value in values.items())}: using that.')
     here |= wrong
     if resumed:
-        differing = [f'--{name} {there[name]} there, {here[name]} here' for name in fixed_flags(opt.command)
+        differing = [f'--{name} {printable(there[name])} there, {here[name]} here' for name in fixed_flags(opt.command)
                      if name in there and there[name] != here[name]]
         if differing:
             raise UserError(f'{path} was trained with other options ({"; ".join(differing)}); give the same ones, or '
@@ -303,6 +297,17 @@ def flags_of(tree):
     return {name: value for group in groups if isinstance(group, dict) for name, value in group.items()}
 
 
+def _flags_in(saved, path):
+    """flags_of the options that a checkpoint holds. Raises UserError where one of ours is no number or text."""
+    there = flags_of(saved.get('options'))
+    for name, value in there.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        if name in FLAGS and not all(part is None or isinstance(part, bool | int | float | str) for part in values):
+            raise UserError(f'{path} is damaged: its option {name} is no number or text; use an earlier checkpoint, or '
+                            'one from elsewhere.')
+    return there
+
+
 def _refuse_contradictions(opt, wrong, path):
     """Raise UserError where the user typed one of the flags `wrong`, whose values the weights tell."""
     for name in wrong.keys() & opt.given:
@@ -316,7 +321,7 @@ def _refuse_contradictions(opt, wrong, path):
 
 def without_decoder(state):
     """The part of a generator's state dict that stage 1 trains: mapping, field and renderer."""
-    return {name: tensor for name, tensor in state.items() if not name.startswith('decoder.')}
+    return {name: tensor for name, tensor in state.items() if not str(name).startswith('decoder.')}
 
 
 def load_state(module, state, path):

@@ -394,9 +394,16 @@ GROUPS = {
              at_least(0, float, most=1)),
         Flag('augment_images', 100000, LEARNING,
              'number of real images in which the strength of --augment can go from 0 to 1', at_least(1)),
-        Flag('discriminator', 'stylegan2', LEARNING_2,
-             'projected: judge images by the features of a pretrained network (--features), which learns sooner',
+        Flag('discriminator', 'stylegan2', LEARNING,
+             'projected: judge images by the features of a pretrained network (--features), which learns sooner; in '
+             'stage 1 beside the discriminator of the paper',
              choices=('stylegan2', 'projected')),
+        Flag('projected_lambda', 0.1, LEARNING_1,
+             'weight, in the loss of the generator, of the projected discriminator beside that of the paper '
+             '(--discriminator projected)', at_least(0, float)),
+        Flag('ema_rampup', 0., LEARNING,
+             'let the half-life of the moving average of the weights be at most this share of the steps done so far, '
+             'for short runs; StyleGAN2-ADA has 0.05 (0: always 312 steps, as in the paper)', at_least(0, float)),
         Flag('thumbnail_until', 0, LEARNING_2,
              'the weight of the thumbnail loss falls linearly to 0 at this step (0: it stays)', at_least(0)),
         Flag('initial_beta', 0.1, LEARNING_1,
@@ -470,7 +477,7 @@ GROUPS = {
              'side of the images that are compared; smaller images are compared at their own size',
              power_of_two(16, most=8192)),
         Flag('eval_batch', 8, EVALUATION, 'images that are generated at a time', at_least(1)),
-        Flag('features', None, Scope((EVALUATE, STAGE_2, INVERT)),
+        Flag('features', None, Scope((EVALUATE, *TRAINING, INVERT)),
              "TorchScript network to use for fid, kid and pr instead of torch-fidelity's Inception, for "
              "--discriminator projected instead of torchvision's EfficientNet-B0, or for comparing photos "
              "(also vgg16: torchvision's)"),

@@ -25,7 +25,7 @@ import os
 import re
 
 from options import Parser, explained, not_empty
-from utils import UserError, run_command, writable_folder
+from utils import UserError, printable, run_command, writable_folder
 
 MAX_SIZE = 4096
 SMALLEST_SIZE = 8  # that a model has
@@ -133,6 +133,7 @@ from imaging.lmdb_files import (
     image_key,
     open_lmdb,
     read_contents,
+    read_shape,
     remedy,
     shape_key,
     shared_lmdb,
@@ -323,6 +324,9 @@ class Shards:
                 raise UserError(f'--merge: {path} is unfinished; give the command that makes it again first.')
             if not contents.shard:
                 raise UserError(f'--merge: {path} is no shard: it was made without --shard.')
+            if contents.resample is None or len(contents.sources) < contents.length:
+                raise UserError(f'--merge: {path} is damaged: it does not say how its images were made; '
+                                'remove the folder and give the command that makes it again.')
         shards = sorted((int(share) for share, _ in (contents.shard.split('/') for contents in self._contents)))
         counts = {int(contents.shard.split('/')[1]) for contents in self._contents}
         if len(counts) > 1 or len({(contents.resample, contents.fit) for contents in self._contents}) > 1:
@@ -340,8 +344,7 @@ class Shards:
             for job in jobs:
                 number, index = self._places[job.name]
                 pngs = {size: transactions[number].get(image_key(size, index)) for size in job.sizes}
-                shape = transactions[number].get(shape_key(index))
-                yield Made(pngs, tuple(map(int, shape.split(b'x'))) if shape else (), ())
+                yield Made(pngs, read_shape(self._environments[number], transactions[number], index) or (), ())
 
     def left_out(self):
         return []
@@ -381,7 +384,7 @@ def plan_jobs(photos, contents, sizes):
     changed = [name for size, name in known if str(photos.files.get(name)) != size]
     if changed:
         raise UserError(f'--out_path was made from other photos: {len(changed)} of its {len(known)} are not in '
-                        f'{photos.path}, or have changed ({changed[0]} for one); choose another --out_path.')
+                        f'{photos.path}, or have changed ({printable(changed[0])} for one); choose another --out_path.')
     lacking = {size: contents.lacking(size, len(known)) for size in sizes}
     jobs = [Job(int(index), known[index][1], [size for size in sizes if lacking[size][index]])
             for index in np.flatnonzero(np.logical_or.reduce([*lacking.values()]))]

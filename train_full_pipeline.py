@@ -55,13 +55,13 @@ def main(opt):
         controls = {'augmentation': augmentation}
         projected = training.discriminator == 'projected'
         if projected:
-            discriminator, controls['features'] = projected_discriminator(opt, images, processes.device)
+            discriminator, controls['features'] = projected_discriminator(opt, images, size, processes.device)
         else:
             discriminator = Discriminator(size, opt.model.channel_multiplier, opt.model.channel_max,
                                           PRECISIONS[opt.machine.precision]).to(processes.device)
         g_optim = adam(generator.decoder.parameters(), *lazy(training.g_reg_every, training.lr))
         d_optim = adam(discriminator.parameters(), *lazy(0 if projected else training.d_reg_every, training.lr))
-        state = State(generator, discriminator, g_optim, d_optim, **controls)
+        state = State(generator, discriminator, g_optim, d_optim, ema_rampup=training.ema_rampup, **controls)
         final = checkpoint.final_model_path(opt.experiment.expname)
 
         with Run(opt, STAGE, processes, images, state, start, final) as run:

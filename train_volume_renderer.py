@@ -21,6 +21,7 @@ from op.fast import fast_parts
 from training.augmentation import Augmentation
 from training.hold import Hold
 from training.processes import Processes
+from training.projected import projected_discriminator
 from training.resuming import find_start
 from training.run import Run, adam
 from training.stage1 import (
@@ -45,10 +46,13 @@ def main(opt):
         generator = build_generator(opt, full_pipeline=False, **fast_parts(opt, sparse=False)).to(processes.device)
         discriminator = VolumeDiscriminator(rays, training.view_lambda > 0,
                                             opt.model.discriminator_width).to(processes.device)
+        augmentation, hold = Augmentation(opt, geometric=False), Hold(opt)
+        controls = {'augmentation': augmentation, 'hold': hold}
+        if training.discriminator == 'projected':
+            discriminator.projected, controls['features'] = projected_discriminator(opt, images, rays, processes.device)
         g_optim = adam(generator.parameters(), training.lr_g, BETAS)
         d_optim = adam(discriminator.parameters(), training.lr_d, BETAS)
-        augmentation, hold = Augmentation(opt, geometric=False), Hold(opt)
-        state = State(generator, discriminator, g_optim, d_optim, augmentation=augmentation, hold=hold)
+        state = State(generator, discriminator, g_optim, d_optim, ema_rampup=training.ema_rampup, **controls)
         final = checkpoint.renderer_path(opt.experiment.expname)
 
         with Run(opt, STAGE, processes, images, state, start, final) as run:

@@ -197,6 +197,13 @@ def _umask():
     return mask
 
 
+def printable(text, most=80):
+    """Text from a file (a name, or a value) made harmless: what does not print is spelled out, and long text is cut."""
+    text = str(text)[:most + 1]
+    text = ''.join(char if char.isprintable() else char.encode('unicode_escape').decode() for char in text)
+    return text if len(text) <= most else f'{text[:most]}…'
+
+
 def number(value, low, high):
     """A number from a file, as it is. Raises ValueError where it is none or does not lie between low and high."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:

@@ -25,7 +25,10 @@ class Fit(NamedTuple):
         mode, _, crop_y = text.partition(' ')
         if mode not in MODES:
             raise ValueError(f'{mode!r} is no way to fit a photo')
-        return cls(mode, float(crop_y) if crop_y else 0.5)
+        crop_y = float(crop_y) if crop_y else 0.5
+        if not 0 <= crop_y <= 1:
+            raise ValueError(f'{crop_y} is no height in a photo')
+        return cls(mode, crop_y)
 
     def square(self, image, size, resample):
         """An RGB Pillow image as size x size pixels."""

@@ -10,10 +10,12 @@ from typing import NamedTuple
 import lmdb
 import numpy as np
 
-from imaging.fit import Fit
+from imaging.fit import RESAMPLE, Fit
 from utils import UserError
 
 MAKE_AGAIN = 'remove the folder and make the data set again with prepare_data.py'
+LARGEST_SIZE = 4096  # that prepare_data.py makes
+LONGEST_SIDE = 10 ** 6  # of a photo, in pixels
 TEXTS = 'length', 'resample', 'fit', 'shard'  # keys of one value each
 # What LMDB says where a file system lacks what it needs, and where another process is in the way.
 NO_LOCKS = errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL, errno.ESTALE
@@ -127,21 +129,81 @@ def read_contents(environment, with_sources=True):
                 head, _, index = key.decode().partition('-')
                 if head == 'source':
                     if with_sources:
-                        sources[int(index)] = transaction.get(key).decode(errors='surrogateescape')
+                        sources[_index(key, index, source_key)] = _checked_source(_value(transaction, key))
                 elif head in TEXTS and not index:
-                    texts[head] = transaction.get(key).decode()
+                    texts[head] = _value(transaction, key).decode()
                 elif head != 'shape':
-                    sizes[int(head)].append(int(index))
-        key = b'length'
-        length = int(texts['length']) if texts.get('length') else None
-        if length is not None and length < 0:
-            raise ValueError('a negative length')
-        return Contents(length, {size: np.unique(indices) for size, indices in sizes.items()},
+                    size = int(head)
+                    if not 1 <= size <= LARGEST_SIZE:
+                        raise ValueError('an impossible size')
+                    sizes[size].append(_index(key, index, lambda number, size=size: image_key(size, number)))
+        for name, value in texts.items():
+            key = name.encode()
+            _check_text(name, value)
+        key = b'source-'
+        return Contents(int(texts['length']) if texts.get('length') else None,
+                        {size: np.unique(indices) for size, indices in sizes.items()},
                         [sources[index] for index in range(len(sources))], texts.get('resample'),
                         Fit.of(texts.get('fit', 'crop')), texts.get('shard'))
     except (lmdb.Error, ValueError, KeyError, OverflowError):
-        raise UserError(f'{environment.path()} is damaged or an LMDB of something else (at the key '
-                        f'{ascii(key[:40])}); {MAKE_AGAIN}.') from None
+        raise _damaged(environment, key) from None
+
+
+def _damaged(environment, key):
+    return UserError(f'{environment.path()} is damaged or an LMDB of something else (at the key {ascii(key[:40])}); '
+                     f'{MAKE_AGAIN}.')
+
+
+def _value(transaction, key):
+    """The value of a key that was just read. In a damaged file it may be missing all the same."""
+    value = transaction.get(key)
+    if value is None:
+        raise ValueError('a key without a value')
+    return value
+
+
+def _index(key, text, key_of):
+    """The index that a key tells. Raises ValueError where it is not written as we write it."""
+    index = int(text)
+    if index < 0 or key_of(index) != key:
+        raise ValueError('another key than ours')
+    return index
+
+
+def _checked_source(value):
+    size, _, name = value.decode(errors='surrogateescape').partition(' ')
+    if not name or str(int(size)) != size:
+        raise ValueError('no source')
+    return f'{size} {name}'
+
+
+def _check_text(name, value):
+    """Raise ValueError where the value of one of TEXTS is not one that we write."""
+    if name == 'shard':
+        share, count = map(int, value.split('/'))
+        sound = 1 <= share <= count and value == f'{share}/{count}'
+    elif name == 'length':
+        sound = not value or (int(value) >= 0 and str(int(value)) == value)
+    else:
+        sound = value in RESAMPLE if name == 'resample' else str(Fit.of(value)) == value
+    if not sound:
+        raise ValueError(f'{value!r} is no {name}')
+
+
+def read_shape(environment, transaction, index):
+    """(width, height) of the photo that image `index` was made from, or None. Raises UserError for a damaged one."""
+    value = transaction.get(shape_key(index))
+    try:
+        return value and _shape(value)
+    except ValueError:
+        raise _damaged(environment, shape_key(index)) from None
+
+
+def _shape(value):
+    width, height = map(int, value.split(b'x'))
+    if not (0 < width < LONGEST_SIDE and 0 < height < LONGEST_SIDE):
+        raise ValueError('no size of a photo')
+    return width, height
 
 
 class Remembered(NamedTuple):
@@ -151,15 +213,21 @@ class Remembered(NamedTuple):
 
 
 def read_fit(path):
-    """The Remembered fit of the data set at `path`: `fit.undone(picture, aspect)` undoes it in results."""
-    with begin_reading(shared_lmdb(path)) as transaction:
-        fit = Fit.of((transaction.get(b'fit') or b'crop').decode())
-        aspects = []
-        cursor = transaction.cursor()
-        if cursor.set_range(b'shape-'):
-            for key, value in cursor:
-                if not key.startswith(b'shape-'):
-                    break
-                width, height = map(int, value.split(b'x'))
-                aspects.append(width / height)
+    """The Remembered fit of the data set at `path`: `fit.undone(picture, aspect)` undoes it in results.
+
+    Raises UserError where it is damaged.
+    """
+    environment, key, aspects = shared_lmdb(path), b'fit', []
+    try:
+        with begin_reading(environment) as transaction:
+            fit = Fit.of((transaction.get(b'fit') or b'crop').decode())
+            cursor = transaction.cursor()
+            if cursor.set_range(b'shape-'):
+                for key, value in cursor:
+                    if not key.startswith(b'shape-'):
+                        break
+                    width, height = _shape(value)
+                    aspects.append(width / height)
+    except (lmdb.Error, ValueError):
+        raise _damaged(environment, key) from None
     return Remembered(fit, float(np.median(aspects)) if aspects else 1.)

@@ -32,7 +32,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from utils import UserError, atomic_path
+from utils import UserError, atomic_path, printable
 
 try:
     import fcntl
@@ -244,7 +244,8 @@ def read_generated(folder):
         try:
             results.append(_identity_result(folder, name, entry))
         except (ValueError, KeyError, TypeError, OverflowError) as error:
-            raise UserError(f'{folder / INDEX}: its entry {name!r} is damaged ({error}); remove the entry, or generate '
+            name, reason = printable(repr(name)), printable(error, 200)
+            raise UserError(f'{folder / INDEX}: its entry {name} is damaged ({reason}); remove the entry, or generate '
                             'the identity again.') from None
     return results
 

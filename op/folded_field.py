@@ -57,10 +57,10 @@ class FoldedField(NamedTuple):
         hidden, slope = self.hidden_and_slope(points)
         return *self.heads(hidden, viewdirs), slope
 
-    def image(self, b):
-        """The field of image b alone."""
-        return self._replace(points=[(weight[b:b + 1], bias[b:b + 1]) for weight, bias in self.points],
-                             views=tuple(tensor[b:b + 1] for tensor in self.views))
+    def images(self, index):
+        """The field of a slice of the images."""
+        return self._replace(points=[(weight[index], bias[index]) for weight, bias in self.points],
+                             views=tuple(tensor[index] for tensor in self.views))
 
     def to(self, *to):
         """The same field in another number format or on another device."""

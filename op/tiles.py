@@ -38,12 +38,15 @@ class TiledRenderer(VolumeRenderer):
         return (self._march_again if torch.is_grad_enabled() else self._march_tiles)(field, rays, wanted, rng)
 
     def _march_tiles(self, field, rays, wanted, rng):
-        """One image and a tile of its rays at a time."""
+        """One image and a tile of its rays at a time; on a GPU, for which one is little work, as many images as fill a
+        tile."""
         batch, count, samples = rays.t.shape
         tile, scratch = max(1, tile_points(rays.t.device) // samples), Scratch()
+        images = 1 if rays.t.device.type == 'cpu' else max(1, tile // count)
         whole = {}
-        for b in range(batch):
-            image, image_field = slice(b, b + 1), field.image(b)._replace(scratch=scratch)
+        for first in range(0, batch, images):
+            image = slice(first, first + images)
+            image_field = field.images(image)._replace(scratch=scratch)
             image_rng = rng[image] if isinstance(rng, list) else rng
             for start in range(0, count, tile):
                 index = slice(start, start + tile)

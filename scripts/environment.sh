@@ -13,7 +13,7 @@ install() {
         stamp="$(python -c 'import sys; print(sys.prefix)')/.stylesdf-${file%.txt}"
         if ! cmp -s "$file" "$stamp"; then
             echo "Installing what $file asks for; PyTorch alone is large, so the first time takes minutes."
-            python -m pip install --quiet -r "$file"
+            python -m pip install --quiet --no-compile -r "$file"
             cp "$file" "$stamp"
         fi
     done

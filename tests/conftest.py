@@ -26,6 +26,15 @@ SHARED = ROOT.parent / 'shared'  # what is too large for the repository; tests t
 os.environ.setdefault('STYLESDF_OPS', 'auto')
 
 
+# Their tests take minutes. They come first, so that at the end no process is left alone with one of them.
+LONG_FILES = ('test_training_processes', 'test_app', 'test_web', 'test_notebook', 'test_training_network', 'test_model',
+              'test_prepare_data', 'test_generate_shapes_and_images', 'test_training_resuming', 'test_device')
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG_FILES.index(item.path.stem) if item.path.stem in LONG_FILES else len(LONG_FILES))
+
+
 @pytest.fixture(scope='session')
 def golden():
     """golden('cameras') is the dict of that file's arrays as tensors."""

@@ -58,11 +58,12 @@ def checkout(tmp_path):
     recorder.write_text(RECORDER)
     recorder.chmod(0o755)
 
-    def run(script, **environment):
+    def run(script, arguments=(), **environment):
         log = tmp_path / 'log'
         log.write_text('')
         code = subprocess.run(
-            ['bash', str(root / 'scripts' / script)], cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True,
+            ['bash', str(root / 'scripts' / script), *arguments], cwd=tmp_path, stdin=subprocess.DEVNULL,
+            capture_output=True,
             env={'PATH': f'{recorder.parent}:/usr/bin:/bin', 'PYTHON': str(recorder), 'LOG': str(log), **environment}
         ).returncode
         return code, [line for line in log.read_text().splitlines() if 'print(sys.prefix)' not in line]
@@ -74,13 +75,16 @@ def checkout(tmp_path):
 def test_without_an_environment_one_is_made_once(checkout):
     code, calls = checkout('test.sh')
     assert code == 0
-    assert calls == ['system: -m venv .venv', '.venv: -m pip install --quiet -r requirements.txt',
-                     '.venv: -m pip install --quiet -r requirements-test.txt', '.venv: -m pytest']
-    assert checkout('test.sh') == (0, ['.venv: -m pytest'])
+    assert calls[:-1] == ['system: -m venv .venv', '.venv: -m pip install --quiet --no-compile -r requirements.txt',
+                          '.venv: -m pip install --quiet --no-compile -r requirements-test.txt']
+    assert re.fullmatch(r'\.venv: -m pytest --numprocesses [1-4] --dist loadfile .*', calls[-1])
+    assert checkout('test.sh') == (0, calls[-1:])
+    assert checkout('test.sh', arguments=['tests/test_model.py', '-x']) == (
+        0, ['.venv: -m pytest tests/test_model.py -x'])
     code, calls = checkout('demo.sh')  # what the tests installed serves the demo
     assert code == 0 and [call.split()[1] for call in calls] == ['generate_shapes_and_images.py', 'render_video.py']
     (checkout.root / 'requirements.txt').write_text('requirements.txt 2\n')
-    assert '.venv: -m pip install --quiet -r requirements.txt' in checkout('demo.sh')[1]
+    assert '.venv: -m pip install --quiet --no-compile -r requirements.txt' in checkout('demo.sh')[1]
 
 
 @pytest.mark.parametrize('environment, used', [
@@ -91,7 +95,7 @@ def test_without_an_environment_one_is_made_once(checkout):
 ])
 def test_which_environment_is_active(checkout, environment, used):
     code, calls = checkout('test.sh', **environment)
-    assert code == 0 and calls[-1] == f'{used}: -m pytest'
+    assert code == 0 and calls[-1].startswith(f'{used}: -m pytest')
     assert (checkout.root / '.venv').exists() == (used == '.venv')
 
 
@@ -100,7 +104,7 @@ def test_a_failed_installation_ends_the_script_and_is_tried_again(checkout):
     recorder.write_text(RECORDER + '[ "$2" != pip ]\n')
     for _ in range(2):
         code, calls = checkout('demo.sh', VIRTUAL_ENV='/home/me/venv')
-        assert code != 0 and calls == ['system: -m pip install --quiet -r requirements.txt']
+        assert code != 0 and calls == ['system: -m pip install --quiet --no-compile -r requirements.txt']
 
 
 def test_the_demo(tmp_path):

@@ -1,4 +1,5 @@
 """The command of stage 2: what it takes from stage 1, and what it refuses."""
+import numpy as np
 import pytest
 from tiny_training import differences, flags, newest, train
 
@@ -33,15 +34,16 @@ def test_stage_2_takes_stage_1_by_name_and_leaves_it_alone(data, tmp_path, capsy
 
 
 def test_the_decoder_is_drawn_to_the_thumbnail(data, tmp_path):
+    """One step's distance depends on its images (ratios of 0.3 to 0.9), so a mean is compared."""
     train('volume_renderer', tmp_path, flags(data, '--iter 1'))
     far = []
     for weight in ('1e-9', '100'):
-        train('full_pipeline', tmp_path, flags(data, f'--iter 30 --expname by_{weight} --lr 0.01 '
+        train('full_pipeline', tmp_path, flags(data, f'--iter 40 --expname by_{weight} --lr 0.01 '
                                                '--renderer_ckpt pretrained_renderer/debug_vol_renderer.pt '
                                                f'--thumbnail_lambda {weight}'))
         lines = logs.read_stats(tmp_path / 'checkpoint' / f'by_{weight}' / 'full_pipeline' / 'stats.jsonl')
-        far.append(lines[-1]['g_thumbnail'] / float(weight))
-    assert far[1] < far[0] * 2 / 3
+        far.append(np.mean([line['g_thumbnail'] / float(weight) for line in lines[-10:]]))
+    assert far[1] < far[0] / 2, far[1] / far[0]
 
 
 def test_images_are_no_smaller_than_thumbnails(data, renderer, tmp_path):

@@ -4,6 +4,7 @@ import sys
 import types
 
 import pytest
+from matplotlib.figure import Figure
 from tiny_training import flags, newest, tiny, train
 
 from training import logs
@@ -11,9 +12,9 @@ from training import logs
 
 def test_progress_shows_beta_and_its_line(tmp_path, monkeypatch):
     drawn = []
-    savefig = logs.Figure.savefig
-    monkeypatch.setattr(logs.Figure, 'savefig', lambda self, *rest, **more: (drawn.append(self),
-                                                                                savefig(self, *rest, **more)))
+    savefig = Figure.savefig
+    monkeypatch.setattr(Figure, 'savefig', lambda self, *rest, **more: (drawn.append(self),
+                                                                        savefig(self, *rest, **more)))
     logs.plot_progress([{'iteration': i, 'd': 1., 'beta': 0.1 / i, 'new_name': 3} for i in range(1, 1000)],
                            tmp_path / 'progress.png')
     titles = {axes.get_title(): axes for axes in drawn[0].axes}

@@ -2,17 +2,13 @@
 
 It takes root's rights and iproute2, and is skipped where they are missing.
 """
-import os
 import shutil
-import signal
 import subprocess
-import sys
 import time
 import uuid
 
 import pytest
-from conftest import ROOT
-from tiny_training import differences, flags, newest
+from tiny_training import differences, ended, finish, flags, newest, start
 
 from training import logs
 
@@ -46,22 +42,22 @@ def machines():
         ip('netns', 'del', name)
 
 
+# Run first in each process: it moves to its machine, and misses a sign of life after some seconds and not 45.
+BEFORE = """
+import ctypes, os
+from training import heartbeat
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.setns(os.open('/run/netns/{machine}', os.O_RDONLY), 0x40000000) == 0, os.strerror(ctypes.get_errno())
+os.environ['GLOO_SOCKET_IFNAME'] = 'cable'
+heartbeat.PATIENCE = {patience}
+"""
+PATIENCE = 8.
+
+
 def train(machines, folder, arguments, port):
     """Start one process of stage 1 on each machine, in folder/0 and folder/1; returns them."""
-    processes = []
-    for rank, machine in enumerate(machines):
-        (folder / str(rank)).mkdir(parents=True, exist_ok=True)
-        environment = {'RANK': str(rank), 'LOCAL_RANK': '0', 'WORLD_SIZE': '2', 'MASTER_ADDR': ADDRESSES[0],
-                       'MASTER_PORT': str(port), 'GLOO_SOCKET_IFNAME': 'cable', 'OMP_NUM_THREADS': '1'}
-        with open(folder / str(rank) / 'log.txt', 'ab') as log:
-            processes.append(subprocess.Popen(
-                ['ip', 'netns', 'exec', machine, sys.executable, ROOT / 'train_volume_renderer.py', *arguments],
-                cwd=folder / str(rank), env=os.environ | environment, stdout=log, stderr=log))
-    return processes
-
-
-def log_of(folder, rank):
-    return (folder / str(rank) / 'log.txt').read_text()
+    return [start('volume_renderer', folder / str(rank), arguments, rank=rank, size=2, port=port, address=ADDRESSES[0],
+                  before=BEFORE.format(machine=machine, patience=PATIENCE)) for rank, machine in enumerate(machines)]
 
 
 def steps_done(folder):
@@ -74,28 +70,27 @@ def test_a_lost_machine_ends_the_training_with_a_sentence_and_it_resumes_exactly
     arguments = flags(data, '--no_sphere_init --save_every 1 --keep_checkpoints 2 --iter')
     folder = tmp_path / 'parts'
     pair = train(machines, folder, [*arguments, '1000000'], 29701)
-    try:
+    with ended(*pair):
         end = time.monotonic() + 120
         while steps_done(folder) < 2:
-            assert time.monotonic() < end, log_of(folder, 0)[-2000:]
+            assert pair[0].is_alive() and time.monotonic() < end, pair[0].log.read_text()[-2000:]
             time.sleep(0.1)
         if mishap == 'cut':
             ip('-n', machines[0], 'link', 'set', 'cable', 'down')
             said = 'has not been heard of for'
         else:
-            pair[1].send_signal(signal.SIGKILL)
+            pair[1].kill()
             said = 'another process of this run has ended'
-        codes = [process.wait(100) for process in pair]
-        assert codes[0] == 2 and said in log_of(folder, 0) and 'Traceback' not in log_of(folder, 0)
-        assert mishap == 'killed' or (codes[1] == 2 and said in log_of(folder, 1))
-    finally:
-        for process in pair:
-            process.kill()
+        codes = finish(*pair, seconds=100)
+        logs_of = [process.log.read_text() for process in pair]
+        assert codes[0] == 2 and said in logs_of[0] and 'Traceback' not in logs_of[0]
+        assert mishap == 'killed' or (codes[1] == 2 and said in logs_of[1])
     ip('-n', machines[0], 'link', 'set', 'cable', 'up')
 
     done, _ = newest(folder / '0', 'volume_renderer')
     whole = train(machines, tmp_path / 'longer', [*arguments, str(done + 2)], 29702)
     again = train(machines, folder, [*arguments, str(done + 2), '--continue_training'], 29703)
-    assert [process.wait(300) for process in (*whole, *again)] == [0] * 4, log_of(folder, 0)[-2000:]
+    with ended(*whole, *again):
+        assert finish(*whole, *again, seconds=300) == [0] * 4, again[0].log.read_text()[-2000:]
     states = [newest(path / '0', 'volume_renderer')[1] for path in (folder, tmp_path / 'longer')]
     assert differences(*states) == []

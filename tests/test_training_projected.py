@@ -5,8 +5,10 @@ from conftest import assert_close
 from tiny_training import check_same, differences, flags, gradients, newest, tiny, tiny_generator, train
 from torch import nn
 
+from discriminators import VolumeDiscriminator
 from model import build_generator
-from training import random_numbers, stage2
+from op.fast import fast_parts
+from training import random_numbers, stage1, stage2
 from training.augmentation import augment, unchanged
 from training.projected import FeatureNetwork, Mixing, ProjectedDiscriminator, load_feature_network
 from utils import UserError
@@ -133,6 +135,42 @@ def test_a_run_with_it_resumes_exactly(features, data, renderer, tmp_path):
     with pytest.raises(UserError, match='began with the features of features.pt'):
         train('full_pipeline', tmp_path / 'parts',
               [*flags(data, f'{text} --iter 4 --continue_training'), '--features', str(tmp_path / 'other.pt')])
+
+
+def test_chunks_do_not_change_the_gradient_of_stage_1(double):
+    opt = tiny('train_volume_renderer', 4, '--discriminator projected')
+    torch.manual_seed(0)
+    generator = build_generator(opt, full_pipeline=False, **fast_parts(opt, sparse=False))
+    discriminator = VolumeDiscriminator(8, True, 0.02)
+    network = TinyFeatures().requires_grad_(False)
+    discriminator.projected = ProjectedDiscriminator(FeatureNetwork('tiny', lambda images: network(images)), 8)
+    discriminator.projected.renormalize = lambda: None  # each call would go on from where the last one came to
+    real = torch.randn(4, 3, 8, 8)
+    for name in ('discriminator', 'generator'):
+        found = []
+        for chunk in (4, 2):
+            generator.zero_grad()
+            discriminator.zero_grad()
+            fakes = random_numbers.draw_fakes(opt, 'd', 0, range(4), 'cpu')
+            if name == 'discriminator':
+                terms = stage1.accumulate_discriminator(discriminator, generator, real, fakes, opt, chunk)
+            else:
+                terms = stage1.accumulate_generator(generator, discriminator, fakes, opt, chunk)
+            found.append((terms, gradients(discriminator if name == 'discriminator' else generator)))
+        check_same(*found)
+        assert terms[f'{name[0]}_projected'] != 0
+
+
+def test_a_run_of_stage_1_with_it_resumes_exactly(features, data, tmp_path):
+    text = f'--no_sphere_init --discriminator projected --features {features}'
+    train('volume_renderer', tmp_path / 'whole', flags(data, f'{text} --iter 3'))
+    train('volume_renderer', tmp_path / 'parts', flags(data, f'{text} --iter 1'))
+    train('volume_renderer', tmp_path / 'parts', flags(data, f'{text} --iter 3 --continue_training'))
+    whole, parts = (newest(tmp_path / name, 'volume_renderer')[1] for name in ('whole', 'parts'))
+    assert differences(whole, parts) == []
+    assert any(name.startswith('projected.heads') for name in whole['d'])
+    train('volume_renderer', tmp_path / 'without', flags(data, '--no_sphere_init --iter 3'))
+    assert differences(whole['g'], newest(tmp_path / 'without', 'volume_renderer')[1]['g'])  # it has an effect
 
 
 def test_networks_that_will_not_do(tmp_path):

@@ -83,7 +83,7 @@ def test_nan_stops_before_any_weight_changes(saved, data, tmp_path, monkeypatch)
 @BOTH
 def test_logs_and_samples(stage, data, renderer, tmp_path):
     train(stage, tmp_path, flags(data, f'--renderer_ckpt {renderer} --iter 5 --log_every 2 --sample_every 4 '
-                                       '--val_n_sample 2'))
+                                       '--val_n_sample 2'), plot=True)
     folder = tmp_path / 'checkpoint' / 'debug' / stage
     lines = logs.read_stats(folder / 'stats.jsonl')
     assert [line['iteration'] for line in lines] == [2, 4, 5]
@@ -112,7 +112,8 @@ def test_what_is_not_the_training_does_not_end_it(data, tmp_path, monkeypatch, c
     for owner, name in ((logs, 'plot_progress'), (run, 'save_image_row'), (run, 'quick_evaluation'),
                         (logs.Log, 'note')):
         monkeypatch.setattr(owner, name, full)
-    train('volume_renderer', tmp_path, flags(data, '--iter 3 --no_sphere_init --sample_every 1 --eval_every 1'))
+    train('volume_renderer', tmp_path, flags(data, '--iter 3 --no_sphere_init --sample_every 1 --eval_every 1'),
+          plot=True)
     assert newest(tmp_path, 'volume_renderer')[0] == 3
     said = capsys.readouterr().err
     for what in ('the plot', 'a sample', 'the log', 'a measurement'):

@@ -46,6 +46,21 @@ def test_ema():
         assert_close(tensor, before[name] + (weight if trained else 0), 1e-5, name)
 
 
+def test_ema_of_a_short_run():
+    opt = tiny('train_full_pipeline')
+    generator, discriminator = tiny_generator(opt), Discriminator(16, 1, 4)
+    state = State(generator, discriminator, *(run.adam(module.parameters(), 1e-3, (0., 0.99))
+                                              for module in (generator.decoder, discriminator)), ema_rampup=0.1)
+    name, parameter = next(iter(generator.decoder.named_parameters(prefix='decoder')))
+    for iteration, half_life in ((20, 2.), (100_000, 10_000 / 32)):
+        state.iteration, before = iteration, state.g_ema.state_dict()[name].clone()
+        with torch.no_grad():
+            parameter.copy_(before + 1)
+        state.update_ema()
+        assert_close(state.g_ema.state_dict()[name] - before, torch.full_like(before, 1 - 0.5 ** (1 / half_life)), 1e-2,
+                     half_life)
+
+
 @pytest.fixture(scope='module')
 def trained():
     """(a state after one step, a function that makes a fresh one)."""

@@ -5,8 +5,10 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from imaging.photos import Photos
 from model import build_generator
 from op.fast import fast_parts
 from prepare_data import prepare
+from training import logs
 
 STAGES = {'volume_renderer': 'train_volume_renderer', 'full_pipeline': 'train_full_pipeline'}
 IMAGES, SIZE = 11, 16
@@ -73,13 +76,17 @@ def check_same(found, other):
         assert (other[1][name] - gradient).abs().max() <= 1e-9 * max(g.abs().max() for g in wanted.values()), name
 
 
-def train(stage, folder, arguments):
-    """Run a stage's command in `folder`, in this process."""
+def train(stage, folder, arguments, plot=False):
+    """Run a stage's command in `folder`, in this process.
+
+    plot: draw progress.png, which takes longer than a tiny training; tests of it ask for it.
+    """
     before, name = Path.cwd(), STAGES[stage]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         os.chdir(folder)
-        importlib.import_module(name).main(options.parse(name, '', arguments))
+        with contextlib.nullcontext() if plot else mock.patch.object(logs, 'plot_progress'):
+            importlib.import_module(name).main(options.parse(name, '', arguments))
     except SystemExit as end:  # --max_minutes is spent
         assert not end.code
     finally:
@@ -111,15 +118,15 @@ def differences(a, b, where='', ignore=('options',)):
 _context = multiprocessing.get_context('forkserver')  # forked from a process that has imported everything: quick
 
 
-def start(stage, folder, arguments, rank=0, size=1, port=0, file_limit=None, before=''):
+def start(stage, folder, arguments, rank=0, size=1, port=0, file_limit=None, before='', address='127.0.0.1'):
     """Start a process that runs a stage's command in `folder`. Its `log` is a file.
 
-    rank, size, port: one of several processes that train together. file_limit: bytes that a file may have. before:
-    code to run first.
+    rank, size, address, port: one of several processes that train together. file_limit: bytes that a file may have.
+    before: code to run first.
     """
     _context.set_forkserver_preload(list(STAGES.values()))
     folder.mkdir(parents=True, exist_ok=True)
-    environment = {'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': size, 'MASTER_ADDR': '127.0.0.1',
+    environment = {'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': size, 'MASTER_ADDR': address,
                    'MASTER_PORT': port}
     process = _context.Process(target=_child,
                                args=(stage, folder, arguments, environment if size > 1 else {}, file_limit, before))
@@ -137,6 +144,7 @@ def _child(stage, folder, arguments, environment, file_limit, before):
     if file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     torch.set_num_threads(1)
+    logs.plot_progress = mock.Mock()  # as in train()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that runs in the background ignores it
     exec(before, {})
     sys.argv = [f'{STAGES[stage]}.py', *arguments]
@@ -161,4 +169,5 @@ def ended(*processes):
     finally:
         for process in processes:
             process.kill()
-            process.join()
+        for process in processes:
+            (process.wait if isinstance(process, subprocess.Popen) else process.join)()

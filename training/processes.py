@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from training.heartbeat import Heartbeat, end_process
+from training.joining import join
 from utils import UserError, keep_freed_memory, select_device
 
 DEATH_TIMEOUT = datetime.timedelta(minutes=30)  # of a process that hangs; one that dies is noticed at once
@@ -39,7 +40,7 @@ class Processes:
 
     def __enter__(self):
         if self.size > 1:
-            dist.init_process_group(self._backend(), timeout=DEATH_TIMEOUT)
+            join(self._backend(), self.rank, self.size, DEATH_TIMEOUT)
         if self.rank:  # one process speaks for all; errors still go to stderr
             sys.stdout = open(os.devnull, 'w')
         if self.size > 1:

@@ -1,5 +1,6 @@
 """A discriminator on the features of a network that has seen millions of photos (Sauer et al. 2021, Projected GANs
-converge faster), for stage 2.
+converge faster). In stage 2 it takes the place of StyleGAN2's; in stage 1 it judges the thumbnails beside the
+discriminator that guesses their viewpoint.
 
 The network stays as it is. Its features at four scales are mixed by random convolutions that are never trained, across
 channels and from coarse scales to fine ones, so that no head can rest on the few channels that are easiest to tell
@@ -170,10 +171,11 @@ class ProjectedDiscriminator(nn.Module):
                           zip(self.heads, mixed, self.spread, strict=True)], dim=1)
 
 
-def projected_discriminator(opt, images, device):
-    """(ProjectedDiscriminator, SameNetwork) that the flags describe, calibrated on a data set's first images."""
-    network = load_feature_network(opt.evaluation.features, opt.model.size, device)
-    discriminator = ProjectedDiscriminator(network, opt.model.size, device)
+def projected_discriminator(opt, images, size, device):
+    """(ProjectedDiscriminator, SameNetwork) that the flags describe, for images of `size` pixels, calibrated on a data
+    set's first images."""
+    network = load_feature_network(opt.evaluation.features, size, device)
+    discriminator = ProjectedDiscriminator(network, size, device)
     first = torch.stack([images[i] for i in range(min(CALIBRATION_IMAGES, len(images)))])
     discriminator.calibrate(first.to(device))
     return discriminator, SameNetwork(network.name)

@@ -2,8 +2,6 @@
 import numpy as np
 import torch
 
-from metrics.distances import patch_descriptors, swd
-from metrics.identity import measure_identity
 from op.fast import few_samples
 from training.gradients import checked_chunk, chunks
 from training.random_numbers import draw_fakes
@@ -26,6 +24,9 @@ def quick_evaluation(generator, images, opt, device):
     swd: the mean over levels, against the first of the real images (dataset.Images). depth:
     metrics.identity.measure_identity; left out where no identity has a surface. Touches no random state.
     """
+    from metrics.distances import patch_descriptors, swd  # SciPy and trimesh, which trainings without it need not load
+    from metrics.identity import measure_identity
+
     count = min(EVAL_IMAGES, len(images))
     descriptors = {'real': [], 'fake': []}
     for indices in chunks(0, count, checked_chunk(opt)):

@@ -7,6 +7,7 @@ import checkpoint
 from discriminators import stddev_group
 from options import replaced
 from training.gradients import checked_chunk
+from training.widening import widened, width_of
 from utils import UserError
 
 OWN_FLAGS = 'dataset_path', 'num_workers', 'device', 'local_rank'  # each process keeps its own value of these
@@ -51,11 +52,27 @@ def _look_for_start(opt, stage, processes):
         weights = start.saved['g_ema']
         if stage == 'volume_renderer':  # of a full model, stage 1 takes the field alone
             weights = checkpoint.without_decoder(weights)
+            if not start.resumed:
+                start, weights = _widen(start, weights, opt)
         opt = checkpoint.reconcile(opt, start.saved | {'g_ema': weights}, start.path, start.resumed)
     if start.resumed:
         opt = same_batch(opt, stage, start, processes)
     checked_chunk(opt)
     return start, opt
+
+
+def _widen(start, weights, opt):
+    """(Start, weights of its EMA) with the field as wide as a --width asks for that is larger than the file's."""
+    width = width_of(weights)
+    if width is None or 'width' not in opt.given or opt.rendering.width <= width:
+        return start, weights
+    sizes = checkpoint.sizes(weights, start.path, opt.model.renderer_spatial_output_dim)
+    field = {name: sizes[name] for name in ('depth', 'style_dim')}
+    wider = {name: widened(checkpoint.without_decoder(start.saved[name]), opt.rendering.width, field,
+                           opt.experiment.seed) for name in ('g', 'g_ema') if name in start.saved}
+    print(f'{start.path} has width {width}: the field gets {opt.rendering.width - width} more channels, without use at '
+          'first.')
+    return start._replace(saved=start.saved | wider), wider['g_ema']
 
 
 # ---------------------------------------------------------------------------------------------- the batch
@@ -106,13 +123,12 @@ def same_batch(opt, stage, start, processes):
 
 def _saved_step(saved, stage):
     """images_of_step of a checkpoint; None where it does not say (official ones, and ours from before any step)."""
-    step = saved.get('step_images')
-    if isinstance(step, dict) and all(isinstance(count, int) and count > 0 for count in step.values()):
+    step, names = saved.get('step_images'), {'images'} if stage == 'volume_renderer' else {'images', 'group', 'path'}
+    if isinstance(step, dict) and step.keys() == names and all(map(_is_count, step.values())):
         return step
     images, iteration = saved.get('images'), saved.get('iteration')
     flags = checkpoint.flags_of(saved.get('options'))
-    if not (isinstance(images, int) and isinstance(iteration, int) and iteration > 0 and images > 0 and
-            isinstance(flags.get('batch'), int) and isinstance(flags.get('path_batch_shrink'), int)):
+    if not all(map(_is_count, (images, iteration, flags.get('batch'), flags.get('path_batch_shrink')))):
         return None
     step = {'images': images // iteration}  # older ones of ours count the images of all steps
     if stage != 'volume_renderer':
@@ -120,6 +136,10 @@ def _saved_step(saved, stage):
         step |= {'group': stddev_group(batch),
                  'path': step['images'] // batch * max(1, batch // flags['path_batch_shrink'])}
     return step
+
+
+def _is_count(value):
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2 ** 53
 
 
 # ---------------------------------------------------------------------------------------------- the data set
@@ -138,6 +158,8 @@ def check_images(opt, images, described, start):
     if not isinstance(before, dict):
         before = {'length': start.saved.get('dataset_length', len(images))}  # older checkpoints of ours
     length, fingerprint = before.get('length'), before.get('fingerprint')
+    if not _is_count(length) or not isinstance(fingerprint, str | None):
+        raise UserError(f'{start.path} is damaged: it does not say which images it was trained on; use an earlier one.')
     if length == len(images) and fingerprint in (None, described['fingerprint']):
         return
     if length == len(images):

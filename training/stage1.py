@@ -18,14 +18,21 @@ BETAS = (0., 0.9)
 SPHERE_BATCH = 3
 
 
+def beside(discriminator):
+    """The ProjectedDiscriminator beside stage 1's own, which --discriminator projected puts there, or None."""
+    return getattr(discriminator, 'projected', None)
+
+
 def accumulate_discriminator(discriminator, generator, real, fakes, opt, chunk, augmentation=unchanged,
                              regularize=True):
     """Add the gradient of the discriminator's loss to its parameters.
 
-    real: thumbnails (B,3,H,H); fakes: B Fakes; augmentation: of both. regularize: with R1. Returns the weighted terms
-    of the loss and the mean scores.
+    real: thumbnails (B,3,H,H); fakes: B Fakes; augmentation: of both. regularize: with R1. A projected discriminator
+    (see `beside`) learns too. Returns the weighted terms of the loss and the mean scores.
     """
-    terms = Terms()
+    terms, projected = Terms(), beside(discriminator)
+    if projected:
+        projected.renormalize()
     for indices in chunks(0, len(real), chunk):
         inputs = fakes.select(indices)
         with torch.no_grad():
@@ -40,6 +47,9 @@ def accumulate_discriminator(discriminator, generator, real, fakes, opt, chunk, 
             loss['r1'] = opt.training.r1 / 2 * opt.training.r1_every * losses.r1_penalty(real_logits, images)
         if discriminator.predict_view:
             loss['d_view'] = opt.training.view_lambda * losses.viewpoint_loss(viewpoints, inputs.cameras.viewpoint)
+        if projected:
+            loss['d_projected'] = (losses.hinge_loss(projected(images.detach()))
+                                   + losses.hinge_loss(-projected(thumbnails)))
         (scale * sum(loss.values())).backward()
         terms.add(scale, **loss, real_score=real_logits, fake_score=fake_logits, real_sign=real_logits.sign())
     return terms
@@ -52,7 +62,7 @@ def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lam
     sphere_lambda: the weight, at this step, of the sphere regularization: the distance to the sphere that training
     started from.
     """
-    terms = Terms()
+    terms, projected = Terms(), beside(discriminator)
     has_sdf = generator.renderer.has_sdf
     with frozen(discriminator):
         for indices in chunks(0, len(fakes.z), chunk):
@@ -61,8 +71,11 @@ def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lam
             rendering = generator(inputs.z, inputs.cameras, rng=inputs.rngs,
                                   sdf=has_sdf and opt.training.min_surf_lambda > 0,
                                   eikonal=has_sdf and opt.training.eikonal_lambda > 0).rendering
-            logits, viewpoints = discriminator(augmentation(rendering.thumbnail, inputs.rngs))
+            thumbnails = augmentation(rendering.thumbnail, inputs.rngs)
+            logits, viewpoints = discriminator(thumbnails)
             loss = {'g': losses.nonsaturating_loss(logits)}
+            if projected:
+                loss['g_projected'] = opt.training.projected_lambda * losses.mean_score_loss(projected(thumbnails))
             if discriminator.predict_view:
                 loss['g_view'] = opt.training.view_lambda * losses.viewpoint_loss(viewpoints, inputs.cameras.viewpoint)
             if rendering.eikonal is not None:

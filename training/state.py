@@ -6,19 +6,21 @@ import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import checkpoint
-from utils import UserError
+from utils import UserError, printable
 
-EMA_DECAY = 0.5 ** (32 / 10_000)  # a batch of 32 halves the weight of 10,000 images ago
+EMA_HALF_LIFE = 10_000 / 32  # steps after which a weight counts half in the moving average
+EMA_DECAY = 0.5 ** (1 / EMA_HALF_LIFE)
 
 
 class State:
     """All that training changes, and so all that a checkpoint holds beside the options.
 
-    controls: by name, whatever else adapts during training (such as the strength of augmentation), each with
-    state_dict and load_state_dict.
+    ema_rampup: above 0, the moving average's half-life is at most this share of the steps done so far, so that a short
+    run's average forgets the weights that it began with (StyleGAN2-ADA has the same). controls: by name, whatever else
+    adapts during training (such as the strength of augmentation), each with state_dict and load_state_dict.
     """
 
-    def __init__(self, generator, discriminator, g_optim, d_optim, **controls):
+    def __init__(self, generator, discriminator, g_optim, d_optim, *, ema_rampup=0., **controls):
         self.g, self.d, self.g_optim, self.d_optim = generator, discriminator, g_optim, d_optim
         self.g_ema = copy.deepcopy(generator).eval().requires_grad_(False)
         self.g_ema.renderer.perturb = 0.  # samples without jitter
@@ -26,13 +28,16 @@ class State:
         self.iteration = 0   # steps done
         self.images = 0      # position of the sampler: real images taken by all processes together
         self.path_mean = torch.zeros((), device=next(generator.parameters()).device)
-        self._average = get_ema_multi_avg_fn(EMA_DECAY)
+        self._ema_rampup = ema_rampup
 
     def update_ema(self):
         """Move the EMA towards the generator. (Its buffers are constants.)"""
         trained = [(mean, new) for mean, new in zip(self.g_ema.parameters(), self.g.parameters(), strict=True)
                    if new.requires_grad]
-        self._average(*zip(*trained, strict=True), None)
+        decay = EMA_DECAY
+        if self._ema_rampup:
+            decay = 0.5 ** (1 / min(EMA_HALF_LIFE, self._ema_rampup * max(1, self.iteration)))
+        get_ema_multi_avg_fn(decay)(*zip(*trained, strict=True), None)
 
     def weights(self):
         """The part of a checkpoint that generation reads."""
@@ -51,7 +56,9 @@ class State:
         A generator without decoder (stage 1) leaves that of a full model out.
         """
         for module, state in ((self.g_ema, saved['g_ema']), (self.g, saved['g'] if 'g' in saved else saved['g_ema'])):
-            checkpoint.load_state(module, state if self.g.full_pipeline else checkpoint.without_decoder(state), path)
+            if not self.g.full_pipeline and isinstance(state, dict):
+                state = checkpoint.without_decoder(state)
+            checkpoint.load_state(module, state, path)
 
     def begin_from(self, saved, path):
         """The weights of a checkpoint for a new run, perhaps at another resolution: the field has none."""
@@ -112,7 +119,7 @@ def load_optimizer(optimizer, saved, name, path):
     parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
     for index, entry in saved['state'].items():
         if not isinstance(index, int) or not 0 <= index < len(parameters) or not _moments_fit(entry, parameters[index]):
-            raise damaged(path, name, f'does not fit parameter {checkpoint.printable(index)}')
+            raise damaged(path, name, f'does not fit parameter {printable(index)}')
     # The rates are those of this run's flags, which a resumed run must not change.
     optimizer.load_state_dict({'state': saved['state'], 'param_groups': own['param_groups']})
 

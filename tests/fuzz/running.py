@@ -49,11 +49,17 @@ def explore(checks, first_seed, end):
 
 
 def _counted(check, counts, name, end):
-    """The property, counting its inputs and doing nothing after `end`."""
+    """The property, counting its inputs. After `end` it does nothing, unless it has failed and is being shrunk."""
+    failures = []
+
     def counted(**arguments):
-        if time.time() < end:
+        if time.time() < end or failures:
             counts[name] += 1
-            check(**arguments)
+            try:
+                check(**arguments)
+            except BaseException as error:
+                failures.append(type(error))
+                raise
     return counted
 
 

@@ -1,0 +1,57 @@
+"""How the processes of a group find each other where the store holds what a former group has written."""
+import datetime
+import threading
+import time
+
+import pytest
+import torch.distributed as dist
+
+from training import joining
+from utils import UserError
+
+
+@pytest.fixture
+def store():
+    """A store as torchrun keeps it from one start of a group to the next."""
+    return dist.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False,
+                         timeout=datetime.timedelta(seconds=20))
+
+
+def joined(store, size, late):
+    """{rank: its part of the store} of a group whose process `late` starts after the others."""
+    parts = {}
+
+    def start(rank):
+        client = dist.TCPStore('127.0.0.1', store.port, is_master=False, wait_for_workers=False,
+                               timeout=datetime.timedelta(seconds=20))
+        time.sleep(0.3 * (rank == late))
+        parts[rank] = joining.own_part(client, rank, size)
+
+    threads = [threading.Thread(target=start, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return parts
+
+
+@pytest.mark.parametrize('late', range(3))
+def test_a_restarted_group_does_not_read_what_the_one_before_wrote(store, late):
+    for address in 'one', 'two', 'three':
+        parts = joined(store, 3, late)
+        assert not any(part.check(['address']) for part in parts.values())
+        parts[2].set('address', address)
+        assert [parts[rank].get('address').decode() for rank in range(3)] == [address] * 3
+
+
+def test_a_group_of_another_size(store):
+    for size in 3, 2, 4:
+        parts = joined(store, size, 0)
+        parts[0].set('size', str(size))
+        assert all(part.get('size') == str(size).encode() for part in parts.values())
+
+
+def test_a_process_that_does_not_appear_is_named(store, monkeypatch):
+    monkeypatch.setattr(joining, 'TIMEOUT', datetime.timedelta(seconds=0.2))
+    with pytest.raises(UserError, match='process 1 of this training did not appear within 0:00:00.2'):
+        joining.own_part(store, 0, 2)

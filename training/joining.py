@@ -1,0 +1,73 @@
+"""How the processes of a group find each other, also after torchrun has restarted them."""
+import contextlib
+import datetime
+import signal
+import time
+import uuid
+
+import torch.distributed as dist
+
+from utils import UserError
+
+TIMEOUT = datetime.timedelta(minutes=30)  # for all processes to appear
+POLL = 0.05  # seconds
+
+
+def join(backend, rank, size, timeout):
+    """Make torch.distributed's default group of the processes that the environment names (RANK, MASTER_ADDR, …).
+
+    timeout: of the group's operations. Raises UserError where a process does not appear.
+    """
+    with _ends_at_once():
+        store, *_ = next(dist.rendezvous('env://', timeout=TIMEOUT))
+        dist.init_process_group(backend, store=own_part(store, rank, size), rank=rank, world_size=size, timeout=timeout)
+
+
+def own_part(store, rank, size):
+    """The part of a store (a torch.distributed.PrefixStore) that this group alone uses, the same in all its processes.
+
+    When torchrun restarts a group, it keeps its store, and there stands what the group before has written. A process
+    that reads an old address tries in vain to connect to it. So the first process thinks of a new name for the part,
+    and tells it to the others. Each of these asks under a name of its own, and so takes no old answer for its own. How
+    often the group was restarted would not do as a name, since each machine counts for itself.
+    """
+    name = uuid.uuid4().hex
+    if rank:
+        store.set(f'asks/{rank}', name)
+        group = store.get(f'answer/{name}').decode()  # waits for it
+        store.set(f'{group}/knows/{rank}', '')
+    else:
+        group = name
+        _tell(store, group, set(range(1, size)))
+    return dist.PrefixStore(group, store)
+
+
+def _tell(store, group, others):
+    """Answer the other processes until each of them knows the group's name."""
+    answered, end = {}, time.monotonic() + TIMEOUT.total_seconds()
+    while others:
+        for rank in sorted(others):
+            if store.check([f'asks/{rank}']) and (asker := store.get(f'asks/{rank}')) != answered.get(rank):
+                store.set(f'answer/{asker.decode()}', group)
+                answered[rank] = asker  # perhaps one of the group before: then another one follows
+            if store.check([f'{group}/knows/{rank}']):
+                others.remove(rank)
+        if others and time.monotonic() > end:
+            raise UserError(f'process {min(others)} of this training did not appear within {TIMEOUT}; look at its '
+                            'messages, and start all processes again.')
+        time.sleep(POLL if others else 0)
+
+
+@contextlib.contextmanager
+def _ends_at_once():
+    """Inside, SIGINT and SIGTERM end the process at once: there is nothing to save yet, and Python's handlers would not
+    run before the connections stand."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number, handler in before.items():
+            if handler != signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
