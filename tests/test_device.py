@@ -217,7 +217,7 @@ def test_waits_of_a_frame(gpu, monkeypatch, arguments, expected):
         on_surface = frontal_noise(mesh, model.generator.renderer, frontal, model.generator.decoder.noise_sizes,
                                    torch.Generator('cuda'))
         noise = partial(on_surface.maps, resolution=model.generator.renderer.resolution, fixed=fixed)
-    frames = render_frames(model.generator, w, cameras, noise, opt, model.means,
+    frames = render_frames(model.generator, model.latents(w, 0.5), cameras, noise, opt,
                            not opt.inference.no_surface_videos)
     next(frames)
     gpu.waits.clear()
