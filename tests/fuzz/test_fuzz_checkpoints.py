@@ -284,10 +284,10 @@ def test_the_sound_files_load():
             load_generator(model_options(path), 'cpu')
 
 
-test_damaged_bytes = running.fixed(40, **CHECKS['damaged bytes'][1])(check_bytes)
-test_damaged_entries = running.fixed(60, **CHECKS['damaged entries'][1])(check_entries)
-test_wrong_contents = running.fixed(100, **CHECKS['wrong contents'][1])(check_contents)
-test_other_contents = running.fixed(40, **CHECKS['other contents'][1])(check_top)
+test_damaged_bytes = running.fixed(20, **CHECKS['damaged bytes'][1])(check_bytes)
+test_damaged_entries = running.fixed(30, **CHECKS['damaged entries'][1])(check_entries)
+test_wrong_contents = running.fixed(60, **CHECKS['wrong contents'][1])(check_contents)
+test_other_contents = running.fixed(20, **CHECKS['other contents'][1])(check_top)
 
 if __name__ == '__main__':
     running.main(CHECKS)

@@ -180,10 +180,10 @@ CHECKS = {
     'other indices': (check_other_index, {'value': JSON}),
 }
 
-test_data_sets = running.fixed(40, **CHECKS['data sets'][1])(check_set)
-test_cut_data_sets = running.fixed(40, **CHECKS['cut data sets'][1])(check_cut)
-test_index_entries = running.fixed(100, **CHECKS['index entries'][1])(check_index)
-test_other_indices = running.fixed(60, **CHECKS['other indices'][1])(check_other_index)
+test_data_sets = running.fixed(25, **CHECKS['data sets'][1])(check_set)
+test_cut_data_sets = running.fixed(25, **CHECKS['cut data sets'][1])(check_cut)
+test_index_entries = running.fixed(50, **CHECKS['index entries'][1])(check_index)
+test_other_indices = running.fixed(40, **CHECKS['other indices'][1])(check_other_index)
 
 if __name__ == '__main__':
     running.main(CHECKS)
