@@ -1,10 +1,12 @@
 """The documents: links lead somewhere, commands exist with the flags that they are shown with, the Python runs."""
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import run_documents
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ('.', 'docs', 'docs/notes', 'benchmarks', 'demo', 'tests/golden')
@@ -41,6 +43,7 @@ def shown_commands():
 
 def test_scripts_that_are_shown_exist():
     own = [path.name for path in ROOT.rglob('*') if path.suffix in ('.py', '.sh')]
+    own += [block.value for document in DOCUMENTS for block in run_documents.blocks(document) if block.kind == 'file']
     missing = [script for script in shown_commands() if not (ROOT / script).exists() and Path(script).name not in own]
     assert not missing
 
@@ -74,3 +77,50 @@ def test_the_shown_python_runs():
     names = {}
     exec(code, names)
     assert names['image'].shape == (64, 64, 3) and names['image'].std() > 20
+
+
+# ---------------------------------------------------------------------------------------------- commands that are run
+
+RUN = [document for document in DOCUMENTS if run_documents.blocks(document)]
+
+
+def test_every_mark_has_its_block():
+    """A mark that the runner does not find would leave its command untried."""
+    for document in DOCUMENTS:
+        marks = re.findall(r'^<!-- (?:run|prints|file)\b', document.read_text(), re.MULTILINE)
+        found = run_documents.blocks(document)
+        assert len(marks) == len(found), document
+        assert all(block.kind != 'prints' or before.kind in ('run', 'prints')
+                   for before, block in zip([None, *found], found, strict=False)), document
+    assert {'README.md', 'recipes.md'} <= {document.name for document in RUN}
+
+
+def page(folder, text):
+    """A document of this text, which is run in folder / 'run'; what is not as it says."""
+    (folder / 'page.md').write_text(text)
+    (folder / 'run').mkdir()
+    return run_documents.run_document(folder / 'page.md', folder / 'run')
+
+
+def test_what_a_document_shows_is_compared(tmp_path):
+    said = ('<!-- file: say.py -->\n\n    print("12 cats, -0.5 s,\\nin a", "box")\n\n'
+            '<!-- run -->\n\n    python say.py\n\n')
+    assert page(tmp_path, said + '<!-- prints -->\n\n    3 cats, 0.25 s,\n    in …\n') == []
+    for i, wrong in enumerate(('3 dogs, 0.25 s,', '3 cats, fast,', 'in a box\n    3 cats, 0.25 s,')):
+        (tmp_path / str(i)).mkdir()
+        faults = page(tmp_path / str(i), said + f'<!-- prints -->\n\n    {wrong}\n')
+        assert len(faults) == 1 and 'was not printed' in faults[0], wrong
+
+
+def test_a_command_that_fails_is_found(tmp_path):
+    faults = page(tmp_path, '<!-- run -->\n\n    python prepare_data.py\n    echo after\n\n<!-- run: exit 3 -->\n\n'
+                            '    exit 3\n')
+    assert len(faults) == 1 and 'exit code 2 instead of 0' in faults[0] and '\nafter' not in faults[0]
+    assert not list((tmp_path / 'run').glob('evaluations'))
+
+
+@pytest.mark.skipif(not os.environ.get('STYLESDF_RUN_DOCUMENTS'),
+                    reason='takes minutes: set STYLESDF_RUN_DOCUMENTS=1, or run python tests/run_documents.py')
+@pytest.mark.parametrize('document', RUN, ids=lambda path: path.name)
+def test_what_the_documents_show_works(document, tmp_path):
+    assert run_documents.run_document(document, tmp_path) == []
