@@ -1,4 +1,5 @@
-"""A page with sliders on which a model is explored: pictures, the surface, meshes, a walk between two seeds, videos.
+"""A page with sliders on which a model is explored: pictures, the surface, meshes, a walk between two seeds, videos,
+and photos of one's own, which are found in the model, turned and edited.
 
     python app.py                        the bundled demo model, at http://127.0.0.1:7860
     python app.py --expname ffhq1024x1024 --device cuda --share
@@ -15,9 +16,11 @@ import os
 import tempfile
 import threading
 
+from inference.latents import read_all
 from inference.loaded_model import load
 from utils import UserError
-from web.explorer import CSS, UPLOAD_BYTES, build, import_gradio
+from web.explorer import CSS, build, import_gradio
+from web.own_photo import UPLOAD_BYTES
 
 
 def main(opt):
@@ -26,7 +29,7 @@ def main(opt):
     # What Gradio keeps for downloads goes with the process.
     with tempfile.TemporaryDirectory(prefix='stylesdf-app-') as cache:
         os.environ['GRADIO_TEMP_DIR'] = cache
-        page = build(model)
+        page = build(model, read_all(opt.inference.latents, model.generator, model.opt))
         try:
             _, address, public = page.launch(
                 server_port=opt.app.port, share=opt.app.share, prevent_thread_lock=True, quiet=True, ssr_mode=False,

@@ -97,7 +97,7 @@ def read(path, key='g_ema'):
     them.
     """
     path = Path(path)
-    contents = _weights_under(key, _load(path), path)
+    contents = _weights_under(key, contents_of(path), path)
     state = contents.get(key)
     if not isinstance(state, dict) or not state:
         raise UserError(f"{path} is not a StyleSDF checkpoint: it holds no state dict of real numbers under '{key}' "
@@ -111,9 +111,12 @@ def read(path, key='g_ema'):
     return contents
 
 
-def _load(path):
+def contents_of(path):
     """The contents of a file of torch.save, whatever they are. Raises UserError, one sentence, where it cannot be read.
+
+    What it holds is not checked: tensors in it may claim more than there is (see `is_plain`).
     """
+    path = Path(path)
     try:
         _refuse_compression(path)
         with warnings.catch_warnings():  # about pickles that are refused anyway

@@ -13,15 +13,23 @@ import options
 if __name__ == '__main__':
     options.run('evaluate', __doc__)
 
+import dataclasses
 import shutil
 
 import torch
 
+from checkpoint import file_hash
 from dataset import open_images
 from inference.identities import seeded
+from inference.latents import Owner, read_all
 from inference.loading import load_generator
 from inference.results import model_folder
+from inversion.encoder import encoder_path, read_encoder
+from inversion.features import load_features as inversion_features
+from inversion.inverter import Inverter
+from inversion.inverting import Guesser, Settings
 from metrics.features import load_features
+from metrics.inversion import LIKELY_PSI, measure_inversions, summarize_inversions
 from metrics.measuring import (
     FEATURE_METRICS,
     FEWEST_IMAGES,
@@ -35,6 +43,7 @@ from metrics.measuring import (
     summarize_surfaces,
 )
 from metrics.results import add_results, read_results, settings_of, table
+from options import INVERSION_METRIC
 from training.processes import Processes
 from utils import UserError, writable_folder
 
@@ -55,6 +64,47 @@ def check(opt, real):
               'numbers only.')
 
 
+def chosen_metrics(opt):
+    """The names of --metrics; of those that need no images where --latents are measured. Raises UserError."""
+    metrics = set(opt.evaluation.metrics)
+    if not opt.inference.latents:
+        return metrics
+    if 'metrics' in opt.given and metrics - SURFACE_METRICS:
+        raise UserError(f'--latents: {", ".join(sorted(metrics - SURFACE_METRICS))} compare many random images, not '
+                        f'the latents of a few identities; use {", ".join(sorted(SURFACE_METRICS))}.')
+    return metrics & SURFACE_METRICS
+
+
+def inversion_settings(opt, path):
+    """What determines the numbers of inversion, in plain values."""
+    flags = {name: value for name, value in opt.inversion.items() if name not in ('photos', 'train_encoder', 'video')}
+    encoder = encoder_path(path)
+    return flags | {'held_out': opt.evaluation.held_out, 'features': opt.evaluation.features,
+                    'encoder': file_hash(encoder) if encoder.exists() else None}
+
+
+def inversions(generator, opt, path, folder, processes):
+    """Measure the inversion of the model's own images, and of photos of --held_out; returns a function that gives the
+    entries of metrics.json, once all processes are done."""
+    wanted = opt.inversion
+    if 'truncation_ratio' not in opt.given:
+        opt = options.replaced(opt, truncation_ratio=LIKELY_PSI)
+    means = generator.mean_latents(opt.inference.truncation_mean, seeded(opt.experiment.seed, processes.device))
+    inverter = Inverter.of(generator, opt, means)
+    inverter = dataclasses.replace(inverter, features=inversion_features(opt, path, inverter.size, processes.device))
+    photos = None
+    if opt.evaluation.held_out:
+        photos = open_images(opt.evaluation.held_out, inverter.size)
+        photos = torch.utils.data.Subset(photos, range(min(len(photos), opt.evaluation.num_held_out)))
+    encoder = read_encoder(encoder_path(path), inverter, Owner.of(generator, opt))
+    print('inversion begins with', 'the encoder.' if encoder else 'a search among random identities (no encoder).')
+    settings = Settings(wanted.steps, wanted.seconds, wanted.tune_steps if wanted.tune else 0, wanted.starts,
+                        wanted.fit_noise)
+    blocks = measure_inversions(inverter, Guesser(inverter, encoder, wanted.starts), settings,
+                                opt.evaluation.num_inversions, photos, folder, processes)
+    return lambda: summarize_inversions(blocks, bool(settings.tune_steps))
+
+
 def means_for_truncation(generator, opt, device):
     """The mean latents, or None where nothing is truncated."""
     if opt.inference.truncation_ratio == 1:
@@ -63,8 +113,8 @@ def means_for_truncation(generator, opt, device):
 
 
 def main(opt):
-    metrics = set(opt.evaluation.metrics)
-    of_surfaces, of_images = metrics & SURFACE_METRICS, metrics - SURFACE_METRICS
+    metrics = chosen_metrics(opt)
+    of_surfaces, of_images = metrics & SURFACE_METRICS, metrics - SURFACE_METRICS - {INVERSION_METRIC}
     with Processes(opt.machine.device) as processes:
         device = processes.device
         generator, opt, path, model_name = load_generator(opt, device)
@@ -72,7 +122,10 @@ def main(opt):
                    opt.evaluation.eval_size)
         folder = writable_folder(model_folder(opt, model_name), '--results_dir')
         read_results(folder / 'metrics.json')  # an unusable one is noticed before the work
-        settings = settings_of(opt, path, size, device)
+        saved = read_all(opt.inference.latents, generator, opt)
+        settings = settings_of(opt, path, size, device, saved)
+        if INVERSION_METRIC in metrics:
+            settings['inversion'] = inversion_settings(opt, path)
         unfinished = folder / f'unfinished-{short_hash(settings)}'
         images = open_images(opt.dataset.dataset_path, size) if of_images else None
         check(opt, images)
@@ -84,7 +137,9 @@ def main(opt):
             real = measure_real_images(images, data['hash'], features, opt, processes)
             fake = measure_generated_images(generator, features, opt, means, size, unfinished, processes)
         if of_surfaces:
-            surfaces = measure_surfaces(generator, of_surfaces, opt, means, unfinished, processes)
+            surfaces = measure_surfaces(generator, of_surfaces, opt, means, unfinished, processes, saved)
+        if INVERSION_METRIC in metrics:
+            summarize = inversions(generator, opt, path, unfinished, processes)
         processes.average_(torch.zeros(1, device=device))  # all wait here for each other's results
         if processes.rank:
             return
@@ -97,6 +152,8 @@ def main(opt):
                        for name, entry in compare_images(real, fake, features, opt, comparing).items()}
         if of_surfaces:
             results |= summarize_surfaces(surfaces, generator)
+        if INVERSION_METRIC in metrics:
+            results |= summarize()
         add_results(folder / 'metrics.json', settings, results)
         shutil.rmtree(unfinished, ignore_errors=True)
         print(table(results))

@@ -4,7 +4,8 @@
 
 Writes under RESULTS_DIR/EXPNAME/MODEL/{random_angles|fixed_angles|chosen_angles}: images/, depth_map_meshes/,
 marching_cubes_meshes/ and index.json, which lists what was made from which seed, view and checkpoint; with --page also
-RESULTS_DIR/EXPNAME/MODEL/index.html, which shows all of the model's results in a browser.
+RESULTS_DIR/EXPNAME/MODEL/index.html, which shows all of the model's results in a browser. --save_latents adds latents/,
+files that --latents takes instead of seeds.
 """
 import options
 
@@ -22,7 +23,16 @@ from checkpoint import file_hash
 from inference import results
 from inference.background import BackgroundWriter
 from inference.camera_paths import warn_beyond_training
-from inference.identities import draw_viewpoints, draw_z, identities, identity_count, seeded
+from inference.identities import (
+    check_identities,
+    draw_latents,
+    draw_viewpoints,
+    files_for,
+    identities,
+    identity_count,
+    seeded,
+)
+from inference.latents import Owner, save_latents, tuned_generator
 from inference.loading import load_generator
 from inference.meshes import generate_meshes
 from inference.pictures import check_row, generate_images
@@ -84,10 +94,11 @@ def write_meshes(folder, identity, meshes, view_names, suffix, progress, later):
 
 def index_entry(identity, viewpoints, files, model, opt):
     """What index.json says about one identity."""
-    return {'seed': identity.seed, 'checkpoint': model, 'truncation_ratio': opt.inference.truncation_ratio,
-            'truncation_mean': {'draws': opt.inference.truncation_mean, 'seed': opt.experiment.seed},
-            'fov': opt.camera.fov, 'dist_radius': opt.camera.dist_radius, 'precision': opt.machine.precision,
-            'views': [{'azim': azim, 'elev': elev} for azim, elev in viewpoints.tolist()], 'files': files}
+    entry = {'seed': identity.seed, 'checkpoint': model, 'truncation_ratio': opt.inference.truncation_ratio,
+             'truncation_mean': {'draws': opt.inference.truncation_mean, 'seed': opt.experiment.seed},
+             'fov': opt.camera.fov, 'dist_radius': opt.camera.dist_radius, 'precision': opt.machine.precision,
+             'views': [{'azim': azim, 'elev': elev} for azim, elev in viewpoints.tolist()], 'files': files}
+    return entry | ({'latents': identity.saved.hash} if identity.saved else {})
 
 
 def show_progress(bar, name, text):
@@ -95,33 +106,56 @@ def show_progress(bar, name, text):
     bar.set_postfix_str(f'{name}: {text}')
 
 
+def kept_of(saved):
+    """What latents that come from a file have beside w and w', as arguments of save_latents."""
+    return {'noise': saved.noise, 'tuned': saved.tuned} if saved else {}
+
+
+def source_of(identity, opt):
+    """Where an identity's latents come from, in words."""
+    if identity.saved:
+        return identity.saved.source
+    return f'{identity.short_name}, seed {identity.seed}, truncation {opt.inference.truncation_ratio:g}'
+
+
 def main(opt):
+    check_identities(opt)
     device = select_device(opt.machine.device)
-    generator, opt, path, model_name = load_generator(opt, device, graphs=True)
+    generator, opt, path, model_name = load_generator(opt, device, graphs=not opt.inference.latents)
     check_row(opt)
     check_views(opt)
     folder = writable_folder(results.generation_folder(opt, model_name), '--results_dir')
     results.read_index(folder)  # an unusable one is noticed before the work
+    saved, directions = files_for(opt, generator, results.model_folder(opt, model_name))
+    owner = Owner.of(generator, opt) if opt.inference.save_latents else None
     model = {'file': str(path), 'sha256': file_hash(path)}
     report_missing_parts(generator, path, opt)
 
     rng = seeded(opt.experiment.seed, device)
     means = generator.mean_latents(opt.inference.truncation_mean, rng)
     image_seconds = mesh_seconds = 0.
-    count = identity_count(opt)
+    count = identity_count(opt, saved)
     with BackgroundWriter() as later, \
-            tqdm(identities(opt, rng), total=count, unit='identity', desc='generating') as bar:
+            tqdm(identities(opt, rng, saved), total=count, unit='identity', desc='generating') as bar:
         for identity in bar:
             started, progress = time.perf_counter(), partial(show_progress, bar, identity.short_name)
-            z = draw_z(opt, identity.rng)
-            viewpoints = draw_viewpoints(opt, identity.rng)
+            latents = draw_latents(generator, identity, opt, means, directions)
+            viewpoints = draw_viewpoints(opt, identity.rng, identity.saved)
             view_names = results.view_names(viewpoints.tolist())
             cameras = cameras_of(opt, viewpoints)
-            batches = generate_images(generator, z, cameras, opt, means, identity.rng)
+            tuned, noise = generator, None
+            if identity.saved and generator.full_pipeline:
+                tuned = tuned_generator(generator, identity.saved.tuned)
+                noise = generator.noise(identity.saved.decoder_noise, 1)
+            batches = generate_images(tuned, latents, cameras, opt, identity.rng, noise)
             files = write_pictures(folder, identity, batches, len(cameras), progress, later)
+            if owner:
+                files.append(results.latents_file(identity.long_name))
+                save_latents(folder / files[-1], latents, owner, viewpoints, source=source_of(identity, opt),
+                             **kept_of(identity.saved))
             pictured = time.perf_counter()
             if not opt.inference.no_surface_renderings:
-                meshes = generate_meshes(generator, z, cameras, opt, means)
+                meshes = generate_meshes(generator, latents.w, cameras, opt)
                 files += write_meshes(folder, identity, meshes, view_names, opt.inference.mesh_format, progress,
                                       later)
             image_seconds += pictured - started

@@ -99,3 +99,64 @@ def path_length_penalty(lengths, mean):
     """
     mean = mean + PATH_LENGTH_DECAY * (lengths.mean() - mean)
     return (lengths - mean).square().mean(), mean.detach()
+
+
+# ---------------------------------------------------------------------------------------------- inversion of photos
+
+SMALLEST_PYRAMID = 4  # side of a pyramid's coarsest level
+
+
+def pyramid(images):
+    """Images (B,C,S,S) and their means over 2x2 pixels, again and again, down to SMALLEST_PYRAMID: a list."""
+    levels = [images]
+    while levels[-1].shape[-1] // 2 >= SMALLEST_PYRAMID:
+        levels.append(F.avg_pool2d(levels[-1], 2))
+    return levels
+
+
+def pyramid_loss(images, targets):
+    """Mean squared difference of images and targets (B,C,S,S), averaged over the levels of their pyramids: (B,)."""
+    differences = [(a - b).square().mean(dim=(1, 2, 3))
+                   for a, b in zip(pyramid(images), pyramid(targets), strict=True)]
+    return sum(differences) / len(differences)
+
+
+def edge_loss(images, targets):
+    """Mean absolute difference between the slopes of images and targets (B,C,S,S) along rows and columns: (B,)."""
+    def slopes(x):
+        return x.diff(dim=2)[..., :-1], x.diff(dim=3)[:, :, :-1]
+
+    return sum((a - b).abs().mean(dim=(1, 2, 3))
+               for a, b in zip(slopes(images), slopes(targets), strict=True)) / 2
+
+
+def feature_loss(maps, targets):
+    """LPIPS without its learned weights (Zhang et al. 2018, equation 1): squared differences of feature vectors of unit
+    length, averaged over pixels and layers. maps, targets: lists of (B,C,h,w). (B,)."""
+    differences = [(F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean(dim=(1, 2))
+                   for a, b in zip(maps, targets, strict=True)]
+    return sum(differences) / len(differences)
+
+
+def depth_roughness(depth, background):
+    """Mean absolute second difference of depths (B,H,W) along rows and columns where three pixels in a row see the
+    surface, by their weight background (B,H,W) of it: (B,). In units of the depth."""
+    def bent(dim):
+        size = depth.shape[dim] - 2
+        before, here, after = (depth.narrow(dim, i, size) for i in range(3))
+        seen = (1 - torch.stack([background.narrow(dim, i, size) for i in range(3)]).amax(0)).clamp(min=0).detach()
+        return ((before - 2 * here + after).abs() * seen).sum(dim=(1, 2)) / seen.sum(dim=(1, 2)).clamp(min=1)
+
+    return (bent(1) + bent(2)) / 2
+
+
+def noise_correlation(maps):
+    """How much neighbors in noise maps (B,1,h,w) agree, at all scales (StyleGAN2, appendix D): (B,). 0 for noise."""
+    total = 0.
+    for x in maps:
+        while True:
+            total = total + sum((x * x.roll(1, dims=dim)).mean(dim=(1, 2, 3)).square() for dim in (2, 3))
+            if x.shape[-1] <= 8:
+                break
+            x = F.avg_pool2d(x, 2) * 2  # of variance 1 again
+    return total

@@ -23,6 +23,8 @@ MAX_SEED = 2 ** 63 - 1
 MAX_VIEWS = 1000
 MAX_NAME = 200  # bytes; file systems allow 255, and endings are added to an experiment's name
 LARGEST = 10 ** 9  # no number may be larger: that would be a slip of the finger
+DIRECTION_NAME = '[A-Za-z][A-Za-z0-9]{0,29}'
+MAX_EDIT = 100
 MEAN_LATENT_DRAWS = 10_000  # model.py has the same default
 MAX_MEAN_DRAWS = 10 ** 7  # more take minutes and change nothing
 
@@ -126,14 +128,15 @@ def seed_list(text):
     return tuple(dict.fromkeys(seeds))
 
 
+INVERSION_METRIC = 'inversion'  # only where it is asked for: it takes minutes an image
 METRICS = ('fid', 'kid', 'pr', 'swd', 'depth', 'view', 'field')
 
 
 def metric_list(text):
     """'fid,depth' to ('fid', 'depth')."""
     names = tuple(dict.fromkeys(part.strip() for part in text.split(',')))
-    if not set(names) <= set(METRICS):
-        raise ValueError(f'must be some of {",".join(METRICS)}')
+    if not set(names) <= {*METRICS, INVERSION_METRIC}:
+        raise ValueError(f'must be some of {",".join(METRICS)},{INVERSION_METRIC}')
     return names
 
 
@@ -165,6 +168,43 @@ def _angles(text, low):
     return [first + (last - first) * i / max(1, count - 1) for i in range(count)]
 
 
+def mix_list(text):
+    """'3,8@4 5,9@2' to ((3, 8, 4), (5, 9, 2)): shape of the first seed, decoder layers from a number on of the second.
+    """
+    mixes = []
+    for part in text.split():
+        match = re.fullmatch(r'(\d{1,19}),(\d{1,19})@(\d{1,3})', part, re.ASCII)
+        if not match or max(int(match[1]), int(match[2])) > MAX_SEED or int(match[3]) < 1:
+            raise ValueError('must be two seeds and a layer from 1 on, such as 3,8@4 (several: "3,8@4 5,9@2")')
+        mixes.append(tuple(map(int, match.groups())))
+    if not mixes:
+        raise ValueError('must be two seeds and a layer, such as 3,8@4')
+    return tuple(dict.fromkeys(mixes))
+
+
+def edit_list(text):
+    """'shape2=+1.5,color1=-2' to (('shape2', 1.5), ('color1', -2.)): directions of --directions and how far to go."""
+    edits = {}
+    for part in text.split(','):
+        name, equals, value = (piece.strip() for piece in part.partition('='))
+        if not equals or not re.fullmatch(DIRECTION_NAME, name) or name in edits:
+            raise ValueError('must be directions with a number each, such as shape2=+1.5,color1=-2')
+        try:
+            edits[name] = float(value)
+        except ValueError:
+            raise ValueError('must be directions with a number each, such as shape2=+1.5,color1=-2') from None
+        if not abs(edits[name]) <= MAX_EDIT:
+            raise ValueError(f'must have numbers from -{MAX_EDIT} to {MAX_EDIT} (in standard deviations)')
+    return tuple(edits.items())
+
+
+def direction_name(text):
+    """The name of a direction: a letter, then letters and digits."""
+    if not re.fullmatch(DIRECTION_NAME, text):
+        raise ValueError('must be a name of letters and digits that begins with a letter, at most 30 long')
+    return text
+
+
 def joined_views(argv):
     """argv with the values of --views as one, since -20,0 in `--views 20,0 -20,0` would look like a flag."""
     joined, values = [], None
@@ -192,8 +232,9 @@ def device_name(text):
 # ---------------------------------------------------------------------------------------------- commands and scopes
 
 STAGE_1, STAGE_2 = TRAINING = 'train_volume_renderer', 'train_full_pipeline'
-GENERATE, VIDEO, EVALUATE, EXPORT, APP = INFERENCE = (
-    'generate_shapes_and_images', 'render_video', 'evaluate', 'export_model', 'app')
+GENERATE, VIDEO, EVALUATE, EXPORT, APP, INVERT, DIRECTIONS = INFERENCE = (
+    'generate_shapes_and_images', 'render_video', 'evaluate', 'export_model', 'app', 'invert_photos',
+    'find_directions')
 COMMANDS = TRAINING + INFERENCE
 
 
@@ -226,9 +267,10 @@ DECODER = Scope((STAGE_2, *INFERENCE), fixed=True, settled='options')
 SCENE = Scope(COMMANDS, fixed=True, settled='options', inherited=True)
 SAMPLES = Scope(COMMANDS, fixed=True, inherited=True)
 # What only generation and its relatives use.
-PICTURES = Scope((GENERATE, VIDEO, EVALUATE, APP))
+PICTURES = Scope((GENERATE, VIDEO, EVALUATE, APP, INVERT, DIRECTIONS))
 GENERATION, GENERATION_AND_VIDEO, VIDEOS, EVALUATION = (
     Scope(commands) for commands in ((GENERATE,), (GENERATE, VIDEO), (VIDEO,), (EVALUATE,)))
+FINDING, INVERTING, INVERSION = Scope((DIRECTIONS,)), Scope((INVERT,)), Scope((INVERT, EVALUATE))
 EVERYWHERE, OBSOLETE = Scope(COMMANDS), Scope(())
 
 
@@ -240,7 +282,8 @@ class Flag:
 
     type: text to value, raising ValueError with a reason; bool for a switch that is off by default. choices: the values
     that it may have. defaults: {command: its default}, where that differs. forced: {command: the value that it always
-    runs with}.
+    runs with}. many: it takes several values, as a tuple. positional: the command of its scope takes them without a
+    name before them.
     """
     name: str
     default: Any
@@ -250,6 +293,8 @@ class Flag:
     choices: tuple = None
     defaults: dict = field(default_factory=dict)
     forced: dict = field(default_factory=dict)
+    many: bool = False
+    positional: bool = False
 
     def default_for(self, command):
         return self.forced.get(command, self.defaults.get(command, self.default))
@@ -365,15 +410,16 @@ GROUPS = {
              'value of beta that training begins with (with --init_ckpt only if this flag is given)', above(0)),
     ),
     'inference': (
-        Flag('results_dir', './evaluations', Scope((GENERATE, VIDEO, EVALUATE)), 'folder where results go'),
+        Flag('results_dir', './evaluations', Scope((GENERATE, VIDEO, EVALUATE, INVERT, DIRECTIONS)),
+             'folder where results go'),
         Flag('truncation_ratio', 0.5, PICTURES,
              'truncation psi: 1 gives the full variety, 0 the average',
-             at_least(0, float), defaults={EVALUATE: 1., APP: 0.7}),
+             at_least(0, float), defaults={EVALUATE: 1., APP: 0.7, INVERT: 0.7, DIRECTIONS: 0.7}),
         Flag('truncation_mean', MEAN_LATENT_DRAWS, PICTURES,
              'number of latents that the mean for truncation is taken over', at_least(1, most=MAX_MEAN_DRAWS)),
         Flag('identities', 16, GENERATION_AND_VIDEO, 'number of identities to generate', at_least(1)),
         Flag('num_views_per_id', 1, GENERATION, 'number of random views of each identity', at_least(1)),
-        Flag('no_surface_renderings', False, GENERATION, 'make images only, no meshes', bool),
+        Flag('no_surface_renderings', False, Scope((GENERATE, DIRECTIONS)), 'make images only, no meshes', bool),
         Flag('no_surface_videos', False, VIDEOS, 'make no videos of the surface', bool),
         Flag('fixed_camera_angles', False, GENERATION, 'render the 13 fixed views instead of random ones', bool),
         Flag('azim_video', False, VIDEOS, 'move the camera from side to side instead of on an ellipse', bool),
@@ -382,14 +428,27 @@ GROUPS = {
              'ranges FROM:TO:COUNT such as -30:30:5,0', view_list),
         Flag('seeds', None, GENERATION_AND_VIDEO,
              'make one identity for each of these seeds, such as 0-7,42, instead of --identities', seed_list),
-        Flag('mesh_format', 'obj', GENERATION_AND_VIDEO, 'file format of the meshes', choices=('obj', 'ply', 'glb')),
+        Flag('latents', (), Scope((GENERATE, VIDEO, EVALUATE, APP)),
+             'show what these files of latents hold (of --save_latents or invert_photos.py), or folders of them, '
+             'instead of seeds', many=True),
+        Flag('save_latents', False, GENERATION, 'also write the latents of each identity, a file that --latents takes',
+             bool),
+        Flag('mix', None, GENERATION_AND_VIDEO,
+             'mix two seeds: 3,8@4 has the shape of seed 3, and the decoder layers from 4 on are of seed 8', mix_list),
+        Flag('edit', None, GENERATION_AND_VIDEO,
+             'move all identities along directions of --directions, such as shape2=+1.5,color1=-2, in standard '
+             'deviations', edit_list),
+        Flag('directions', None, Scope((GENERATE, VIDEO, APP)),
+             'file of find_directions.py (default: directions.pt among the results of the model)'),
+        Flag('mesh_format', 'obj', Scope((GENERATE, VIDEO, INVERT)), 'file format of the meshes',
+             choices=('obj', 'ply', 'glb')),
         Flag('dense', False, Scope((STAGE_2, GENERATE, VIDEO, EVALUATE, APP)),
              'evaluate the field at every sample instead of skipping those without influence (same result, '
              'slower)', bool),
         Flag('cuda_graphs', False, GENERATION_AND_VIDEO,
              'use CUDA graphs (experimental, and not tried on a GPU yet)', bool),
         Flag('vertex_colors', False, GENERATION, 'color the vertices of the meshes', bool),
-        Flag('page', False, GENERATION_AND_VIDEO,
+        Flag('page', False, Scope((GENERATE, VIDEO, INVERT)),
              'write index.html, a page that shows all results of this model in a browser', bool),
     ),
     'video': (
@@ -410,17 +469,55 @@ GROUPS = {
         Flag('metrics', METRICS, EVALUATION, 'what to measure', metric_list),
         Flag('num_images', 50000, EVALUATION, 'number of images to generate for fid, kid, pr and swd', at_least(1)),
         Flag('num_surfaces', 1000, EVALUATION, 'number of identities for depth, view and field', at_least(1)),
+        Flag('num_inversions', 40, EVALUATION, "number of the model's own images for inversion", at_least(1)),
+        Flag('held_out', None, EVALUATION,
+             'folder, zip or LMDB of photos for inversion, which the training has not seen'),
+        Flag('num_held_out', 40, EVALUATION, 'number of these photos, the first ones', at_least(1)),
         Flag('eval_size', 256, EVALUATION,
              'side of the images that are compared; smaller images are compared at their own size',
              power_of_two(16, most=8192)),
         Flag('eval_batch', 8, EVALUATION, 'images that are generated at a time', at_least(1)),
-        Flag('features', None, Scope((EVALUATE, *TRAINING)),
-             "TorchScript network to use for fid, kid and pr instead of torch-fidelity's Inception, or for "
-             "--discriminator projected instead of torchvision's EfficientNet-B0"),
+        Flag('features', None, Scope((EVALUATE, *TRAINING, INVERT)),
+             "TorchScript network to use for fid, kid and pr instead of torch-fidelity's Inception, for "
+             "--discriminator projected instead of torchvision's EfficientNet-B0, or for comparing photos "
+             "(also vgg16: torchvision's)"),
         Flag('save_images', None, EVALUATION, 'folder to write the generated images to as well'),
     ),
     'export': (
-        Flag('out', None, Scope((EXPORT,)), 'file to write'),
+        Flag('out', None, Scope((EXPORT, DIRECTIONS)), 'file to write'),
+    ),
+    'inversion': (
+        Flag('photos', (), INVERTING, 'photos to invert: files, folders or zips of them', many=True, positional=True),
+        Flag('train_encoder', False, INVERTING,
+             "first train the encoder of this model, which gives quick first guesses; it is kept beside the model's "
+             'checkpoint', bool),
+        Flag('encoder_steps', 2500, INVERTING, 'number of training steps of --train_encoder', at_least(1)),
+        Flag('steps', 150, INVERSION,
+             'number of steps that viewpoint and latents are optimized for (0: the first guess alone)', at_least(0)),
+        Flag('seconds', 0., INVERSION, 'most seconds for the optimization of one photo (0: no limit)',
+             at_least(0, float)),
+        Flag('tune', False, INVERSION, 'then tune the decoder to each photo, which reproduces it better', bool),
+        Flag('tune_steps', 100, INVERSION, 'number of steps of --tune', at_least(1)),
+        Flag('fit_noise', False, INVERSION,
+             "also fit the decoder's noise, which reproduces the photo better but does not turn with the head", bool),
+        Flag('starts', 4, INVERSION, 'without an encoder: number of first guesses that are looked at closely',
+             at_least(1, most=64)),
+        Flag('align', False, INVERTING,
+             'cut out faces as FFHQ was aligned, by eyes and mouth (needs facenet-pytorch, or --landmarks)', bool),
+        Flag('landmarks', None, INVERTING,
+             'with --align: CSV file with eyes and mouth of each photo, instead of a detector'),
+        Flag('video', False, INVERTING, 'also write a video of the head turning', bool),
+    ),
+    'directions': (
+        Flag('method', 'pca', FINDING,
+             'what is taken for directions: pca, those in which random identities differ most, or factorization, '
+             'those that change the modulation of the layers most', choices=('pca', 'factorization')),
+        Flag('count', 10, FINDING, 'number of directions of shape, and of color', at_least(1, most=200)),
+        Flag('name', None, FINDING, 'name of the direction from --without_latents to --with_latents', direction_name),
+        Flag('with_latents', (), FINDING,
+             'files of latents, or folders of them, of identities that have what --name says', many=True),
+        Flag('without_latents', (), FINDING,
+             'files of latents, or folders of them, of identities that lack it', many=True),
     ),
     'app': (
         Flag('port', 7860, Scope((APP,)), 'port of the page that app.py serves', at_least(1, most=65535)),
@@ -535,6 +632,8 @@ def parse(command, description, argv=None):
     except (configargparse.ConfigFileParserException, UnicodeDecodeError) as error:
         raise UserError(f'--config: {" ".join(str(error).split())}') from None
     given.pop('config')
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
+             if not (FLAGS[name].positional and not value)}
     forced = {name: FLAGS[name].forced[command] for name in given if command in FLAGS[name].forced}
     if unused := [name for name, value in forced.items() if given[name] != value]:
         print(f'{command} always runs with',
@@ -555,7 +654,11 @@ def _parser(command, description, show_all):
     for group, flags in GROUPS.items():
         target = parser.add_argument_group(group)
         for flag in flags:
-            _add_flag(target, flag, flag.default_for(command), show_all or flag.shown_by(command))
+            if flag.positional and command in flag.scope.commands:
+                parser.add_argument(flag.name, nargs='*', type=explained(flag.type), help=flag.help,
+                                    default=configargparse.SUPPRESS)
+            else:
+                _add_flag(target, flag, flag.default_for(command), show_all or flag.shown_by(command))
     return parser
 
 
@@ -564,13 +667,13 @@ def _add_flag(target, flag, default, shown):
     if flag.name == 'local_rank':
         names.append('--local-rank')  # as today's launchers write it
     value = ','.join(default) if isinstance(default, tuple) else default
-    text = flag.help + ('' if default in (None, False) else f' (default: {value})')
+    text = flag.help + ('' if default in (None, False, ()) else f' (default: {value})')
     text = text.replace('%', '%%') if shown else configargparse.SUPPRESS
     if flag.type is bool:
         target.add_argument(*names, dest=flag.name, action='store_true', default=configargparse.SUPPRESS, help=text)
     else:
         target.add_argument(*names, dest=flag.name, type=explained(flag.type), choices=flag.choices,
-                            default=configargparse.SUPPRESS, help=text,
+                            default=configargparse.SUPPRESS, help=text, nargs='+' if flag.many else None,
                             metavar=None if flag.choices else 'N' if isinstance(flag.default, int | float) else 'VALUE')
 
 

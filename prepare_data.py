@@ -80,6 +80,10 @@ def read_flags(arguments=None):
                         'their proportions (default: crop); the data set remembers it')
     parser.add_argument('--crop_y', default=0.5, type=_height, metavar='0..1',
                         help='where --fit crop cuts a portrait photo: 0 at its top, 1 at its bottom (default: 0.5)')
+    parser.add_argument('--align', action='store_true', help='cut out faces as FFHQ was aligned, by eyes and mouth '
+                        '(needs facenet-pytorch, or --landmarks); photos without a face are left out')
+    parser.add_argument('--landmarks', metavar='FILE', type=explained(not_empty),
+                        help='with --align: CSV file with eyes and mouth of each photo, instead of a detector')
     parser.add_argument('--no_upscale', action='store_true', help='leave out photos that are smaller than the largest '
                         'size (default: enlarge them; the report counts them)')
     parser.add_argument('--strict', action='store_true', help='stop at the first broken image instead of skipping it')
@@ -87,6 +91,10 @@ def read_flags(arguments=None):
                         'machines share the work; each needs an --out_path of its own')
     parser.add_argument('--merge', action='store_true', help='join the data sets of all shards into OUT')
     flags = parser.parse_args(arguments)
+    if flags.landmarks and not flags.align:
+        parser.error('--landmarks is for --align only')
+    if flags.align and (flags.fit != 'crop' or flags.crop_y != 0.5 or flags.merge):
+        parser.error('--align cuts out faces, so that --fit, --crop_y and --merge have nothing to do')
     if flags.crop_y != 0.5 and flags.fit != 'crop':
         parser.error(f'--crop_y is for --fit crop only, not for --fit {flags.fit}')
     if not flags.merge:
@@ -117,6 +125,7 @@ import numpy as np
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from imaging.alignment import AlignedPhotos, Aligner
 from imaging.fit import CENTER_CROP, RESAMPLE, Fit
 from imaging.lmdb_files import (
     Contents,
@@ -398,6 +407,8 @@ def check_same_way(contents, out_path, resample, fit, shard):
 
 
 def _flag(fit):
+    if fit.mode == 'align':
+        return 'crop --align'
     return fit.mode if fit.crop_y == 0.5 else f'{fit.mode} --crop_y {fit.crop_y:g}'
 
 
@@ -525,7 +536,11 @@ def main(flags):
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors='backslashreplace')  # photos may have names that the terminal cannot show
     start = time.monotonic()
+    aligner = Aligner(flags.landmarks) if flags.align else None
     photos = Shards(flags.path) if flags.merge else Photos(flags.path[0], flags.shard)
+    if aligner:
+        photos = AlignedPhotos(photos, aligner)
     report = prepare(photos, flags.out_path, flags.size, n_worker=flags.n_worker, resample=flags.resample,
-                     strict=flags.strict, fit=Fit(flags.fit, flags.crop_y), no_upscale=flags.no_upscale)
+                     strict=flags.strict, no_upscale=flags.no_upscale,
+                     fit=Fit('align') if aligner else Fit(flags.fit, flags.crop_y))
     print('\n'.join(report_lines(report, photos, flags.out_path, time.monotonic() - start)))

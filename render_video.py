@@ -20,7 +20,8 @@ from tqdm import tqdm
 from inference import results
 from inference.camera_paths import path_cameras, path_name, warn_beyond_training
 from inference.frames import record, render_frames
-from inference.identities import identity_count, seeded, subjects
+from inference.identities import check_identities, files_for, identity_count, seeded, subjects
+from inference.latents import tuned_generator
 from inference.loading import load_generator
 from inference.meshes import frontal_mesh
 from inference.video_files import check_encoder
@@ -35,8 +36,10 @@ GIF_MAX_FPS = 50  # viewers slow down a GIF whose frames last less than 2/100 s
 def check(opt, generator, path):
     """Raise UserError for flags that contradict each other, or that this model or machine cannot follow."""
     check_encoder(opt.video.format)
-    if opt.video.interpolate and opt.inference.seeds:
-        raise UserError('--seeds and --interpolate each name the identities to show; use one of them.')
+    check_identities(opt)
+    for name in ('seeds', 'mix', 'latents'):
+        if opt.video.interpolate and opt.inference[name]:
+            raise UserError(f'--{name} and --interpolate each name the identities to show; use one of them.')
     if opt.video.format == 'gif' and opt.video.fps > GIF_MAX_FPS:
         raise UserError(f'--fps {opt.video.fps} is more than a GIF can show; use up to {GIF_MAX_FPS}, or --format mp4.')
     if opt.video.side_by_side and opt.inference.no_surface_videos:
@@ -64,7 +67,7 @@ def surface_and_noise(generator, subject, fixed, folder, opt):
     shown = not opt.inference.no_surface_videos
     if not (renderer.has_sdf and (shown or projecting)):
         return shown, lambda camera: fixed
-    mesh, frontal = frontal_mesh(generator, subject.w[:1], opt)
+    mesh, frontal = frontal_mesh(generator, subject.latents.w[:1], opt)
     if mesh is None:
         missing = ['surface video'] * shown + ['projected noise'] * projecting
         tqdm.write(f'identity {subject.name}: the SDF does not cross zero in the frontal view, so there is no surface; '
@@ -74,14 +77,15 @@ def surface_and_noise(generator, subject, fixed, folder, opt):
         return shown, lambda camera: fixed
     save_mesh(folder / results.frontal_mesh_file(subject.name, opt.inference.mesh_format), mesh)
     noise = frontal_noise(mesh, renderer, frontal, generator.decoder.noise_sizes,
-                          seeded(subject.seed, subject.w.device))
+                          seeded(subject.seed, subject.latents.w.device))
     return shown, partial(noise.maps, resolution=renderer.resolution, fixed=fixed)
 
 
 def main(opt):
     device = select_device(opt.machine.device)
-    generator, opt, path, model_name = load_generator(opt, device, graphs=True)
+    generator, opt, path, model_name = load_generator(opt, device, graphs=not opt.inference.latents)
     check(opt, generator, path)
+    saved, directions = files_for(opt, generator, results.model_folder(opt, model_name))
     folder = writable_folder(results.video_folder(opt, model_name), '--results_dir')
     if not generator.full_pipeline:
         print(f'{path} has no decoder: videos of thumbnails.')
@@ -97,12 +101,14 @@ def main(opt):
 
     rng = seeded(opt.experiment.seed, device)
     means = generator.mean_latents(opt.inference.truncation_mean, rng)
-    count = 1 if opt.video.interpolate else identity_count(opt)
+    count = 1 if opt.video.interpolate else identity_count(opt, saved)
     with tqdm(total=count * opt.video.frames, unit='frame', desc='rendering') as bar:
-        for subject in subjects(generator, opt, rng, means):
+        for subject in subjects(generator, opt, rng, means, saved, directions):
             bar.set_postfix_str(subject.name)
-            shown, noise = surface_and_noise(generator, subject, fixed, folder, opt)
-            frames = render_frames(generator, subject.w, cameras, noise, opt, means, surfaces=shown)
+            own = subject.saved and subject.saved.noise or fixed
+            shown, noise = surface_and_noise(generator, subject, own, folder, opt)
+            tuned = tuned_generator(generator, subject.saved and subject.saved.tuned)
+            frames = render_frames(tuned, subject.latents, cameras, noise, opt, surfaces=shown)
             record(frames, folder, subject.name, path_name(path_of_camera), opt, bar)
         seconds = bar.format_dict['elapsed'] / bar.n
     print(f'{count} {"identity" if count == 1 else "identities"} in {folder}: {seconds:.2f} s a frame')

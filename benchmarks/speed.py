@@ -35,6 +35,7 @@ import options
 from camera import Cameras, cameras_of, video_viewpoints
 from discriminators import Discriminator, VolumeDiscriminator
 from inference.frames import record, render_frames
+from inference.latents import latents_of_w
 from inference.meshes import frontal_mesh
 from model import PRECISIONS, Generator, MeanLatents, build_generator
 from op.fast import fast_parts
@@ -215,7 +216,8 @@ def video_row(settings, variant):
         else:
             with torch.no_grad():
                 frontal_mesh(s.generator, s.w, opt)  # the command asks whether there is a surface
-            frames = render_frames(s.generator, s.w, cameras, lambda camera: fixed, opt, s.means)
+            latents = latents_of_w(s.generator, s.w, opt.inference.truncation_ratio, s.means)
+            frames = render_frames(s.generator, latents, cameras, lambda camera: fixed, opt)
         with tempfile.TemporaryDirectory() as folder:
             record(frames, Path(folder), 'benchmark', 'elipsoid', opt, marks)
         once = time.perf_counter() - started - (marks[-1] - marks[0])  # beginning, first frame, end

@@ -4,11 +4,12 @@ from typing import NamedTuple
 from PIL import Image
 
 RESAMPLE = {'lanczos': Image.Resampling.LANCZOS, 'bilinear': Image.Resampling.BILINEAR}
-MODES = 'crop', 'pad', 'squeeze'
+MODES = 'crop', 'pad', 'squeeze', 'align'
 
 
 class Fit(NamedTuple):
-    """mode: `crop` cuts out a square, `pad` adds white bars at two sides, `squeeze` changes the photo's proportions.
+    """mode: `crop` cuts out a square, `pad` adds white bars at two sides, `squeeze` changes the photo's proportions,
+    `align` means that the photos are squares already, which imaging/alignment.py cut out around faces.
 
     crop_y: where `crop` cuts a portrait photo: 0 takes its top, 0.5 its middle, 1 its bottom.
     """

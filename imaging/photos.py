@@ -52,6 +52,18 @@ class Photos:
         if not self.files:
             raise UserError(f'{path} holds no images{self._what_else()}; give a folder of images or a zip of them.')
 
+    @classmethod
+    def single(cls, path):
+        """One file by itself, whatever its name ends in; that it is no image is noticed when it is loaded."""
+        photos, path = cls.__new__(cls), Path(path)
+        photos.path, photos.shard, photos._archive, photos._opened_by = path.parent, None, None, None
+        photos.ignored, photos.others, photos.unreadable = collections.Counter(), collections.Counter(), {}
+        try:
+            photos.files = {path.name: path.stat().st_size}
+        except OSError as error:
+            raise UserError(f'{path} cannot be read ({error.strerror}); check the path and its permissions.') from None
+        return photos
+
     def _images(self, found):
         """{name: bytes} of the images among the (name, bytes) that were found, sorted; counts the others."""
         readable, files = readable_suffixes(), {}

@@ -16,16 +16,14 @@ IMAGE_CRF, DEPTH_CRF = 10, 1  # H.264 quality of images and of surfaces, as the 
 
 
 @torch.no_grad()
-def render_frames(generator, w, cameras, noise, opt, means, surfaces=True):
+def render_frames(generator, latents, cameras, noise, opt, surfaces=True):
     """Yield each camera's pictures, uint8 arrays (H,W,3) by the kind of their video (results.VIDEO_KINDS).
 
-    w: (1,style_dim), or a latent for each camera. noise: a function from a camera to the decoder's noise maps.
-    surfaces: False for the image alone.
+    latents: Latents of one identity, or of a frame for each camera. noise: a function from a camera to the decoder's
+    noise maps. surfaces: False for the image alone.
     """
-    renderer, still = generator.renderer, len(w) == 1
-    if generator.full_pipeline:  # once a video: the mapping to w'
-        w_prime = generator.decoder.map(w, opt.inference.truncation_ratio, means.w_prime)
-        weights = generator.decoder.modulate(w_prime) if still else None
+    renderer, (w, w_prime), still = generator.renderer, latents, len(latents.w) == 1
+    weights = generator.decoder.modulate(w_prime) if generator.full_pipeline and still else None  # once a video
     for i in range(len(cameras)):
         camera, frame = cameras[i:i + 1], slice(0, 1) if still else slice(i, i + 1)
         rendering = generator.render(w[frame], camera)

@@ -9,34 +9,34 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy.interpolate import CubicSpline
-from torch import Tensor
 
 import options
 from camera import fixed_viewpoints, sample_viewpoints
 from inference import results
+from inference.directions import directions_for, edited
+from inference.latents import Latents, SavedLatents, check_layer, latents_of_w, mixed, read_all
+from utils import UserError
+
+WHO = {'seeds': '--seeds', 'mix': '--mix', 'latents': '--latents', 'identities': '--identities'}
 
 
 class Identity(NamedTuple):
     """One identity to generate. What is drawn for it must be drawn before the next one is asked for."""
-    number: int   # of --identities, from 0, or of --seeds: the seed
-    by_seed: bool
-    seed: int     # of the stream that it is drawn from
+    long_name: str
+    short_name: str
+    seed: int | None      # of the stream that it is drawn from; None for one of a file
     rng: torch.Generator
-
-    @property
-    def long_name(self):
-        return results.long_name(self.number, self.by_seed)
-
-    @property
-    def short_name(self):
-        return results.short_name(self.number, self.by_seed)
+    second: torch.Generator | None = None  # of --mix: that of the identity whose decoder layers it takes
+    layer: int = 0                         # of --mix: the first of these
+    saved: SavedLatents | None = None      # of --latents
 
 
 class Subject(NamedTuple):
     """What one video shows: an identity, or a walk through several."""
     name: str
     seed: int
-    w: Tensor  # the renderer's latents, truncated: (1,style_dim), or (frames,style_dim) of a walk
+    latents: Latents             # of one identity, or of the frames of a walk
+    saved: SavedLatents | None   # of --latents
 
 
 def seeded(seed, device):
@@ -44,19 +44,59 @@ def seeded(seed, device):
     return torch.Generator(device).manual_seed(seed)
 
 
-def identities(opt, rng):
-    """The identities that the flags ask for: of --seeds, each with an rng of its own, else all from `rng`."""
-    if opt.inference.seeds is None:
-        for number in range(opt.inference.identities):
-            yield Identity(number, False, opt.experiment.seed, rng)
+def check_identities(opt):
+    """Raise UserError for flags that name different identities."""
+    given = [flag for name, flag in WHO.items() if name in opt.given]
+    if len(given) > 1:
+        raise UserError(f'{" and ".join(given)} each say which identities to show; use one of them.')
+    if opt.inference.latents and 'truncation_ratio' in opt.given:
+        raise UserError('--latents are used as they are, and --truncation_ratio would change them; leave it out.')
+
+
+def files_for(opt, generator, folder):
+    """(the SavedLatents of --latents, the directions that --edit needs); folder: of the results of the model.
+
+    Raises UserError for files that do not fit, and for a layer of --mix that the decoder does not have.
+    """
+    for _, _, layer in opt.inference.mix or ():
+        check_layer(generator, layer)
+    return read_all(opt.inference.latents, generator, opt), directions_for(opt, generator, folder)
+
+
+def identities(opt, rng, saved=()):
+    """The identities that the flags ask for: of --seeds or --mix, each with an rng of its own, else all from `rng`.
+
+    saved: the SavedLatents of --latents.
+    """
+    inference, ending = opt.inference, results.edits_name(opt.inference.edit or ())
+
+    def named(long_name, short_name, *rest, **more):
+        return Identity(long_name + ending, short_name + ending, *rest, **more)
+
+    if inference.latents:
+        for one in saved:
+            yield named(*[results.file_name(one.name)] * 2, None, rng, saved=one)
+    elif inference.mix:
+        for first, second, layer in inference.mix:
+            yield named(*[results.mix_name(first, second, layer)] * 2, first, seeded(first, rng.device),
+                        second=seeded(second, rng.device), layer=layer)
+    elif inference.seeds is None:
+        for number in range(inference.identities):
+            yield named(results.long_name(number, False), results.short_name(number, False), opt.experiment.seed, rng)
     else:
-        for seed in opt.inference.seeds:
-            yield Identity(seed, True, seed, seeded(seed, rng.device))
+        for seed in inference.seeds:
+            yield named(results.long_name(seed, True), results.short_name(seed, True), seed, seeded(seed, rng.device))
 
 
-def identity_count(opt):
+def of_seeds(opt, seeds):
+    """The option tree for the identities of these seeds alone."""
+    return options.replaced(opt, seeds=tuple(seeds), latents=(), mix=None, edit=None)
+
+
+def identity_count(opt, saved=()):
     """How many `identities` gives."""
-    return len(opt.inference.seeds or range(opt.inference.identities))
+    return len(saved) if opt.inference.latents else len(
+        opt.inference.mix or opt.inference.seeds or range(opt.inference.identities))
 
 
 def draw_z(opt, rng, count=1):
@@ -64,12 +104,17 @@ def draw_z(opt, rng, count=1):
     return torch.randn(count, opt.model.style_dim, generator=rng, device=rng.device)
 
 
-def draw_viewpoints(opt, rng):
-    """(views,2) viewpoints of one identity: those of --views or the fixed ones, which need no draw, or random ones."""
+def draw_viewpoints(opt, rng, saved=None):
+    """(views,2) viewpoints of one identity: those of --views or the fixed ones, which need no draw, or random ones.
+
+    Those of SavedLatents are their own, unless --num_views_per_id asks for random ones.
+    """
     if opt.inference.views:
         return torch.deg2rad(torch.tensor(opt.inference.views, device=rng.device))
     if opt.inference.fixed_camera_angles:
         return fixed_viewpoints(opt.camera.azim, opt.camera.elev, rng.device)
+    if saved and 'num_views_per_id' not in opt.given:
+        return saved.viewpoints
     return sample_viewpoints(opt.inference.num_views_per_id, opt.camera.azim, opt.camera.elev, opt.camera.uniform,
                              rng, rng.device)
 
@@ -79,15 +124,31 @@ def draw_w(generator, identity, opt, means):
     return generator.map(draw_z(opt, identity.rng), opt.inference.truncation_ratio, means)
 
 
-def subjects(generator, opt, rng, means):
+def draw_latents(generator, identity, opt, means, directions=None):
+    """The Latents of an identity: drawn, mixed, or those of its file; then moved along the directions of --edit."""
+    if identity.saved:
+        latents = identity.saved.latents
+    else:
+        psi = opt.inference.truncation_ratio
+        latents = latents_of_w(generator, draw_w(generator, identity, opt, means), psi, means)
+        if identity.second:
+            other = generator.map(draw_z(opt, identity.second), psi, means)
+            latents = mixed(latents, latents_of_w(generator, other, psi, means), identity.layer)
+    return edited(latents, opt.inference.edit, directions)
+
+
+def subjects(generator, opt, rng, means, saved=(), directions=None):
     """Yield the Subjects that the flags ask for: one for each identity, or the one walk of --interpolate."""
     if not opt.video.interpolate:
-        for identity in identities(opt, rng):
-            yield Subject(identity.short_name, identity.seed, draw_w(generator, identity, opt, means))
+        for identity in identities(opt, rng, saved):
+            latents = draw_latents(generator, identity, opt, means, directions)
+            yield Subject(identity.short_name, identity.seed or 0, latents, identity.saved)
         return
     seeds = opt.video.interpolate
-    stops = [draw_w(generator, stop, opt, means) for stop in identities(options.replaced(opt, seeds=seeds), rng)]
-    yield Subject(results.walk_name(seeds), seeds[0], closed_walk(torch.cat(stops), opt.video.frames))
+    stops = [draw_w(generator, stop, opt, means) for stop in identities(of_seeds(opt, seeds), rng)]
+    w = closed_walk(torch.cat(stops), opt.video.frames)
+    latents = edited(latents_of_w(generator, w, opt.inference.truncation_ratio, means), opt.inference.edit, directions)
+    yield Subject(results.walk_name(seeds) + results.edits_name(opt.inference.edit or ()), seeds[0], latents, None)
 
 
 def closed_walk(stops, steps):

@@ -8,11 +8,10 @@ from surfaces.meshes import depth_mesh, surface_mesh, volume_points
 from surfaces.rendering import render_surface
 
 
-def generate_meshes(generator, z, cameras, opt, means):
-    """Yield (kind of results.MESHES, index of the view, mesh) of the identity z (1,style_dim): the depth mesh of each
-    view, and of the first one the marching-cubes mesh, which is None where the SDF does not cross zero."""
+def generate_meshes(generator, w, cameras, opt):
+    """Yield (kind of results.MESHES, index of the view, mesh) of the identity w (1,style_dim), truncated: the depth
+    mesh of each view, and of the first one the marching-cubes mesh, which is None where the SDF does not cross zero."""
     renderer = generator.renderer
-    w = generator.map(z, opt.inference.truncation_ratio, means)
     for i in range(len(cameras)):
         camera = cameras[i:i + 1]
         surface = render_surface(renderer, w, camera, sdf=i == 0 and renderer.has_sdf)

@@ -1,6 +1,7 @@
 """The pictures of one identity: images and thumbnails from all its viewpoints."""
 import torch
 
+from inference.latents import render_latents
 from utils import UserError
 
 # The original draws noise for at most this many views at a time; the same seed must draw the same.
@@ -22,20 +23,21 @@ def check_row(opt):
 
 
 @torch.no_grad()
-def generate_images(generator, z, cameras, opt, means, rng):
-    """Yield (image, thumbnail) batches in [-1, 1] of the identity z (1,style_dim), seen from `cameras`.
+def generate_images(generator, latents, cameras, opt, rng, noise=None):
+    """Yield (image, thumbnail) batches in [-1, 1] of the Latents of one identity, seen from `cameras`.
 
-    The image is None for a field without decoder. rng: what the decoder's noise is drawn from.
+    The image is None for a field without decoder. noise: the decoder's maps, a list of (1,1,h,w), the same in all
+    views; without them each view has its own, drawn from rng.
     """
     for first in range(0, len(cameras), VIEWS_PER_DRAW):
         views = cameras[first:first + VIEWS_PER_DRAW]
-        noise, at_once = None, len(views)
+        maps, at_once = noise, len(views)
         if generator.full_pipeline:
-            noise = generator.decoder.random_noise(len(views), rng)
-            budget = PIXELS_AT_ONCE.get(z.device.type, PIXELS_AT_ONCE['cuda'])
+            maps = noise or generator.decoder.random_noise(len(views), rng)
+            budget = PIXELS_AT_ONCE.get(latents.w.device.type, PIXELS_AT_ONCE['cuda'])
             at_once = max(1, budget // opt.model.size ** 2)
         for start in range(0, len(views), at_once):
             chunk = slice(start, start + at_once)
-            generated = generator(z, views[chunk], psi=opt.inference.truncation_ratio, means=means,
-                                  noise=noise and [layer[chunk] for layer in noise])
-            yield generated.image, generated.rendering.thumbnail
+            own = noise or maps and [layer[chunk] for layer in maps]
+            picture, rendering = render_latents(generator, latents, views[chunk], own)
+            yield picture if generator.full_pipeline else None, rendering.thumbnail

@@ -5,13 +5,22 @@
             images/0000000.png                       all views of an identity in a row; images/0000000_thumb.png
             depth_map_meshes/sample_0_depth_mesh_azim10_elev-3.obj
             marching_cubes_meshes/sample_0_marching_cubes_mesh_azim10_elev-3.obj
+            latents/0000000.pt                       with --save_latents: files that --latents takes
             index.json                               what was made from which seed, view and checkpoint
         videos/ or videos/with_noise_projection/     of render_video.py
             sample_video_0_elipsoid.mp4              also sample_depth_video_…, sample_side_by_side_video_…
             sample_0_frontal_marching_cubes_mesh.obj
+        inversions/                                  of invert_photos.py
+            anna/photo.png                           the square that was used; reconstruction.png, views.png, depth.png
+            anna/latents.pt                          a file that --latents takes
+            anna/mesh.obj, anna/video.mp4            the surface, and with --video the head turning
+            index.json                               what was found of each photo
+        directions.pt                                of find_directions.py
         index.html                                   the page of results
 
-An identity of --identities is called by its number (0000000 and 0), one of --seeds by its seed (seed0000003 and seed3).
+An identity of --identities is called by its number (0000000 and 0), one of --seeds by its seed (seed0000003 and seed3),
+one of --mix 3,8@4 mix-3-8-at4, and one of --latents latents- and the name of its file. Edits follow its name:
+seed0000003-shape2+1.5.
 Results may come from somewhere else: whatever is read back is checked, and nothing outside their folder is read.
 """
 import contextlib
@@ -19,6 +28,7 @@ import json
 import math
 import os
 import re
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,14 +43,21 @@ GENERATED = ('random_angles', 'fixed_angles', 'chosen_angles')
 VIDEOS = ('videos', 'videos/with_noise_projection')
 PICTURES = {'image': '', 'thumbnail': '_thumb'}  # kinds of pictures, and the endings of their names
 MESHES = {'depth_mesh': 'depth_map_meshes', 'marching_cubes_mesh': 'marching_cubes_meshes'}
+INVERSIONS = 'inversions'
+INVERTED = ('photo.png', 'reconstruction.png', 'views.png', 'depth.png', 'latents.pt')  # of each photo
 VIDEO_KINDS = ('video', 'depth_video', 'side_by_side_video')
 CAMERA_PATH = r'elipsoid|azim|orbit|dolly|path_[A-Za-z0-9-]+'  # what camera_paths.path_name gives
 FRONTAL_MESH = 'frontal_marching_cubes_mesh'
 INDEX = 'index.json'
+IDENTITY = r'(seed)?(\d{7,20})|mix-[0-9]+-[0-9]+-at[0-9]+|latents-[A-Za-z0-9-]+?'  # long names without edits
+EDITS = r'(?:-[A-Za-z][A-Za-z0-9]*[+-][0-9.]+(?:e[+-]?[0-9]+)?)*'
+NAME = r'[A-Za-z0-9_.+-]+?'  # what identities and walks are called in the names of videos
+MAX_EDITS_NAME = 80  # characters; of longer ones the name has a hash
 SEEDS_IN_NAME = 8  # A walk through more seeds names only so many of them in its file's name.
 
 # What decides how an identity looks: while none of it changes, earlier files of the identity still belong to it.
-APPEARANCE = ('seed', 'checkpoint', 'truncation_ratio', 'truncation_mean', 'fov', 'dist_radius', 'views')
+APPEARANCE = ('seed', 'checkpoint', 'truncation_ratio', 'truncation_mean', 'fov', 'dist_radius', 'views',
+              'latents')
 
 
 # ---------------------------------------------------------------------------------------------- names
@@ -52,13 +69,20 @@ def model_folder(opt, model_name):
 
 def generation_folder(opt, model_name):
     """Where generate_shapes_and_images.py writes."""
-    chosen = 2 if opt.inference.views else int(opt.inference.fixed_camera_angles)
+    own = opt.inference.latents and 'num_views_per_id' not in opt.given  # those that the files of latents hold
+    fixed = opt.inference.fixed_camera_angles
+    chosen = 2 if opt.inference.views or own and not fixed else int(fixed)
     return model_folder(opt, model_name) / GENERATED[chosen]
 
 
 def video_folder(opt, model_name):
     """Where render_video.py writes."""
     return model_folder(opt, model_name) / VIDEOS[opt.model.project_noise]
+
+
+def inversion_folder(opt, model_name):
+    """Where invert_photos.py writes."""
+    return model_folder(opt, model_name) / INVERSIONS
 
 
 def long_name(number, by_seed):
@@ -69,6 +93,24 @@ def long_name(number, by_seed):
 def short_name(number, by_seed):
     """The name of an identity in the names of its meshes and videos: 3, or seed3."""
     return f'seed{number}' if by_seed else f'{number}'
+
+
+def mix_name(first, second, layer):
+    """The long and short name of a mix of two seeds: mix-3-8-at4."""
+    return f'mix-{first}-{second}-at{layer}'
+
+
+def file_name(name):
+    """The long and short name of an identity from a file of latents; name: from latents.name_of_file."""
+    return f'latents-{name}'
+
+
+def edits_name(edits):
+    """What follows an identity's name after --edit: -shape2+1.5-color1-2; edits: ((direction, amount), …)."""
+    text = ''.join(f'-{name}{amount:+g}' for name, amount in edits)
+    if len(text) <= MAX_EDITS_NAME:
+        return text
+    return f'-edit+{zlib.crc32(text.encode())}'
 
 
 def walk_name(seeds):
@@ -96,6 +138,11 @@ def picture_file(name, kind):
 def mesh_file(name, kind, view, suffix):
     """The file of a mesh, in the folder of its run; name: the short one. kind: of MESHES. view: from view_names."""
     return f'{MESHES[kind]}/sample_{name}_{kind}_{view}.{suffix}'
+
+
+def latents_file(name):
+    """The file of an identity's latents, in the folder of its run; name: the long one."""
+    return f'latents/{name}.pt'
 
 
 def video_stem(kind, name, camera_path):
@@ -140,7 +187,7 @@ def add_to_index(folder, name, entry):
     with _alone(folder):
         entries = read_index(folder)
         old = entries.get(name, {})
-        same = all(old.get(key) == entry[key] for key in APPEARANCE)
+        same = all(old.get(key) == entry.get(key) for key in APPEARANCE)
         kept = [file for file in old.get('files', []) if file not in entry['files'] and (folder / file).is_file()]
         files = entry['files'] + (kept if same else [])
         earlier = {file for file in kept + old.get('earlier_files', [])
@@ -171,8 +218,8 @@ class IdentityResult(NamedTuple):
     folder: Path            # of its run
     name: str               # the long one
     title: str              # for people: 'Identity 0' or 'Seed 3'
-    by_seed: bool
-    seed: int
+    by_seed: bool           # its name says where it comes from
+    seed: int | None        # None for one of a file
     truncation: float
     fov: float              # half the field of view, in degrees
     dist_radius: float
@@ -204,10 +251,11 @@ def read_generated(folder):
 
 
 def _identity_result(folder, name, entry):
-    numbered = re.fullmatch(r'(seed)?(\d{7,20})', name, re.ASCII)
-    if not numbered:
+    named = re.fullmatch(f'(?:{IDENTITY})(?P<edits>{EDITS})', name, re.ASCII)
+    if not named:
         raise ValueError('there is no identity of that name')
-    by_seed, number = bool(numbered[1]), int(numbered[2])
+    by_seed = not named[2] or bool(named[1])
+    short = short_name(int(named[2]), by_seed) + named['edits'] if named[2] else name
     views = [(_number(view['azim']), _number(view['elev'])) for view in entry['views']]
     if not views:
         raise ValueError('it has no views')
@@ -218,11 +266,10 @@ def _identity_result(folder, name, entry):
             raise ValueError(f'it names {file!r}, which lies outside of this folder')
         if path.is_file():
             files.setdefault((path.parent.name, path.stem), path)
-    short = short_name(number, by_seed)
     depth_stems = [(MESHES['depth_mesh'], f'sample_{short}_depth_mesh_{view}') for view in view_names(views)]
     pictures = {kind: inside(folder, folder / picture_file(name, kind)) for kind in PICTURES}
     return IdentityResult(
-        folder, name, f'Seed {number}' if by_seed else f'Identity {number}', by_seed, int(_number(entry['seed'])),
+        folder, name, _title(short), by_seed, None if entry['seed'] is None else int(_number(entry['seed'])),
         _number(entry['truncation_ratio']), _number(entry['fov'], 0, 90), _number(entry['dist_radius'], 0, 1), views,
         {kind: path for kind, path in pictures.items() if path is not None and path.is_file()},
         [files.get(stem) for stem in depth_stems],
@@ -238,18 +285,52 @@ def _number(value, low=-math.inf, high=math.inf):
     return value
 
 
+class InversionResult(NamedTuple):
+    """What invert_photos.py left of one photo."""
+    name: str
+    source: str             # where the photo was
+    viewpoint: tuple        # (azimuth, elevation) in radians
+    psnr: float             # of the reconstruction, in dB
+    fov: float              # half the field of view, in degrees
+    files: dict             # name of INVERTED, 'mesh' or 'video' -> the file, of those that are there
+
+
+def read_inversions(folder):
+    """The InversionResults in a folder, in the order of their names. Raises UserError for a damaged index.json."""
+    folder, found = Path(folder), []
+    for name, entry in sorted(read_index(folder).items()):
+        try:
+            if not re.fullmatch('[A-Za-z0-9-]{1,80}', name, re.ASCII):
+                raise ValueError('there is no photo of that name')
+            files = {}
+            for file in entry['files']:
+                path = inside(folder, folder / file)
+                if path is None:
+                    raise ValueError(f'it names {file!r}, which lies outside of this folder')
+                if path.is_file():
+                    files[path.name if path.name in INVERTED else path.stem] = path
+            view = entry['viewpoint']
+            viewpoint = _number(view['azim']), _number(view['elev'])
+            found.append(InversionResult(name, str(entry['photo'])[:300], viewpoint, _number(entry['psnr']),
+                                         _number(entry['fov'], 0, 90), files))
+        except (ValueError, KeyError, TypeError, OverflowError, AttributeError) as error:
+            raise UserError(f'{folder / INDEX}: its entry {name!r} is damaged ({error}); remove the entry, or invert '
+                            'the photo again.') from None
+    return found
+
+
 def read_videos(folder):
     """The VideoResults in a folder, in the order of their files' names."""
     folder = Path(folder)
     found = {}
     kinds = '|'.join(VIDEO_KINDS)
     for path in sorted(folder.glob('sample_*')):
-        video = re.fullmatch(f'sample_({kinds})_([A-Za-z0-9_]+?)_({CAMERA_PATH})', path.stem)
-        mesh = re.fullmatch(f'sample_([A-Za-z0-9_]+)_{FRONTAL_MESH}', path.stem)
+        video = re.fullmatch(f'sample_({kinds})_({NAME})_({CAMERA_PATH})', path.stem)
+        mesh = re.fullmatch(f'sample_({NAME})_{FRONTAL_MESH}', path.stem)
         if not (video or mesh) or inside(folder, path) is None:
             continue
         name = video[2] if video else mesh[1]
-        result = found.setdefault(name, VideoResult(_video_title(name), [], []))
+        result = found.setdefault(name, VideoResult(_title(name), [], []))
         if video:
             result.videos.append((video[1], video[3], path))
         else:
@@ -259,12 +340,17 @@ def read_videos(folder):
     return list(found.values())
 
 
-def _video_title(name):
-    """For people: 'Identity 0', 'Seed 3' or 'Walk through seeds 3 8' from what a video is called."""
-    if name.isdecimal():
-        return f'Identity {name}'
-    if name.startswith('seed'):
-        return f'Seed {name[4:]}'
+def _title(name):
+    """For people: 'Identity 0', 'Seed 3' or 'Walk through seeds 3 8' from a short name, or what a video is called."""
+    numbered = re.fullmatch(r'(seed)?(\d+)(?:-(.+))?', name, re.ASCII)
+    if numbered:
+        edits = f', {numbered[3]}' if numbered[3] else ''
+        return f'{"Seed" if numbered[1] else "Identity"} {numbered[2]}{edits}'
+    mix = re.fullmatch(r'mix-(\d+)-(\d+)-at(\d+)(?:-(.+))?', name, re.ASCII)
+    if mix:
+        return f'Seed {mix[1]} with layers from {mix[3]} on of {mix[2]}' + (f', {mix[4]}' if mix[4] else '')
+    if name.startswith('latents-'):
+        return f'Latents {name.removeprefix("latents-")}'
     return f'Walk through seeds {name.removeprefix("walk_").replace("_and_", " and ").replace("_", " ")}'
 
 

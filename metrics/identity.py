@@ -27,6 +27,7 @@ import trimesh
 from torch import Tensor
 
 from camera import cameras_of, project
+from inference.latents import latents_of_w, render_latents
 from metrics.distances import modified_chamfer
 from metrics.views import DEPTH_TOLERANCE, MAX_BACKGROUND, View, view_difference
 from surfaces.meshes import surface_mesh
@@ -119,22 +120,27 @@ def viewed(generator, w, camera, image=None, *, sdf=False):
     return View(image, rendering.xyz, rendering.background, camera, generator.renderer.resolution), rendering
 
 
-@torch.no_grad()
 def measure_identity(generator, z, opt, kinds, means=None, psi=1.):
-    """Measures of the identity of a latent z (1,style_dim): {kind: {name: number}}, nan where undefined.
+    """`measure_latents` of the identity of a latent z (1,style_dim)."""
+    return measure_latents(generator, latents_of_w(generator, generator.map(z, psi, means), psi, means), opt, kinds)
+
+
+@torch.no_grad()
+def measure_latents(generator, latents, opt, kinds, noise='fixed'):
+    """Measures of the identity of Latents: {kind: {name: number}}, nan where undefined. noise: as for Generator.noise.
 
     kinds, which of these to take:
     'depth': {'depth'}, depth_distance of front and sides.
     'view': {'view'}, mean difference between the image from the front and those a little to the side, each carried into
-    the frontal one by the surface, in levels of 255; fixed noise.
+    the frontal one by the surface, in levels of 255.
     'field': {'eikonal', 'single'}, the eikonal_residual of the frontal rays' samples, and whether the frontal
     marching-cubes mesh is_single_surface (1 or 0). nan for a field without SDF.
     """
-    renderer, w = generator.renderer, generator.map(z, psi, means)
+    renderer, w = generator.renderer, latents.w
     result = {}
 
     def cameras(spread):
-        return cameras_of(opt, side_views(opt.camera.azim, spread, z.device))
+        return cameras_of(opt, side_views(opt.camera.azim, spread, w.device))
 
     front, rendering = viewed(generator, w, cameras(0)[:1], sdf='field' in kinds and renderer.has_sdf)
     if 'depth' in kinds:
@@ -142,8 +148,7 @@ def measure_identity(generator, z, opt, kinds, means=None, psi=1.):
         result['depth'] = {'depth': _mean([depth_distance(front, side) for side in sides])}
     if 'view' in kinds:
         near = cameras(NEAR_SIDE)
-        images = [generator(z, near[i:i + 1], psi=psi, means=means, noise='fixed').picture
-                  for i in range(len(near))]
+        images = [render_latents(generator, latents, near[i:i + 1], noise)[0] for i in range(len(near))]
         front = front._replace(image=images[0])
         sides = [viewed(generator, w, near[i:i + 1], images[i])[0] for i in (1, 2)]
         result['view'] = {'view': 127.5 * _mean([view_difference(side, front) for side in sides])}

@@ -11,9 +11,10 @@ from dataset import Pixels
 from imaging.fit import RESAMPLE, resize_and_crop
 from imaging.photos import named_lines
 from imaging.workers import load_in_workers
+from inference.latents import tuned_generator
 from metrics import distances
 from metrics.blocks import Blocks
-from metrics.identity import measure_identity
+from metrics.identity import measure_identity, measure_latents
 from options import METRICS
 from training.gradients import chunks
 from training.quality import numbered_images
@@ -149,20 +150,32 @@ def compare_images(real, fake, features, opt, device):
 
 # ---------------------------------------------------------------------------------------------- surfaces
 
-def measure_surfaces(generator, metrics, opt, means, folder, processes):
-    """The filled Blocks of the surface metrics' measures of identities, kept in a folder."""
+def measure_surfaces(generator, metrics, opt, means, folder, processes, saved=()):
+    """The filled Blocks of the surface metrics' measures of identities, kept in a folder.
+
+    saved: SavedLatents of the identities to measure instead of random ones.
+    """
     def results(todo):
         for block, kinds in todo:
             found = {kind: {} for kind in kinds}
-            for z in draw_fakes(opt, 'evaluation', 0, block, processes.device).z:
-                measures = measure_identity(generator, z[None], opt, kinds, means, opt.inference.truncation_ratio)
+            for measures in measured(block, kinds):
                 for kind, values in measures.items():
                     for name, value in values.items():
                         found[kind].setdefault(name, []).append(value)
             yield {kind: [torch.tensor(values, dtype=torch.float64) for values in names.values()]
                    for kind, names in found.items()}
 
-    blocks = Blocks(folder, dict.fromkeys(sorted(metrics), opt.evaluation.num_surfaces), SURFACE_BLOCK)
+    def measured(block, kinds):
+        if saved:
+            for one in saved[block.start:block.stop]:
+                tuned = tuned_generator(generator, one.tuned)
+                yield measure_latents(tuned, one.latents, opt, kinds, one.decoder_noise)
+            return
+        for z in draw_fakes(opt, 'evaluation', 0, block, processes.device).z:
+            yield measure_identity(generator, z[None], opt, kinds, means, opt.inference.truncation_ratio)
+
+    count = len(saved) or opt.evaluation.num_surfaces
+    blocks = Blocks(folder, dict.fromkeys(sorted(metrics), count), SURFACE_BLOCK)
     blocks.fill('identities', results, processes)
     return blocks
 

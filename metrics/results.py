@@ -6,11 +6,15 @@ from utils import UserError, atomic_path
 
 UNITS = {'depth': '% of the depth range', 'view': 'levels of 255', 'single_surface': 'share of identities',
          'swd': 'x 1000'}
+# Of the measures of inversion, whose entries are called by kind, stage and measure.
+INVERSION_UNITS = {'psnr': 'dB', 'novel': 'dB, +-15 degrees', 'view': 'degrees', 'depth': UNITS['depth']}
 
 
-def settings_of(opt, path, size, device):
-    """What determines the generated images and surfaces, in plain values. path: of the checkpoint."""
-    return {'checkpoint': {'file': str(path), 'sha256': file_hash(path)}, 'size': size,
+def settings_of(opt, path, size, device, saved=()):
+    """What determines the generated images and surfaces, in plain values. path: of the checkpoint. saved: the
+    SavedLatents of --latents."""
+    latents = {'latents': [one.hash for one in saved]} if saved else {}
+    return latents | {'checkpoint': {'file': str(path), 'sha256': file_hash(path)}, 'size': size,
             'seed': opt.experiment.seed, 'truncation_ratio': opt.inference.truncation_ratio,
             'truncation_mean': opt.inference.truncation_mean, 'dense': opt.inference.dense,
             'precision': opt.machine.precision, 'device': device.type, 'camera': dict(opt.camera),
@@ -44,7 +48,7 @@ def add_results(path, settings, results):
 
 def table(results):
     """The results as lines of text."""
-    lines = []
+    lines, width = [], max(15, *map(len, results))
     for name, entry in results.items():
         value = '-' if entry['value'] is None else f'{entry["value"]:.4g}'
         facts = []
@@ -54,5 +58,9 @@ def table(results):
             facts.append(f'{entry["images"]} images')
         elif 'of' in entry:
             facts.append(f'{entry["identities"]} of {entry["of"]} identities')
-        lines.append(f'{name:15} {value:>9}  {UNITS.get(name, ""):21} {"".join(facts)}'.rstrip())
+        unit = UNITS.get(name, '')
+        if 'worst_tenth' in entry:
+            unit = INVERSION_UNITS.get(name.rpartition(' ')[2], '')
+            facts.append(f', median {entry["median"]:.4g}, worst tenth {entry["worst_tenth"]:.4g}')
+        lines.append(f'{name:{width}} {value:>9}  {unit:21} {"".join(facts)}'.rstrip())
     return '\n'.join(lines)

@@ -4,6 +4,7 @@ Meshes are trimesh.Trimesh objects, oriented outward. A depth mesh lies in the w
 marching-cubes mesh lies in the frame of the camera that the SDF volume was rendered from: x right, y up, z towards
 the camera, in a cube of half-width dist_radius.
 """
+import functools
 
 import numpy as np
 import torch
@@ -62,6 +63,18 @@ def align_volume(sdf, near, far):
     return aligned.permute(0, 2, 3, 1)[..., None]
 
 
+@functools.lru_cache(maxsize=4)
+def _resampling(size, samples, near, far, device):
+    """What align_volume does along one axis: (N,size,size) matrices from the frustum's samples to the box's, and
+    (N,size) where the box's lie outside of the frustum."""
+    place = _box_grid(1, size, samples, near, far, 'cpu')[:, 0, :, 0]  # (N,size)
+    position = ((place + 1) / 2 * (size - 1)).clamp(0, size - 1)
+    low = position.floor().clamp(max=size - 2)
+    matrix = torch.zeros(samples, size, size).scatter_(2, low.long()[..., None], (1 - position + low)[..., None])
+    matrix.scatter_(2, low.long()[..., None] + 1, (position - low)[..., None])
+    return matrix.to(device), (place.abs() > 1).to(device)
+
+
 def decisive_samples(sdf, near, far, margin):
     """(P,3) index (row, column, depth) of the samples that decide the marching-cubes mesh of an SDF volume.
 
@@ -69,7 +82,9 @@ def decisive_samples(sdf, near, far, margin):
     nearer to zero than `margin`, whose side is in doubt.
     """
     _, height, width, samples, _ = sdf.shape
-    aligned = align_volume(sdf, near, far)[0, ..., 0].permute(2, 0, 1)  # (N,H,W)
+    (rows, above), (columns, beside) = (_resampling(size, samples, near, far, sdf.device) for size in (height, width))
+    aligned = rows @ sdf[0, ..., 0].permute(2, 0, 1) @ columns.mT  # (N,H,W): align_volume's values but for rounding
+    aligned.masked_fill_(above[:, :, None] | beside[:, None, :], 1.)
     needed, inside = aligned.abs() < margin, aligned < 0
     for axis in range(3):
         before, after = slice(None, -1), slice(1, None)

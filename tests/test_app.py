@@ -27,6 +27,7 @@ import app
 import options
 from utils import UserError
 from web.explorer import AROUND, build, w_between
+from web.own_photo import UPLOAD_BYTES, uploaded
 
 IDENTITY = (3, 8, 0.5, 0.7)  # seed, second seed, mix, truncation
 
@@ -67,6 +68,40 @@ def test_files_last_as_long_as_the_request(api, tmp_path):
     assert not list((tmp_path / 'temporary').glob('stylesdf-*'))
 
 
+def test_a_photo_is_found_turned_and_kept_as_a_file(api, model, tmp_path, monkeypatch):
+    monkeypatch.setattr('inversion.search.IDENTITIES', 4)
+    for name, value in (('STEPS', 4), ('TUNE_STEPS', 3), ('SHOWN_EVERY', 2)):
+        monkeypatch.setattr(f'web.own_photo.{name}', value)
+    Image.fromarray(model.picture(model.w_of([3], 0.7), model.cameras([[5., 0.]]), 0.7)).save('photo.png')
+    *on_the_way, last = api['find']('photo.png', True)
+    saved, picture, line = last
+    assert not Path('photo.png').exists() and len(on_the_way) > 2 and 'dB' in line
+    assert picture.shape == (16, 16, 3) and saved.tuned
+    still = [0.] * 6
+    front, turned, moved = (api['turn'](saved, azimuth, 0., *amounts)
+                            for azimuth, amounts in ((0., still), (30., still), (0., [3., *still[1:]])))
+    assert (front != turned).any() and (front != moved).any()
+    request = api['photo_latents'](saved, *still)
+    assert torch.equal(model.read(next(request)).latents.w, saved.latents.w)
+    request.close()
+    request = api['photo_mesh'](saved, *still)
+    assert len(trimesh.load_mesh(next(request)).faces) > 100
+    request.close()
+    assert not list((tmp_path / 'temporary').glob('stylesdf-*'))
+
+
+def test_a_wrong_upload_is_refused_and_removed(api, tmp_path):
+    gradio = pytest.importorskip('gradio')
+    Image.new('1', (9000, 9000)).save('large.png')
+    Path('text.png').write_text('no image')
+    for name, message in (('large.png', 'million pixels'), ('text.png', 'cannot be read'), ('none.png', 'cannot be')):
+        with pytest.raises(ValueError, match=message):
+            uploaded(name)
+        assert not Path(name).exists()
+    with pytest.raises(gradio.Error, match='find it first'):
+        next(api['photo_mesh'](None, *[0.] * 6))
+
+
 def test_a_video_that_nobody_waits_for_ends(api, model, tmp_path, monkeypatch):
     """Gradio closes the request where the viewer has left; what it was at must stop and go."""
     rendered, render = [], model.generator.render
@@ -93,7 +128,7 @@ def test_every_field_is_checked(model, value):
     checked = set()
     for function in build(model).fns.values():
         for field in function.inputs:
-            if not (value is True and isinstance(field, gradio.Checkbox)):
+            if not isinstance(field, gradio.State) and not (value is True and isinstance(field, gradio.Checkbox)):
                 with pytest.raises(gradio.Error, match=re.escape(field.label.split(' ')[0])[1:]) as refused:
                     field.preprocess(value)
                 assert not refused.value.print_exception
@@ -255,7 +290,7 @@ def test_values_from_outside_are_checked(address):
 
 def test_uploads_are_refused(address):
     head = b'--X\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
-    body = head + bytes(10_000) + b'\r\n--X--\r\n'
+    body = head + bytes(UPLOAD_BYTES + 10_000) + b'\r\n--X--\r\n'
     request = urllib.request.Request(f'{address}/gradio_api/upload', body,
                                      {'Content-Type': 'multipart/form-data; boundary=X'})
     with pytest.raises(urllib.error.HTTPError) as refused:

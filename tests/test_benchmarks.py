@@ -15,6 +15,7 @@ import options
 from camera import cameras_at
 from discriminators import Discriminator, VolumeDiscriminator
 from inference.frames import render_frames
+from inference.latents import latents_of_w
 from model import Decoder, build_generator
 from op.fast import fast_parts
 from surfaces import rendering
@@ -88,7 +89,8 @@ def test_plain_surfaces_and_videos(monkeypatch):
         means = generator.mean_latents(100, torch.Generator().manual_seed(0))
         w, fixed = generator.map(z, opt.inference.truncation_ratio, means), generator.decoder.fixed_noise()
         if not opt.inference.dense:
-            frames = render_frames(generator, w, cameras, lambda camera: fixed, opt, means)
+            latents = latents_of_w(generator, w, opt.inference.truncation_ratio, means)
+            frames = render_frames(generator, latents, cameras, lambda camera: fixed, opt)
             return rendering.render_surface(generator.renderer, w, cameras, sdf=True), *frames
         return plain.surface(generator.renderer, w, cameras), *plain.video_frames(generator, z, cameras, opt, means)
 

@@ -19,6 +19,7 @@ import generate_shapes_and_images as generate
 import op.upfirdn
 from camera import cameras_at
 from inference.frames import render_frames
+from inference.latents import latents_of_w
 from model import build_generator
 from op import graphs, kernels
 from op.bands import BandedDecoder
@@ -277,10 +278,12 @@ def test_images_and_frames_are_the_same(gpu):
     noises = [plain.decoder.random_noise(1) for _ in range(3)]
 
     def everything(generator):
-        w, several = generator.map(z), generator.map(torch.cat([z, -z, z + 1]))
-        frames = render_frames(generator, w, cameras, lambda camera, left=list(noises): left.pop(0), opts[0], means,
+        psi = opts[0].inference.truncation_ratio
+        one, several = (latents_of_w(generator, generator.map(of), psi, means)
+                        for of in (z, torch.cat([z, -z, z + 1])))
+        frames = render_frames(generator, one, cameras, lambda camera, left=list(noises): left.pop(0), opts[0],
                                surfaces=False)
-        walk = render_frames(generator, several, cameras, lambda camera: noises[0], opts[0], means, surfaces=False)
+        walk = render_frames(generator, several, cameras, lambda camera: noises[0], opts[0], surfaces=False)
         images = [generator(z, cameras[i:i + 1], psi=0.7, means=means, noise=noises[2]) for i in range(3)]
         return [frame['video'] for frame in (*frames, *walk)], [*tree_leaves([tuple(image) for image in images])]
 

@@ -11,7 +11,6 @@ import options
 from camera import cameras_at
 from metrics import identity
 from metrics.identity import View, common_points, depth_distance, is_single_surface, measure_identity
-from model import Generated
 from volume_renderer import Rendering, VolumeRenderer
 
 HALF = 0.12  # the near and far planes' distance from the origin
@@ -131,10 +130,9 @@ def test_view_consistency_of_images(sticks):
     screen = torch.linspace(-1, 1, 96).expand(1, 3, 96, 96)
 
     class Painter(SimpleNamespace):
-        def __call__(self, z, cameras, **_):
-            surface = identity.render_surface(self.renderer, z, cameras)
-            image = (surface.xyz * 30).sin() if sticks else (screen * 12).sin()
-            return Generated(image, None, None)
+        def render(self, w, cameras, **_):
+            surface = identity.render_surface(self.renderer, w, cameras)
+            return SimpleNamespace(thumbnail=(surface.xyz * 30).sin() if sticks else (screen * 12).sin())
 
     difference = measured(Painter(**vars(generator)), 'view')['view']['view']
     assert difference < 5 if sticks else difference > 20

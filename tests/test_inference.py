@@ -8,6 +8,7 @@ from tiny_model import TINY, save_tiny_model
 from camera import cameras_of
 from inference import identities, pictures, results
 from inference.frames import render_frames
+from inference.latents import latents_of_w
 from inference.loading import load_generator
 from inference.meshes import generate_meshes
 from options import parse
@@ -78,11 +79,12 @@ def test_loading_reads_the_sizes_from_the_file(tmp_path, monkeypatch, capsys):
 def test_pictures_do_not_depend_on_how_many_are_made_at_once(loaded, monkeypatch):
     generator, opt = loaded.generator, loaded.opt
     means, z = generator.mean_latents(50), torch.randn(1, 8)
+    latents = latents_of_w(generator, generator.map(z, 0.5, means), 0.5, means)
     cameras = cameras_of(opt, torch.linspace(-0.3, 0.3, 22).view(11, 2))
 
     def images():
         rng = torch.Generator().manual_seed(1)
-        batches = list(pictures.generate_images(generator, z, cameras, opt, means, rng))
+        batches = list(pictures.generate_images(generator, latents, cameras, opt, rng))
         return len(batches), torch.cat([image for image, _ in batches])
 
     few, whole = images()
@@ -98,18 +100,18 @@ def test_a_frame_is_the_picture_of_its_camera(loaded):
     cameras = cameras_of(opt, torch.tensor([[0.1, 0.], [-0.2, 0.1]]))
     with torch.no_grad():
         expected = generator(z, cameras, psi=0.5, means=means, noise='fixed').image
-        frames = list(render_frames(generator, generator.map(z, 0.5, means), cameras,
-                                    lambda camera: generator.decoder.fixed_noise(), opt, means, surfaces=False))
+        latents = latents_of_w(generator, generator.map(z, 0.5, means), 0.5, means)
+        frames = list(render_frames(generator, latents, cameras, lambda camera: generator.decoder.fixed_noise(), opt,
+                                    surfaces=False))
     made = np.stack([frame['video'] for frame in frames]).astype(int)
     assert made.shape == (2, 16, 16, 3)
     assert np.abs(made - ((expected.movedim(1, -1).clamp(-1, 1) + 1) * 127.5).numpy()).max() <= 1
 
 
 def test_each_view_has_a_depth_mesh_and_the_first_a_surface(loaded):
-    opt, means = loaded.opt, loaded.generator.mean_latents(50)
+    opt, w = loaded.opt, loaded.generator.map(torch.randn(1, 8), 0.5, loaded.generator.mean_latents(50))
     cameras = cameras_of(opt, torch.tensor([[0., 0.], [0.2, 0.1]]))
-    made = [(kind, view) for kind, view, mesh in generate_meshes(loaded.generator, torch.randn(1, 8), cameras, opt,
-                                                                 means)]
+    made = [(kind, view) for kind, view, mesh in generate_meshes(loaded.generator, w, cameras, opt)]
     assert made == [('depth_mesh', 0), ('marching_cubes_mesh', 0), ('depth_mesh', 1)]
 
 

@@ -39,7 +39,8 @@ def test_zoom_is_a_narrower_field_of_view(model):
 def test_the_mesh_is_the_commands(model):
     mesh = model.mesh(model.w_of([3], 0.5))
     opt = options.replaced(model.opt, truncation_ratio=0.5)
-    made = generate_meshes(model.generator, z_of(3), cameras_at(torch.zeros(1, 2), 8), opt, model.means)
+    w = model.generator.map(z_of(3), 0.5, model.means)
+    made = generate_meshes(model.generator, w, cameras_at(torch.zeros(1, 2), 8), opt)
     expected, = (mesh for kind, _, mesh in made if kind == 'marching_cubes_mesh')
     assert np.allclose(mesh.vertices, expected.vertices) and (mesh.faces == expected.faces).all()
     assert mesh.visual.kind == 'vertex'

@@ -1,6 +1,7 @@
 """The page with sliders that app.py serves, built with Gradio: its fields, and what it asks of a loaded model.
 
-Its events are also an API by the names of the functions: picture, surface, mesh, video. Whatever comes in, from the
+Its events are also an API by the names of the functions: picture, surface, mesh, video, and those of a photo
+(own_photo.py). Whatever comes in, from the
 page or the API, passes the `guard` of its field before a function sees it.
 """
 import contextlib
@@ -16,12 +17,12 @@ from trimesh.viewer import scene_to_html
 
 from surfaces.files import for_gltf, save_mesh
 from utils import UserError
+from web.own_photo import Room, add_photo_part
 
 MAX_SEED = 2 ** 31 - 1  # that a browser's numbers hold without loss
 AT_ONCE = 2             # pictures computed at the same time, and beside them one mesh or video
 WAITING = 1000          # requests in the queue; further ones are told to come back
 CACHE_SECONDS = 3600    # how long results can be downloaded
-UPLOAD_BYTES = 1024     # the page needs no upload, but Gradio has an address for them
 MAX_FRAMES = 120
 AROUND, WALK = 'one identity from around', 'the way to the second seed and back'
 # Fonts and colors are those of the page of results; on a phone the pictures come before the sliders.
@@ -137,8 +138,8 @@ def requests_to(model, gr):
 
 # ---------------------------------------------------------------------------------------------- the page
 
-def build(model):
-    """The page (gradio.Blocks) of a LoadedModel."""
+def build(model, saved=()):
+    """The page (gradio.Blocks) of a LoadedModel. saved: SavedLatents that it offers."""
     gr = import_gradio()
     with gr.Blocks(title='StyleSDF', analytics_enabled=False, delete_cache=(CACHE_SECONDS // 6, CACHE_SECONDS)) as page:
         gr.Markdown(f'# StyleSDF\nImages and surfaces of {model.opt.experiment.expname} from any side. Each seed is an '
@@ -150,6 +151,8 @@ def build(model):
                 fields.update(picture_fields(gr))
         with gr.Row():
             fields.update(file_fields(gr))
+        add_photo_part(gr, Room(model, saved), Munch(slider=slider, guard=guard, one_of=one_of, refusal=refusal,
+                                                     request_file=request_file))
         connect(gr, page, fields, requests_to(model, gr))
     refuse_too_few_values(gr, page)
     return page.queue(max_size=WAITING)

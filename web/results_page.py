@@ -16,13 +16,13 @@ from camera import cameras_at
 from inference import results
 from surfaces.files import load_mesh
 from utils import UserError, atomic_path
-from web.embedding import PLASTER, compact_mesh, depth_picture, first_frame, pictures_of_row
+from web.embedding import PLASTER, compact_mesh, depth_picture, first_frame, picture_uri, pictures_of_row
 
 HERE = Path(__file__).resolve().parent
 VIEWER = HERE / 'model-viewer' / 'model-viewer.min.js'
 
-TITLES = {'random_angles': 'Random views', 'fixed_angles': 'Fixed views', 'chosen_angles': 'Chosen views',
-          'videos': 'Videos',
+TITLES = {'inversions': 'Photos and what was found of them', 'random_angles': 'Random views',
+          'fixed_angles': 'Fixed views', 'chosen_angles': 'Chosen views', 'videos': 'Videos',
           'videos/with_noise_projection': 'Videos with noise on the surface'}
 VIDEO_TITLES = {'video': 'image', 'depth_video': 'surface', 'side_by_side_video': 'image and surface'}
 
@@ -130,6 +130,38 @@ def add_meshes(meshes):
             view['depth'] = depth_picture(mesh, entry['camera'])
 
 
+# ---------------------------------------------------------------------------------------------- photos
+
+def inversion_entry(result, root, budget):
+    """An InversionResult as the template shows it: photo, reconstruction and surface side by side, then other views."""
+    azimuth, elevation = result.viewpoint
+
+    def view(file, text):
+        return {'id': f'inversion-{result.name}-{file}', 'image': one_picture(result.files[file]), 'thumbnail': None,
+                'depth': None, 'text': text}
+
+    texts = {'photo.png': 'photo', 'reconstruction.png': f'reconstruction, {result.psnr:.1f} dB; azimuth '
+             f'{degrees(azimuth)}, elevation {degrees(elevation)}', 'views.png': 'from other angles'}
+    shown = [view(file, text) for file, text in texts.items() if file in result.files]
+    meshes = [mesh_entry(result.files['mesh'], root, 'Surface', orbit=(azimuth, math.pi / 2 - elevation))
+              ] if 'mesh' in result.files else []
+    videos = [video_entry(result.files['video'], root, 'turning', budget)] if 'video' in result.files else []
+    picture = next((result.files[file] for file in texts if file in result.files), None)
+    return {'name': f'Photo {result.name}', 'width': SMALLEST_WIDTH, 'text': result.source,
+            'opening': f'{2 * result.fov:g}deg', 'views': shown, 'meshes': meshes, 'videos': videos, 'beside': 2,
+            'links': {'image': picture and link_to(picture, root), 'thumbnail': None}}
+
+
+def one_picture(path):
+    """A picture as a data: URI. Raises UserError for a broken one."""
+    try:
+        with Image.open(path) as picture:
+            return picture_uri(picture.convert('RGB'))
+    except Exception as error:  # Pillow's decoders raise errors of every kind for broken files
+        raise UserError(f'{path} cannot be read ({" ".join(str(error).split())}); remove it, or make it '
+                        'again.') from None
+
+
 # ---------------------------------------------------------------------------------------------- videos
 
 def video_result_entry(result, root, budget):
@@ -168,6 +200,8 @@ def sections_of(root):
                              'results': [entry(result) for result in found[:RESULTS]],
                              'more': max(0, len(found) - RESULTS)})
 
+    add(results.INVERSIONS, results.read_inversions(root / results.INVERSIONS),
+        lambda result: inversion_entry(result, root, budget))
     for folder in results.GENERATED:
         add(folder, results.read_generated(root / folder), lambda result: generated_entry(result, root))
     for folder in results.VIDEOS:
@@ -183,8 +217,8 @@ def write_page(root):
     root = Path(root)
     sections = sections_of(root)
     if not sections:
-        raise UserError(f'{root} holds no results of generate_shapes_and_images.py or render_video.py; name the folder '
-                        'of one model, such as evaluations/EXPNAME/final_model.')
+        raise UserError(f'{root} holds no results of generate_shapes_and_images.py, render_video.py or '
+                        'invert_photos.py; name the folder of one model, such as evaluations/EXPNAME/final_model.')
     meshes = [mesh for section in sections for result in section['results'] for mesh in result['meshes']]
     add_meshes(meshes)
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True,

@@ -1,0 +1,73 @@
+"""Find directions in a model's latents, for --edit: of shape (w) and of color (w'), without any labels.
+
+    python find_directions.py --expname cats_demo
+    python generate_shapes_and_images.py --expname cats_demo --edit shape2=+1.5,color1=-2
+
+    python find_directions.py --expname cats_demo --name fluffy --with_latents fluffy/ --without_latents sleek/
+    python generate_shapes_and_images.py --expname cats_demo --edit fluffy=+1
+
+Writes RESULTS_DIR/EXPNAME/MODEL/directions.pt, which --edit reads, and directions.png, a contact sheet. It has a row
+for each direction, with an identity moved from -3 to +3 standard deviations along it. With --name it adds one direction
+to the file: the way from the mean of one group of latents to that of another, such as invert_photos.py found for photos
+with and without something.
+"""
+import options
+
+if __name__ == '__main__':
+    options.run('find_directions', __doc__)
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from inference import results
+from inference.contact_sheet import save_sheet, sheet_rows
+from inference.directions import (
+    direction_between,
+    directions_path,
+    find_directions,
+    read_directions,
+    save_directions,
+)
+from inference.identities import draw_w, identities, of_seeds, seeded
+from inference.latents import Owner, files_of, latents_of_w, read_latents
+from inference.loading import load_generator
+from utils import UserError, select_device, writable_folder
+
+SHEET_SEED = 0  # of the identity that the contact sheet shows
+
+
+def check(opt):
+    """Raise UserError for a group of latents without the other, or without a name."""
+    groups = [bool(opt.directions[name]) for name in ('name', 'with_latents', 'without_latents')]
+    if any(groups) and not all(groups):
+        raise UserError('a direction between two groups takes all of --name, --with_latents and --without_latents.')
+
+
+def group(paths, flag, generator, owner):
+    """The Latents of the files that a flag names."""
+    return [read_latents(path, generator, owner).latents for path in tqdm(files_of(paths, flag), desc='reading')]
+
+
+def main(opt):
+    check(opt)
+    device = select_device(opt.machine.device)
+    generator, opt, path, model_name = load_generator(opt, device)
+    folder = writable_folder(results.model_folder(opt, model_name), '--results_dir')
+    file = Path(opt.export.out) if opt.export.out else directions_path(opt, folder)
+    owner, wanted, psi = Owner.of(generator, opt), opt.directions, opt.inference.truncation_ratio
+    there = read_directions(file, generator, owner) if file.exists() else {}
+    means = generator.mean_latents(opt.inference.truncation_mean, seeded(opt.experiment.seed, device))
+    if wanted.name:
+        found = {wanted.name: direction_between(group(wanted.with_latents, '--with_latents', generator, owner),
+                                                group(wanted.without_latents, '--without_latents', generator, owner))}
+    else:
+        found = find_directions(generator, means, psi, wanted.method, wanted.count)
+        there = {name: step for name, step in there.items() if name.rstrip('0123456789') not in ('shape', 'color')}
+    save_directions(file, there | found, owner)
+    identity = next(identities(of_seeds(opt, [SHEET_SEED]), seeded(opt.experiment.seed, device)))
+    latents = latents_of_w(generator, draw_w(generator, identity, opt, means), psi, means)
+    rows = sheet_rows(generator, latents, found, opt, surfaces=not opt.inference.no_surface_renderings)
+    sheet = file.with_suffix('.png') if not wanted.name else file.with_name(f'{file.stem}_{wanted.name}.png')
+    save_sheet(sheet, tqdm(rows, total=len(found), desc='contact sheet', unit='direction'))
+    print(f'{len(found)} directions ({", ".join(found)}) in {file}; they can be seen in {sheet}')

@@ -1,0 +1,189 @@
+"""Joint optimization of viewpoint and latents until the model's picture is a photo (Ko et al., 3D GAN inversion with
+pose optimization, WACV 2023; Lan et al., E3DGE, CVPR 2023, for StyleSDF).
+
+First few rays of several starts are compared with the small photo, and the best start of each photo goes on
+(`fit_coarse`). Then the picture is compared at all scales: at first viewpoint and w move, later each layer's w' too
+(`Fitting`). Each photo has its own loss, so a batch gives what one photo alone gives.
+"""
+import time
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from camera import cameras_of
+from inference.latents import Latents
+from inversion.inverter import Guess
+from losses import depth_roughness, edge_loss, feature_loss, noise_correlation, pyramid_loss
+
+BETAS = (0.9, 0.99)
+RATE_U, RATE_VIEW, RATE_W_PRIME, RATE_NOISE = 0.1, 0.01, 0.03, 0.05  # Adam's, of the coordinates; radians
+FREE_FROM = 0.5      # share of the steps from which each layer's w' moves by itself
+DECAY_FROM = 0.6     # share of the steps from which the rates fall to 0
+STEEPEST = 80.       # degrees of elevation: beyond it "up" loses its meaning
+
+
+class Weights(NamedTuple):
+    """Weights of the terms of the loss."""
+    thumbnail: float = 0.3   # against the photo shrunk to the rays
+    edges: float = 0.1
+    features: float = 0.3
+    pull: float = 1e-3       # of w towards its mean, in standard deviations squared
+    pull_prime: float = 1e-3  # of the layers' w' towards what follows from w
+    view: float = 1e-4       # of the viewpoint towards the front, in units of the training's spread squared
+    depth: float = 0.05      # roughness of the depth, in units of the depth range
+    noise: float = 1e3       # correlation of the noise, where it is fitted
+
+
+def rate_factor(done):
+    """What the rates are multiplied by at a share `done` in [0, 1] of the steps."""
+    return min(1., max(0., (1 - done) / (1 - DECAY_FROM)))
+
+
+def view_pull(viewpoint, opt):
+    """(B,) how far viewpoints (B,2) are from the front, in units of the training's spread, squared."""
+    spread = viewpoint.new_tensor([opt.camera.azim, opt.camera.elev]).clamp(min=1e-3)
+    return (viewpoint / spread).square().sum(1)
+
+
+def clamped(viewpoint):
+    """Viewpoints whose elevation stays clear of the poles."""
+    limit = STEEPEST * torch.pi / 180
+    return torch.cat([viewpoint[:, :1], viewpoint[:, 1:].clamp(-limit, limit)], dim=1)
+
+
+def fit_coarse(inverter, photos, starts, steps, weights=None):
+    """The best Guess of each photo after `steps` of optimization with few rays from several starts.
+
+    starts: a Guess of B * K, those of the first photo first.
+    """
+    weights, count = weights or Weights(), len(starts.u) // len(photos.images)
+    u, viewpoint = (value.clone().requires_grad_() for value in (starts.u, starts.viewpoint))
+    adam = torch.optim.Adam([{'params': [u], 'lr': RATE_U}, {'params': [viewpoint], 'lr': RATE_VIEW}], betas=BETAS)
+    target = photos.coarse.repeat_interleave(count, dim=0)
+    for step in range(steps + 1):
+        loss = pyramid_loss(inverter.render_coarse(Guess(clamped(viewpoint), u)), target)
+        loss = loss + weights.pull * u.square().mean(1) + weights.view * view_pull(viewpoint, inverter.opt)
+        if step == steps:
+            break
+        _step(adam, loss.sum(), rate_factor(step / steps))
+    best = loss.detach().view(-1, count).argmin(dim=1) + torch.arange(0, len(u), count, device=u.device)
+    return Guess(clamped(viewpoint.detach()[best]), u.detach()[best])
+
+
+def _step(adam, loss, factor):
+    adam.zero_grad(set_to_none=True)
+    loss.backward()
+    for group in adam.param_groups:
+        group.setdefault('full', group['lr'])
+        group['lr'] = group['full'] * factor
+    adam.step()
+
+
+class Found(NamedTuple):
+    """What was found of B photos."""
+    latents: Latents
+    viewpoint: Tensor    # (B,2)
+    u: Tensor            # (B,style_dim) coordinates of w
+    noise: list | None   # of (B,1,h,w), where it was fitted
+    loss: Tensor         # (B,)
+
+    def select(self, index):
+        """What was found of photo `index`, still as a batch."""
+        index = slice(index, index + 1)
+        return Found(self.latents.frames(index), self.viewpoint[index], self.u[index],
+                     self.noise and [one[index] for one in self.noise], self.loss[index])
+
+
+class Fitting:
+    """The optimization of B Photos from a Guess of each; `found` is the best so far, also after an interruption.
+
+    fit_noise: whether the decoder's noise maps are fitted too. They belong to the picture, not to the surface, so what
+    is in them does not turn with the head.
+    """
+
+    def __init__(self, inverter, photos, guess, weights=None, fit_noise=False):
+        self.inverter, self.photos, self.weights = inverter, photos, weights or Weights()
+        generator, batch = inverter.generator, len(guess.u)
+        self.u, self.viewpoint = (value.clone().requires_grad_() for value in (guess.u, guess.viewpoint))
+        groups = [{'params': [self.u], 'lr': RATE_U}, {'params': [self.viewpoint], 'lr': RATE_VIEW}]
+        self.offsets = self.noise = None
+        if generator.full_pipeline:
+            self.offsets = torch.zeros(batch, generator.decoder.num_layers, 2 * generator.style_dim,
+                                       device=inverter.device, requires_grad=True)
+            groups.append({'params': [self.offsets], 'lr': RATE_W_PRIME})
+            if fit_noise:
+                self.noise = [one.expand(batch, -1, -1, -1).clone().requires_grad_()
+                              for one in generator.decoder.fixed_noise()]
+                groups.append({'params': self.noise, 'lr': RATE_NOISE})
+        self.adam = torch.optim.Adam(groups, betas=BETAS)
+        self.targets = inverter.features.maps(photos.images) if inverter.features else None
+        self.found = None
+
+    def latents(self):
+        """The Latents at the present coordinates."""
+        latents = self.inverter.latents(self.u)
+        if self.offsets is None:
+            return latents
+        return latents._replace(w_prime=latents.w_prime + self.inverter.w_prime_space.step(self.offsets))
+
+    def terms(self, latents):
+        """{name: (B,)} the terms of the loss, with their weights."""
+        inverter, weights, photos = self.inverter, self.weights, self.photos
+        viewpoint = clamped(self.viewpoint)
+        picture, rendering = inverter.render(latents, viewpoint, 'fixed' if self.noise is None else self.noise)
+        terms = {'pixels': pyramid_loss(picture, photos.images),
+                 'edges': weights.edges * edge_loss(picture, photos.images),
+                 'pull': weights.pull * self.u.square().mean(1) + weights.view * view_pull(viewpoint, inverter.opt)}
+        if inverter.generator.full_pipeline:
+            terms['thumbnail'] = weights.thumbnail * pyramid_loss(rendering.thumbnail, photos.thumbnails)
+            terms['pull'] = terms['pull'] + weights.pull_prime * self.offsets.square().mean(dim=(1, 2))
+        if self.targets is not None:
+            terms['features'] = weights.features * feature_loss(inverter.features.maps(picture), self.targets)
+        if self.noise is not None:
+            terms['noise'] = weights.noise * noise_correlation(self.noise)
+        cameras = cameras_of(inverter.opt, viewpoint)
+        toward = -cameras.extrinsics[:, :, 2]                                           # (B,3) where cameras look
+        depth = (rendering.xyz * toward[:, :, None, None]).sum(1) / (cameras.far - cameras.near)
+        terms['depth'] = weights.depth * depth_roughness(depth, rendering.background[:, 0])
+        return terms
+
+    def keep(self, latents, loss):
+        """Keep what is better than all before, photo by photo."""
+        now = Found(Latents(*(None if one is None else one.detach() for one in latents)),
+                    clamped(self.viewpoint.detach()), self.u.detach().clone(),
+                    self.noise and [one.detach().clone() for one in self.noise], loss.detach())
+        if self.found is None:
+            self.found = now
+            return
+        better, old = now.loss < self.found.loss, self.found
+
+        def chosen(new, before):
+            return None if new is None else torch.where(better.view(-1, *[1] * (new.dim() - 1)), new, before)
+
+        self.found = Found(Latents(*map(chosen, now.latents, old.latents)), chosen(now.viewpoint, old.viewpoint),
+                           chosen(now.u, old.u), now.noise and list(map(chosen, now.noise, old.noise)),
+                           chosen(now.loss, old.loss))
+
+    def run(self, steps, seconds=0.):
+        """Yield after each step (share done in [0, 1], {term: mean over the photos}); `steps` of them, or fewer where
+        `seconds` are over. With 0 steps the guess alone is judged."""
+        began, step, done = time.perf_counter(), 0, 0.
+        while True:
+            for group in self.adam.param_groups[2:]:
+                for value in group['params']:
+                    value.requires_grad_(done >= FREE_FROM)
+            last = done >= 1 or step >= steps
+            with torch.set_grad_enabled(not last):
+                latents = self.latents()
+                terms = self.terms(latents)
+                loss = sum(terms.values())
+                self.keep(latents, loss)
+                if not last:
+                    _step(self.adam, loss.sum(), rate_factor(done))
+            step += 1
+            spent = (time.perf_counter() - began) / seconds if seconds else 0.
+            done = max(step / max(1, steps), spent)
+            yield min(1., done), {name: term.mean().item() for name, term in terms.items()}
+            if last:
+                return

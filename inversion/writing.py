@@ -1,0 +1,90 @@
+"""What is written of an inverted photo, and how sure it is."""
+import numpy as np
+import torch
+
+from camera import cameras_of
+from inference import results
+from inference.latents import SavedLatents, render_latents, save_latents, tuned_generator
+from inference.loaded_model import LoadedModel
+from metrics.similarity import psnr
+from surfaces.files import save_mesh
+from surfaces.rendering import render_surface
+from surfaces.shading import shade_surface
+from utils import save_image_row, to_uint8
+
+ANGLES = (-20., -10., 0., 10., 20.)  # degrees of azimuth of the views, elevation 0
+GOOD, FAIR = 24., 18.                # dB of a reconstruction
+FAR_OUT = 2.                         # standard deviations of w
+FAR_ROUND = 3.                       # times the training's spread of viewpoints
+FRAMES = 60                          # of --video
+
+
+def verdict(inverter, found, decibels):
+    """One clause that says how sure what was Found of one photo is."""
+    spread = found.viewpoint.new_tensor([inverter.opt.camera.azim, inverter.opt.camera.elev]).clamp(min=1e-3)
+    turned = (found.viewpoint[0] / spread).abs().max().item()
+    out = found.u[0].square().mean().sqrt().item()
+    reasons = []
+    if decibels < FAIR:
+        reasons.append('the reconstruction is unlike the photo')
+    if out > FAR_OUT:
+        reasons.append(f'it lies {out:.1f} standard deviations from the identities that the model makes')
+    if turned > FAR_ROUND:
+        reasons.append('it seems to be seen from further round than any photo of the training')
+    if reasons:
+        return f'not sure: {"; ".join(reasons)} (is it what this model makes, upright and as large as in its photos?)'
+    return 'sure' if decibels >= GOOD else 'fairly sure'
+
+
+def saved_of(inverter, found, difference, name, source):
+    """What was Found of one photo, as SavedLatents."""
+    return SavedLatents(name, found.latents, found.viewpoint, found.noise, difference, source)
+
+
+def picture_of(inverter, saved):
+    """The picture (1,3,S,S) of SavedLatents as generation makes it, and its Rendering."""
+    generator = tuned_generator(inverter.generator, saved.tuned)
+    with torch.no_grad():
+        return render_latents(generator, saved.latents, cameras_of(inverter.opt, saved.viewpoints), saved.decoder_noise)
+
+
+def write_photo(inverter, folder, crop, saved, owner, model_path, facts, video=False):
+    """Write all files of one inverted photo below `folder`, and its entry in the index; returns the PSNR in dB.
+
+    crop: the Crop. saved: its SavedLatents. facts: what else the entry is to say. video: whether the head is to turn.
+    """
+    opt, name = inverter.opt, saved.name
+    model = LoadedModel(inverter.generator, opt, inverter.means, model_path)
+    files = []
+
+    def file(end):
+        files.append(f'{name}/{end}')
+        return folder / files[-1]
+
+    picture, _ = picture_of(inverter, saved)
+    photo = np.asarray(crop.image)
+    save_image_row(file('photo.png'), [photo])
+    save_image_row(file('reconstruction.png'), [to_uint8(picture)[0]])
+    save_image_row(file('views.png'), [model.picture(saved, model.cameras([[angle, 0.]])) for angle in ANGLES])
+    camera = cameras_of(opt, saved.viewpoints)
+    surface = render_surface(inverter.generator.renderer, saved.latents.w, camera)
+    save_image_row(file('depth.png'), [to_uint8(shade_surface(surface.xyz[0], surface.background[0], camera, 'depth'))])
+    mesh = model.mesh(saved)
+    if mesh is not None:
+        save_mesh(file(f'mesh.{opt.inference.mesh_format}'), mesh)
+    if video:
+        model.video(file('video.mp4'), saved, frames=FRAMES)
+    save_latents(file('latents.pt'), saved.latents, owner, saved.viewpoints, noise=saved.noise, tuned=saved.tuned,
+                 source=saved.source)
+    decibels = psnr(picture, photo_tensor(photo, picture.device)).item()
+    azimuth, elevation = saved.viewpoints[0].tolist()
+    results.add_to_index(folder, name, {
+        'photo': crop.source.where, 'viewpoint': {'azim': azimuth, 'elev': elevation}, 'psnr': decibels,
+        'fov': opt.camera.fov, 'dist_radius': opt.camera.dist_radius, 'tuned': bool(saved.tuned),
+        'latents': owner.weights, 'files': files, **facts})
+    return decibels
+
+
+def photo_tensor(photo, device):
+    """uint8 (H,W,3) as (1,3,H,W) in [-1, 1]."""
+    return (torch.from_numpy(photo.astype(np.float32)).to(device) / 127.5 - 1).permute(2, 0, 1)[None]

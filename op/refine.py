@@ -1,0 +1,570 @@
+"""Signed distances at all samples of a view, most of them without asking the field.
+
+What the result needs is known without any belief in smoothness: for a depth, the samples that a ray can see and that
+have density; for a mesh, both ends of every edge that the zero level cuts. The search goes from coarse to fine:
+
+1. Every 4th sample of every 4th ray is evaluated. Between these the distance may go beyond what they show by as much as
+   it bends nearby. The cells that then have room for a surface are looked into: their middles are evaluated. Where
+   these are off by more, the room grows (`Search.cells`).
+2. Twice the gaps are halved (`Level`). The new samples are interpolated, by weights that are fitted to samples of this
+   very field. How far off each may be, its deviation, is what was measured nearby, times a factor that is measured at
+   samples chosen at random. Those are evaluated whose deviation matters.
+3. At the end (`Samples.settle`) all that the deviations may do to the depth of a ray is added up. Rays chosen at random
+   show how much of it comes true. Samples are evaluated until it is little enough, on every ray.
+
+So the cost grows with the roughness of the field: a smooth one is interpolated nearly everywhere, a rough one is
+evaluated in the band around its visible surface, and a fog, where all samples count, at all of them. Where an evaluated
+sample was off by far more than its deviation, its surroundings are judged again. Measured: docs/performance.md.
+"""
+import functools
+import itertools
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+COARSEST = 4         # the first samples are so far apart along each axis
+FEWEST_NODES = 6     # along an axis, which the interpolation needs
+# The kinds of a level's samples: which of their indices are odd. Each is predicted from the kinds before it.
+NODES, CENTERS = ((0, 0, 0),), ((1, 1, 1),)
+FACES = ((0, 1, 1), (1, 0, 1), (1, 1, 0))
+EDGES = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+REACH = 14           # square of how far away neighbors count in a prediction, in samples
+REACH_FACES = 9      # the same where the faces beside an edge are known
+PAD = 3              # samples beyond the ends that these reach
+PROBES = 500         # samples of a kind that are chosen at random, to measure by
+FEWEST_PROBES = 60   # to fit weights to
+SMOOTH = 1e-3        # in scales of the density: less rough is as good as smooth
+PROBE_RAYS = 64
+QUANTILE, QUANTILE_OF_NORMAL = 0.97, 2.17  # the 97th of 100 normal numbers is 2.17 deviations off
+SURPRISING = 5       # deviations: an evaluated sample that was off by more has neighbors that are judged again
+FAR = 5              # deviations: so far off an error can be, where a few samples of many matter
+ZERO = 6             # in deviations: samples nearer to zero are evaluated, because their sign decides the mesh
+AT_ENDS = 3          # deviations are so much larger at the ends of the volume
+BENDS = 0.5          # of the second differences nearby: how far beyond its corners the distance in a coarse cell may go
+UNSEEN = 1e-3        # transmittance of what no ray reaches
+WEIGHTY = 1e-3       # a coarse cell is looked into if one of its samples may have so much weight
+IN_PLAY = 0.1        # of a tolerance: what may matter so much is predicted with care
+ROUNDS = 8           # of judging again
+MOST = 0.6           # of the volume: where more is in the band, all of it is evaluated
+LEAST_SHARE = 0.2    # see Samples.true_share
+STEEPEST = 20        # exponent, only so that it stays a number
+NOTHING = 1e-8       # effect on a depth, in the world, that is none
+TINY = 1e-9          # a distance, or its square, in the world, that is none
+
+
+class Tolerances(NamedTuple):
+    """What the deviation of one sample may do to the depth of its ray, in the world, by kind; and what all may do."""
+    nodes: float     # samples of the coarser level, from which the finer one is interpolated
+    centers: float
+    faces: float
+    ray: float       # the largest error of a depth
+    sure: float      # that is so many standard deviations
+
+
+class Found(NamedTuple):
+    """Distances of a volume of samples (row, column, depth)."""
+    values: Tensor
+    deviation: Tensor  # how far off they may be: 0 where the field was evaluated
+    exact: Tensor      # where that is
+
+
+# ---------------------------------------------------------------------------------------------- along the axes
+
+def separable(volume, matrices):
+    """Apply a matrix (to, from) along each axis of a volume."""
+    first, second, third = matrices
+    return (first @ (second @ (volume @ third.T)).flatten(1)).unflatten(1, (len(second), len(third)))
+
+
+@functools.lru_cache(maxsize=64)
+def stencils(nodes, order, device):
+    """(2 nodes - 1, nodes) weights of Lagrange interpolation at half steps, from the nearest `order` nodes."""
+    positions = torch.arange(2 * nodes - 1, dtype=torch.float64) / 2
+    first = (positions.floor().long() - order // 2 + 1).clamp(0, nodes - order)
+    index = first[:, None] + torch.arange(order)
+    weights = torch.ones(len(positions), order, dtype=torch.float64)
+    for p in range(order):
+        for q in range(order):
+            if p != q:
+                weights[:, p] *= (positions - index[:, q]) / (index[:, p] - index[:, q])
+    matrix = torch.zeros(len(positions), nodes, dtype=torch.float64).scatter_(1, index, weights)
+    return matrix.float().to(device)
+
+
+@functools.lru_cache(maxsize=64)
+def averages(cells, device):
+    """(2 cells + 1, cells) matrix that gives each sample the mean of the cells that it lies in or beside."""
+    place = torch.arange(2 * cells + 1)
+    matrix = torch.zeros(len(place), cells)
+    for beside in ((place - 1) // 2, place // 2):
+        matrix[place, beside.clamp(0, cells - 1)] += 0.5
+    return matrix.to(device)
+
+
+@functools.lru_cache(maxsize=64)
+def constant(numbers, device):
+    """Numbers as a tensor."""
+    return torch.tensor(numbers).to(device)
+
+
+def halved(volume, order):
+    """The volume with its gaps halved, by interpolation of an order."""
+    return separable(volume, [stencils(size, order, volume.device) for size in volume.shape])
+
+
+def from_cells(cells):
+    """For each sample the mean of a volume over the cells that it lies in or beside."""
+    return separable(cells, [averages(size, cells.device) for size in cells.shape])
+
+
+def part(volume, kind):
+    """The samples of a kind, as a view."""
+    return volume[tuple(slice(odd, None, 2) for odd in kind)]
+
+
+def neighborhood(combine, volume, reach=1):
+    """combine (torch.maximum or torch.add) over the cube of samples within `reach` of each."""
+    for axis in range(3):
+        source, volume = volume, volume.clone()
+        for shift in range(1, reach + 1):
+            count = source.shape[axis] - shift
+            for to, start in ((shift, 0), (0, shift)):
+                here = volume.narrow(axis, to, count)
+                here.copy_(combine(here, source.narrow(axis, start, count)))
+    return volume
+
+
+def corners(combine, volume, axes=3):
+    """combine (torch.minimum or torch.maximum) over the corners of each cell between samples, along the first axes."""
+    for axis, size in enumerate(volume.shape[:axes]):
+        volume = combine(volume.narrow(axis, 0, size - 1), volume.narrow(axis, 1, size - 1))
+    return volume
+
+
+def bends(volume, axes=3):
+    """The sum of the second differences along the first axes, each without its sign; 0 at the ends."""
+    total = torch.zeros_like(volume)
+    for axis, size in enumerate(volume.shape[:axes]):
+        before, here, behind = (volume.narrow(axis, start, size - 2) for start in range(3))
+        total.narrow(axis, 1, size - 2).add_((before + behind).sub_(here, alpha=2).abs_())
+    return total
+
+
+def factor_of(errors, inherited, roughness):
+    """By what a roughness (n,) has to be multiplied to be the standard deviation of errors (n,), of which `inherited`
+    (n,) is the variance that has other reasons: what most samples show, or the roughest ones, whichever is more."""
+    if not len(errors):
+        return 1.
+    left, roughness = (errors.square() - inherited).clamp_(min=0).sqrt_(), roughness.clamp(min=TINY)
+    most = torch.quantile(left / roughness, QUANTILE) / QUANTILE_OF_NORMAL
+    return torch.maximum(most, left.norm() / roughness.norm())
+
+
+def picked(places, count, rng):
+    """About `count` of some places (n,3), chosen at random."""
+    if len(places) <= count:
+        return places
+    return places[torch.randint(len(places), (count,), generator=rng).unique().to(places.device, non_blocking=True)]
+
+
+# ---------------------------------------------------------------------------------------------- what matters
+
+def transmittances(distance, density, spacing):
+    """The transmittance (…,N) behind each sample of a ray."""
+    return density.value(distance).cumsum(-1).mul_(-spacing).exp_()
+
+
+def levers(transmittance, spacing):
+    """What the density (…,N) at each sample of a ray does: |d depth / d (density x spacing)|, or a tenth of
+    |d background / d (density x spacing)|, the larger of the two. (The derivatives of the quadrature, StyleSDF C(r).)
+
+    What is behind a sample has on average the depth of the sample plus the sum of the transmittances from there.
+    """
+    upto = transmittance.cumsum(-1)
+    lever = (upto[..., -2:-1] - upto).add_(transmittance).mul_(spacing)
+    return torch.maximum(lever, 0.1 * transmittance[..., -2:-1])
+
+
+def influence(distance, density, spacing):
+    """How much the distance (…,N) of each sample of a ray matters: |d depth / d distance| of the ray, or a tenth of
+    |d background / d distance|, whichever is larger. (The derivatives of the weights that volume_renderer.py computes.)
+    """
+    lever = levers(transmittances(distance, density, spacing), spacing)
+    return lever * density.slope(distance).abs() * spacing
+
+
+# ---------------------------------------------------------------------------------------------- predictions
+
+@functools.lru_cache(maxsize=64)
+def neighbors(kind, known, reach, device):
+    """The offsets (M,3) from a sample of a kind to samples of the known kinds, within the root of `reach`; and a matrix
+    (M,classes) that takes the mean over those which are alike by symmetry."""
+    classes = {}
+    for offset in itertools.product(range(-PAD, PAD + 1), repeat=3):
+        odd = tuple((a + b) % 2 for a, b in zip(kind, offset, strict=True))
+        if odd in known and sum(x * x for x in offset) <= reach:
+            classes.setdefault(tuple(map(abs, offset)), []).append(offset)
+    own = torch.tensor([i for i, alike in enumerate(classes.values()) for _ in alike])
+    means = torch.zeros(len(own), len(classes))
+    means[torch.arange(len(own)), own] = torch.tensor([1 / len(alike) for alike in classes.values()])[own]
+    return torch.tensor(sum(classes.values(), [])).to(device), means.to(device)
+
+
+class Group(NamedTuple):
+    """Samples of one kind that are predicted alike."""
+    places: Tensor  # (P,3)
+    kind: tuple
+    at_ends: bool   # of the volume: some of the neighbors lie beyond them
+    faces: bool     # whether the faces beside them are known
+
+
+class Prediction:
+    """Weighted sums of the known samples around samples of a kind, with weights fitted to some that were evaluated."""
+
+    def __init__(self, padded, group):
+        """padded: the volume with PAD samples beyond its ends. group: the Group that is predicted."""
+        known, reach = ((*NODES, *CENTERS, *FACES), REACH_FACES) if group.faces else ((*NODES, *CENTERS), REACH)
+        offsets, self.means = neighbors(group.kind, known, reach, padded.device)
+        self.strides = constant(padded.stride(), padded.device)
+        self.flat, self.steps = padded.flatten(), (offsets * self.strides).sum(1)
+
+    def around(self, places):
+        """The values (M,P) around places (P,3): in this order memory is read from its beginning to its end."""
+        return self.flat[self.steps[:, None] + ((places + PAD) * self.strides).sum(1)]
+
+    def fit(self, places, values, variance):
+        """Find the weights of each class of neighbors, which add up to 1, by least squares.
+
+        values (P,): the exact ones at places (P,3). variance (P,): how rough the field is there; what is predicted in a
+        smooth place must not suffer from a rough one.
+        """
+        x = (self.around(places).T @ self.means).double()
+        middle = x.mean(1, keepdim=True)
+        x, y, share = x - middle, values.double()[:, None] - middle, variance.double().rsqrt()[:, None]
+        x, y = x * share, y * share
+        square = x.T @ x
+        square.diagonal().add_(1e-8 * square.trace())
+        weights = torch.linalg.solve_ex(square, x.T @ y).result[:, 0]  # it does not make a GPU wait
+        self.weights = self.means @ (weights - weights.mean() + 1 / len(weights)).float()
+        return self
+
+    def __call__(self, places):
+        """The predictions (P,) at places (P,3)."""
+        return torch.cat([self.weights @ self.around(some) for some in places.split(16384)])
+
+
+def beyond(volume, pad=PAD):
+    """The volume with `pad` samples beyond its ends, as a line through the end and a sample before it has them."""
+    ends, mirrored = (F.pad(volume[None, None], (pad,) * 6, mode)[0, 0] for mode in ('replicate', 'reflect'))
+    return ends.mul_(2).sub_(mirrored)
+
+
+# ---------------------------------------------------------------------------------------------- the search
+
+class Field(NamedTuple):
+    """What a search is for."""
+    evaluate: callable   # from an index (P,3) (row, column, depth; also some beyond the end) to distances (P,)
+    shape: tuple         # of the volume
+    density: tuple       # what turns distances into density, with a number as its scale
+    spacing: float       # between the samples of a ray, in the world
+    tolerances: Tolerances
+    hidden: bool         # whether the zero level matters where no ray sees it, as it does for a closed mesh
+    decisive: callable = None  # from distances to the index (P,3) of the samples that decide the mesh
+
+
+class Samples:
+    """A volume of samples, every `stride`-th of the result, that are known to a deviation or exactly."""
+
+    def __init__(self, field, found, stride, rng):
+        self.field, self.stride, self.rng = field, stride, rng
+        self.values, self.deviation, self.exact = found
+        self.spacing = stride * field.spacing
+        self.weigh()
+
+    def weigh(self):
+        """Find out what the density of each sample matters, by the distances as they are now."""
+        density, transmittance = self.field.density, transmittances(self.values, self.field.density, self.spacing)
+        self.influence = levers(transmittance, self.spacing).mul_(density.slope(self.values).abs_()).mul_(self.spacing)
+        self.reached = None if self.field.hidden else transmittance > UNSEEN
+
+    def effect(self, deviation):
+        """What deviations may do to the depth of the samples' rays. Densities fall exponentially: the effect is more
+        than in proportion where a deviation is not small beside their scale."""
+        # What deviates by twice the scale can hardly be interpolated, and its errors are not normally distributed.
+        far = (deviation * (0.5 / self.field.density.scale)).clamp_(1, 2).mul_(FAR).mul_(deviation)
+        return self.moved(far, self.influence).mul_(1 / FAR)
+
+    def moved(self, error, influence):
+        """By how much a depth moves if a sample of this influence is nearer to the surface by an error."""
+        scale = self.field.density.scale
+        return (error * (1 / scale)).clamp_(max=STEEPEST).expm1_().mul_(influence).mul_(scale)
+
+    def near_zero(self, deviation):
+        near = self.values.abs() < ZERO * deviation
+        return near if self.field.hidden else near & self.reached
+
+    def wanted(self, tolerance, share=1.):
+        """A mask of the samples whose deviation, or a share of it, matters more than the tolerance."""
+        deviation = self.deviation if share == 1 else share * self.deviation
+        mask = self.effect(deviation) > tolerance
+        return self.inside(mask.logical_or_(self.near_zero(deviation)).logical_and_(self.exact.logical_not()))
+
+    def inside(self, mask):
+        """A mask without what lies beyond the result, from where nothing finer is interpolated."""
+        if self.stride == 1:
+            for axis, size in enumerate(self.field.shape):
+                mask.narrow(axis, size, mask.shape[axis] - size).fill_(False)
+        return mask
+
+    def look(self, places, judge=False):
+        """Evaluate places (P,3). Returns by how much their distances had to be raised (P,).
+
+        judge: whether to raise the deviations around those that were off by far more than theirs.
+        """
+        if not len(places):
+            return self.values.new_zeros(0)
+        at, found = tuple(places.T), self.field.evaluate(places * self.stride)
+        deviation = self.deviation[at]
+        errors = self.take(places, found)
+        if judge:
+            off = errors.abs()
+            moved = self.moved(off, self.influence[at]) > self.field.tolerances.faces
+            off = off.where((off > SURPRISING * deviation) & (moved | (found.abs() < off)), 0.)
+            if off.any():
+                around = torch.zeros_like(self.values)
+                around[at] = off / 2
+                around = neighborhood(torch.maximum, around, 2)
+                self.deviation = torch.maximum(self.deviation, around).masked_fill_(self.exact, 0)
+        return errors
+
+    def take(self, places, found):
+        """Put in the exact distances (P,) at places (P,3). Returns by how much they had to be raised."""
+        at = tuple(places.T)
+        errors = found - self.values[at]
+        self.values[at], self.deviation[at], self.exact[at] = found, 0., True
+        return errors
+
+    def settle_by(self, wanted):
+        """Evaluate what `wanted`, a function, gives a mask of, until that is nothing."""
+        for _ in range(ROUNDS):
+            places = wanted().nonzero()
+            if not len(places):
+                return
+            self.look(places, judge=True)
+            self.weigh()
+
+    # ------------------------------------------------------------------ the end
+
+    def settle(self):
+        """Evaluate samples until the mesh and all depths are right."""
+        self.settle_by(lambda: self.near_zero(self.deviation) & self.exact.logical_not())
+        for _ in range(ROUNDS):
+            index = self.field.decisive(self.values) if self.field.decisive else None
+            if index is None or not len(index := index[self.exact[tuple(index.T)].logical_not()]):
+                break
+            self.look(index)
+        self.weigh()
+        limit = self.field.tolerances.ray / self.field.tolerances.sure / self.true_share()
+        self.settle_by(lambda: self.near_zero(self.deviation).logical_or_(self.too_much(limit))
+                       .logical_and_(self.exact.logical_not()))
+
+    def too_much(self, limit):
+        """A mask of the samples with the largest effects of each ray, without which the others add up to `limit`."""
+        effect = self.effect(self.deviation)
+        many = effect.sum(-1) > limit
+        own, threshold = effect[many], min(limit, self.field.tolerances.ray / FAR)
+        for _ in range(ROUNDS):
+            threshold = threshold * (limit / own.where(own <= threshold, 0).sum(-1, keepdim=True)).clamp(max=1)
+        mask = effect > self.field.tolerances.ray / FAR  # one alone may be so far off
+        mask[many] = own > threshold
+        return mask
+
+    def true_share(self):
+        """How much of what the deviations may do to the depth of a ray comes true, as a standard deviation.
+
+        Some rays are chosen at random, and evaluated, among those on which it may matter.
+        """
+        effect = self.effect(self.deviation)
+        total = effect.sum(-1)
+        rays = picked((total > IN_PLAY * self.field.tolerances.ray).nonzero(), PROBE_RAYS, self.rng)
+        if not len(rays):
+            return 1.
+        row, column = rays.T
+
+        def depth_and_background():
+            transmittance = transmittances(self.values[row, column], self.field.density, self.spacing)
+            return torch.stack([self.spacing * transmittance[..., :-1].sum(-1), 0.1 * transmittance[..., -2]])
+
+        before = depth_and_background()
+        ray, depth = (effect[row, column] > NOTHING).nonzero().T
+        self.look(torch.cat([rays[ray], depth[:, None]], dim=1), judge=True)
+        errors = (depth_and_background() - before).abs().amax(0)
+        return (errors / total[row, column]).square().mean().sqrt().clamp(min=LEAST_SHARE).item()
+
+
+class Level(Samples):
+    """Samples between nodes that were found before; a step from those to twice as many along each axis."""
+
+    def __init__(self, field, nodes, roughness, stride, rng):
+        """nodes: a Found. roughness: how far off an interpolation is near each node, up to a factor."""
+        values = halved(nodes.values, 6)
+        exact = torch.zeros_like(values, dtype=torch.bool)
+        part(exact, NODES[0]).copy_(nodes.exact)
+        self.inherited = halved(nodes.deviation.square(), 2)  # variance
+        self.roughness = halved(roughness, 2)
+        for axis, size in enumerate(values.shape):  # beyond the ends there are no neighbors
+            for start in (0, size - PAD):
+                self.roughness.narrow(axis, start, PAD).mul_(AT_ENDS)
+        deviation = (self.roughness + self.inherited.sqrt()).masked_fill_(exact, 0)
+        part(deviation, NODES[0]).copy_(nodes.deviation)
+        super().__init__(field, Found(values, deviation, exact), stride, rng)
+
+    def run(self, cells=None):
+        """Evaluate what matters. cells: places (P,3) of centers that were evaluated, and their distances (P,)."""
+        tolerances = self.field.tolerances
+        self.settle_centers(cells, tolerances.nodes if self.stride > 1 else tolerances.centers)
+        tolerance = tolerances.nodes if self.stride > 1 else tolerances.faces
+        self.predict(FACES, tolerance)
+        self.evaluate_kinds(FACES, tolerance)
+        self.predict(EDGES, tolerance)
+        if self.stride > 1:
+            self.weigh()
+            self.settle_by(lambda: self.wanted(tolerance))
+        return self
+
+    def found(self):
+        cut = [slice(None)] * 3 if self.stride > 1 else [slice(size) for size in self.field.shape]
+        return Found(*(volume[tuple(cut)].contiguous() for volume in (self.values, self.deviation, self.exact)))
+
+    def evaluate_kinds(self, kinds, tolerance):
+        """Evaluate the samples of some kinds that matter more than the tolerance. Returns places and errors."""
+        mask = self.wanted(tolerance)
+        places = torch.cat([self.places(mask, kind) for kind in kinds])
+        return places, self.look(places, judge=True)
+
+    def places(self, mask, kind):
+        return part(mask, kind).nonzero() * 2 + constant(kind, mask.device)
+
+    def settle_centers(self, cells, tolerance):
+        """Evaluate the centers that matter, and find out by how much the interpolation is off nearby."""
+        kind, = CENTERS
+        if cells is None:
+            places = picked(self.places(self.wanted(IN_PLAY * tolerance), kind), PROBES, self.rng)
+            errors = self.look(places)
+        else:
+            places, distances = cells
+            errors = self.take(places, distances)
+        at = tuple(places.T)
+        factor = factor_of(errors, self.inherited[at], self.roughness[at])
+        expected = (part(self.roughness, kind) * factor).square()
+        part(self.deviation, kind).copy_((expected + part(self.inherited, kind)).sqrt_()
+                                         .masked_fill_(part(self.exact, kind), 0))
+        more, more_errors = self.evaluate_kinds(CENTERS, tolerance)
+        known, squares = torch.zeros_like(expected), torch.zeros_like(expected)
+        for some, off in ((places, errors), (more, more_errors)):
+            known[tuple((some // 2).T)], squares[tuple((some // 2).T)] = 1., off.square()
+        count, total = (neighborhood(torch.add, volume) for volume in (known, squares))
+        nearby = total.add_(expected).div_(count.add_(1))
+        # A mean does not hide what a single center shows.
+        nearby = torch.maximum(nearby, neighborhood(torch.maximum, squares / 4))
+        self.roughness = from_cells(nearby).sqrt_()
+        self.inherited += from_cells(part(self.deviation, kind).square())
+
+    def predict(self, kinds, tolerance):
+        """Predict the samples of some kinds, faces or edges, and find their deviations.
+
+        Only those that may matter are predicted from all that is around them; the others stay interpolated.
+        """
+        for kind in kinds:
+            own = (part(self.roughness, kind).square() + part(self.inherited, kind)).sqrt_()
+            part(self.deviation, kind).copy_(own.masked_fill_(part(self.exact, kind), 0))
+        mask, padded = self.wanted(IN_PLAY * tolerance), beyond(self.values)
+        groups = self.groups(mask, kinds)
+        probes = [picked(group.places, PROBES, self.rng) for group in groups]
+        errors = self.look(torch.cat(probes)).split(list(map(len, probes))) if groups else ()
+        for group, probe, error in zip(groups, probes, errors, strict=True):
+            at, by = tuple(group.places.T), tuple(probe.T)
+            roughness, inherited, doubt = self.roughness[by], self.inherited[by], torch.zeros_like(self.values[at])
+            if len(probe) >= FEWEST_PROBES:
+                variance = (roughness.square() + inherited).add_((SMOOTH * self.field.density.scale) ** 2)
+                prediction = Prediction(padded, group).fit(probe, self.values[by], variance)
+                error = self.values[by] - prediction(probe)
+                predicted, before = prediction(group.places), self.values[at]
+                self.values[at] = before.where(self.exact[at], predicted)
+                # Where two ways to interpolate differ by much, neither is believed.
+                doubt = (predicted - before).abs_().square_().mul_(1 / SURPRISING ** 2)
+            factor = factor_of(error, inherited, roughness) * (AT_ENDS if group.at_ends else 1)
+            variance = torch.maximum((factor * self.roughness[at]).square_().add_(self.inherited[at]), doubt)
+            self.deviation[at] = variance.sqrt_().where(self.exact[at].logical_not(), 0.)
+
+    def groups(self, mask, kinds):
+        """The samples of some kinds in a mask as Groups: a list, without empty ones."""
+        own = [self.places(mask, kind) for kind in kinds]
+        places = torch.cat(own)
+        upper = constant(tuple(size - PAD for size in self.values.shape), places.device)
+        # 0: at the ends, 1: edges between four faces that were evaluated, 2: others
+        sort = torch.full((len(places),), 2, device=places.device)
+        if kinds is EDGES:
+            known = torch.cat([self.between_faces(some, kind) for some, kind in zip(own, kinds, strict=True)])
+            sort -= known.long()
+        sort *= ((places >= PAD) & (places < upper)).all(1)
+        sort += 3 * torch.cat([torch.full((len(some),), i, device=places.device) for i, some in enumerate(own)])
+        counts = torch.bincount(sort, minlength=3 * len(kinds)).tolist()
+        return [Group(some, kinds[i // 3], i % 3 == 0, i % 3 == 1)
+                for i, some in enumerate(places[sort.argsort(stable=True)].split(counts)) if len(some)]
+
+    def between_faces(self, places, kind):
+        """Which edges of a kind lie between four faces that were evaluated."""
+        flat, strides = self.exact.flatten(), self.exact.stride()
+        at = (places * constant(strides, places.device)).sum(1)
+        steps = [shift * stride for odd, stride in zip(kind, strides, strict=True) if not odd for shift in (-1, 1)]
+        return torch.stack([flat[(at + step).clamp(0, len(flat) - 1)] for step in steps]).all(0)
+
+
+def looked_into(field, nodes, rng):
+    """The coarse cells that may matter: places (P,3) of their centers, their distances (P,), and for each
+    node how far off an interpolation may be. nodes: distances of the coarse samples."""
+    low, high = corners(torch.minimum, nodes), corners(torch.maximum, nodes)
+    room = BENDS * corners(torch.maximum, neighborhood(torch.maximum, bends(nodes)))
+    middles = part(halved(nodes, 6), CENTERS[0])
+    step, known = field.spacing, torch.zeros_like(room, dtype=torch.bool)
+    found = torch.zeros_like(room)
+    for attempt in range(ROUNDS):
+        thinnest = field.density.value(high + room).mul_(step * COARSEST).cumsum(-1).neg_().exp_()
+        before = F.pad(thinnest[..., :-1], (1, 0), value=1.)
+        weight = before * -torch.expm1(-step * field.density.value(low - room))
+        crossing = (low < room) & (high > -room)
+        wanted = (weight > WEIGHTY) | (crossing if field.hidden else crossing & (before > UNSEEN))
+        if not attempt:  # some more, to see whether something was overlooked
+            others = picked((~wanted).nonzero(), PROBES, rng)
+            wanted[tuple(others.T)] = True
+        places = (wanted & ~known).nonzero()
+        if not len(places):
+            break
+        at = tuple(places.T)
+        found[at], known[at] = field.evaluate(places * COARSEST + COARSEST // 2), True
+        errors = torch.where(known, found - middles, 0.).abs()
+        room = torch.maximum(room, neighborhood(torch.maximum, torch.where(errors > room, 2 * errors, 0.)))
+    places = known.nonzero()
+    around = F.pad(room[None, None], (1,) * 6, mode='replicate')[0, 0]
+    return places * 2 + 1, found[tuple(places.T)], corners(torch.maximum, around) / 3
+
+
+@torch.no_grad()
+def sdf_volume(field):
+    """Distances at all samples of a Field. Returns None where the volume is too small to choose from; then every sample
+    has to be evaluated."""
+    nodes = [-(-(size - 1) // COARSEST) + 1 for size in field.shape]
+    if min(nodes) <= FEWEST_NODES:
+        return None
+    rng = torch.Generator().manual_seed(0)
+    values = field.evaluate(torch.cartesian_prod(*[torch.arange(count) * COARSEST for count in nodes])).view(*nodes)
+    *cells, roughness = looked_into(field, values, rng)
+    found = Found(values, torch.zeros_like(values), torch.ones_like(values, dtype=torch.bool))
+    level = Level(field, found, roughness, 2, rng).run(cells)
+    level = Level(field, level.found(), level.roughness, 1, rng).run()
+    samples = Samples(field, level.found(), 1, rng)
+    samples.settle()
+    return samples.values

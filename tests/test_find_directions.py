@@ -1,0 +1,76 @@
+"""find_directions.py: a file that --edit reads, a contact sheet, and a direction between two groups."""
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import find_directions
+import generate_shapes_and_images as generate
+from inference.contact_sheet import AMOUNTS, CELL
+from inference.directions import read_directions
+from inference.latents import latents_of_w, save_latents
+
+TINY = ['--expname', 'tiny', '--device', 'cpu', '--truncation_mean', '100']
+
+
+@pytest.fixture
+def model(loaded_tiny):
+    return loaded_tiny
+
+
+def test_directions_are_found_and_edit_identities(model, command, tmp_path):
+    folder = tmp_path / 'evaluations/tiny/final_model'
+    code, out, _ = command(find_directions, *TINY, '--count', 2)
+    assert code == 0 and 'shape1, shape2, color1, color2' in out
+    assert Image.open(folder / 'directions.png').width == CELL * len(AMOUNTS)
+    found = read_directions(folder / 'directions.pt', model.generator, model.owner)
+    arguments = [*TINY, '--seeds', 3, '--no_surface_renderings', '--save_latents']
+    assert command(generate, *arguments)[0] == 0
+    assert command(generate, *arguments, '--edit', 'shape2=+1.5,color1=-2')[0] == 0
+    plain, moved = (model.read(folder / f'random_angles/latents/seed0000003{ending}.pt').latents
+                    for ending in ('', '-shape2+1.5-color1-2'))
+    assert torch.allclose(moved.w, plain.w + 1.5 * found['shape2'].w)
+    assert torch.allclose(moved.w_prime, plain.w_prime - 2 * found['color1'].w_prime)
+    assert (folder / 'random_angles/images/seed0000003-shape2+1.5-color1-2.png').is_file()
+
+
+def test_a_direction_between_groups_joins_the_others(model, command, tmp_path):
+    groups = {}
+    for name, seeds in (('with', [1, 2]), ('without', [3, 4, 5])):
+        groups[name] = [latents_of_w(model.generator, model.w_of([seed], 0.7), 0.7, model.means) for seed in seeds]
+        for seed, latents in zip(seeds, groups[name], strict=True):
+            save_latents(tmp_path / name / f'{seed}.pt', latents, model.owner, torch.zeros(1, 2))
+    arguments = [*TINY, '--out', 'd.pt', '--no_surface_renderings', '--count', 1]
+    assert command(find_directions, *arguments)[0] == 0
+    assert command(find_directions, *arguments, '--name', 'long', '--with_latents', 'with', '--without_latents',
+                   'without')[0] == 0
+    found = read_directions(tmp_path / 'd.pt', model.generator, model.owner)
+    assert list(found) == ['shape1', 'color1', 'long'] and (tmp_path / 'd_long.png').is_file()
+    expected = (torch.cat([one.w for one in groups['with']]).mean(0)
+                - torch.cat([one.w for one in groups['without']]).mean(0))
+    assert torch.allclose(found['long'].w[0], expected, atol=1e-6)
+    assert command(find_directions, *arguments, '--method', 'factorization', '--count', 2)[0] == 0
+    assert list(read_directions(tmp_path / 'd.pt', model.generator, model.owner)) == [
+        'long', 'shape1', 'shape2', 'color1', 'color2']
+
+
+@pytest.mark.parametrize('flags, message', [
+    (['--edit', 'shape1=2'], 'directions.pt does not exist'),
+    (['--edit', 'shape9=2', '--directions', 'd.pt'], 'shape9: d.pt holds no such direction; it has shape1'),
+    (['--directions', 'd.pt'], 'nothing is edited'),
+    (['--edit', 'shape1'], '--edit'), (['--edit', 'shape1=1e9'], '--edit'),
+    (['--edit', 'shape1=1', '--directions', 'full_models/tiny.pt'], 'holds no directions')])
+def test_bad_edits_end_in_one_sentence(model, command, flags, message):
+    command(find_directions, *TINY, '--out', 'd.pt', '--no_surface_renderings', '--count', 1)
+    code, _, error = command(generate, *TINY, '--seeds', 3, *flags)
+    assert code == 2 and message in error and error.count('\n') == 1
+    code, _, error = command(find_directions, *TINY, '--name', 'smile')
+    assert code == 2 and '--with_latents' in error
+
+
+def test_directions_of_shape_leave_the_decoder_alone_and_the_other_way_round(model):
+    found = find_directions.find_directions(model.generator, model.means, 0.7, 'pca', 3)
+    assert all(step.w_prime is None for name, step in found.items() if name.startswith('shape'))
+    assert all(step.w is None for name, step in found.items() if name.startswith('color'))
+    steps = np.array([step.w[0].norm().item() for name, step in found.items() if name.startswith('shape')])
+    assert (np.diff(steps) < 0).all()

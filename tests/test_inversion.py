@@ -1,0 +1,271 @@
+"""inversion/: coordinates, first guesses, the optimization's gradients and what it keeps, the encoder, features."""
+import pytest
+import torch
+from PIL import Image
+
+import checkpoint
+from discriminators import Discriminator
+from inference.latents import Owner
+from inversion import encoder as encoders
+from inversion import search
+from inversion.features import load_features
+from inversion.fitting import Fitting, Weights, clamped, fit_coarse
+from inversion.inverter import Guess, Inverter
+from inversion.inverting import Guesser, Inversion, Settings
+from inversion.photos import cropped, sources
+from inversion.space import Space
+from inversion.tuning import Tuning
+from inversion.writing import verdict
+from losses import depth_roughness, edge_loss, feature_loss, noise_correlation, pyramid, pyramid_loss
+from metrics.similarity import psnr
+from utils import UserError
+
+
+@pytest.fixture
+def inverter(loaded_tiny, monkeypatch):
+    monkeypatch.setattr('inversion.search.IDENTITIES', 6)
+    return Inverter.of(loaded_tiny.generator, loaded_tiny.opt, loaded_tiny.means)
+
+
+@pytest.fixture
+def known(inverter):
+    """(Photos, Guess of their truth) of three images of the model's own."""
+    truth = inverter.draw(3, torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        images, _ = inverter.render(inverter.latents(truth.u), truth.viewpoint)
+    return inverter.photos(images), truth
+
+
+# ---------------------------------------------------------------------------------------------- coordinates
+
+def test_coordinates_of_samples_are_normal():
+    samples = torch.randn(5000, 4) @ torch.randn(4, 4) + 3
+    space = Space.of(samples)
+    found = space.coordinates(samples)
+    assert found.mean(0).abs().max() < 1e-3 and torch.allclose(found.T @ found / 4999, torch.eye(4), atol=1e-2)
+    assert torch.allclose(space.latents(found), samples, atol=1e-3)
+    assert (space.lengths.diff() <= 0).all()
+
+
+def test_what_varies_hardly_at_all_still_has_coordinates():
+    space = Space.of(torch.randn(100, 3) * torch.tensor([2., 1., 0.]))
+    assert space.lengths.min() >= 0.01 * space.lengths.max() * 0.999
+    assert space.coordinates(torch.ones(1, 3)).isfinite().all()
+
+
+# ---------------------------------------------------------------------------------------------- losses
+
+def test_losses_are_zero_for_equal_images_and_count_each_photo_alone():
+    images, others = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
+    assert [level.shape[-1] for level in pyramid(images)] == [16, 8, 4]
+    for loss in (pyramid_loss, edge_loss):
+        assert loss(images, images).abs().max() == 0 and loss(images, others).shape == (2,)
+        assert torch.allclose(loss(images, others)[1:], loss(images[1:], others[1:]))
+    assert torch.allclose(pyramid_loss(images, images + 0.1), torch.full((2,), 0.01))
+    assert edge_loss(images, images + 0.1).abs().max() < 1e-6
+    maps = [torch.rand(2, 5, 4, 4)]
+    assert feature_loss(maps, [3 * maps[0]]).abs().max() < 1e-6 and feature_loss(maps, [-maps[0]]).min() > 3.9
+
+
+def test_roughness_of_a_plane_is_zero_and_background_does_not_count():
+    rows, columns = torch.meshgrid(torch.arange(6.), torch.arange(6.), indexing='ij')
+    plane = (0.3 * rows - 0.2 * columns)[None]
+    background = torch.zeros(1, 6, 6)
+    assert depth_roughness(plane, background).item() == pytest.approx(0, abs=1e-5)
+    bumpy = plane.clone()
+    bumpy[0, 3, 3] += 1
+    assert depth_roughness(bumpy, background).item() > 0.05
+    background[0, 3, 3] = 1
+    assert depth_roughness(bumpy, background).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_correlation_of_noise():
+    noise = [torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))]
+    assert 5 * noise_correlation(noise).item() < noise_correlation([torch.ones(1, 1, 64, 64)]).item()
+
+
+# ---------------------------------------------------------------------------------------------- optimization
+
+def test_gradients_are_those_of_finite_differences(inverter, known, double):
+    photos = type(known[0])(*(images.double() for images in known[0]))
+    generator = inverter.generator.double()
+    generator.decoder.dtype = torch.float64
+    space = Space(*(value.double() for value in inverter.w_space))
+    prime = Space(*(value.double() for value in inverter.w_prime_space))
+    means = type(inverter.means)(*(value.double() for value in inverter.means))
+    exact = Inverter(generator, inverter.opt, means, inverter.psi, space, prime)
+    start = Guess(torch.tensor([[0.1, -0.05]]), torch.randn(1, generator.style_dim))
+    one = type(photos)(*(images[:1] for images in photos))
+
+    def loss(viewpoint, u):
+        fitting = Fitting(exact, one, Guess(viewpoint, u), Weights(depth=0.))  # its background counts as given
+        total = sum(fitting.terms(fitting.latents()).values()).sum()
+        return fitting, total
+
+    fitting, total = loss(*start)
+    total.backward()
+    step = 1e-6
+    for name, values in (('viewpoint', start.viewpoint), ('u', start.u)):
+        change = torch.randn_like(values)
+        there = loss(*start._replace(**{name: values + step * change}))[1]
+        back = loss(*start._replace(**{name: values - step * change}))[1]
+        expected = ((there - back) / (2 * step)).item()
+        found = (getattr(fitting, name).grad * change).sum().item()
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-8), name
+
+
+def test_optimization_comes_near_the_truth(inverter, known):
+    photos, truth = known
+    start = Guess(truth.viewpoint + 0.1, torch.zeros_like(truth.u))
+    before, after = (Fitting(inverter, photos, start) for _ in range(2))
+    for _ in before.run(0):
+        pass
+    for _ in after.run(40):
+        pass
+    with torch.no_grad():
+        qualities = [psnr(inverter.render(one.found.latents, one.found.viewpoint)[0], photos.images)
+                     for one in (before, after)]
+    assert (qualities[1] > qualities[0]).all() and qualities[1].mean() > qualities[0].mean() + 2
+    assert torch.equal(before.found.viewpoint, start.viewpoint)
+
+
+def test_the_best_is_kept_photo_by_photo(inverter, known):
+    fitting = Fitting(inverter, known[0], known[1])
+    latents = fitting.latents()
+    fitting.keep(latents, torch.tensor([3., 1., 2.]))
+    with torch.no_grad():
+        fitting.u += 1
+    fitting.keep(fitting.latents(), torch.tensor([1., 2., 1.]))
+    found = fitting.found
+    assert found.loss.tolist() == [1, 1, 1]
+    assert torch.equal(found.u[1], known[1].u[1]) and torch.allclose(found.u[0], known[1].u[0] + 1)
+    assert torch.equal(found.latents.w_prime[1], latents.w_prime[1]) and len(found.select(2).u) == 1
+
+
+def test_time_ends_the_optimization(inverter, known):
+    steps = sum(1 for _ in Fitting(inverter, known[0], known[1]).run(10 ** 6, seconds=0.2))
+    assert 1 <= steps < 10 ** 4
+
+
+def test_elevations_stay_clear_of_the_poles():
+    assert clamped(torch.tensor([[5., 3.]])).tolist() == [[5., pytest.approx(1.3963, abs=1e-3)]]
+
+
+def test_fitted_noise_is_the_pictures_own(inverter, known):
+    fitting = Fitting(inverter, known[0], known[1], fit_noise=True)
+    for _ in fitting.run(4):
+        pass
+    sides = [one.shape for one in fitting.found.noise]
+    assert sides == [(3, 1, side, side) for side in inverter.generator.decoder.noise_sizes]
+
+
+def test_coarse_fitting_takes_the_best_start(inverter, known):
+    photos, truth = known
+    far = Guess(truth.viewpoint + 0.3, -truth.u)
+    starts = Guess(*(torch.stack([a, b], dim=1).flatten(0, 1) for a, b in zip(far, truth, strict=True)))
+    photos = photos._replace(coarse=inverter.render_coarse(truth).detach())
+    found = fit_coarse(inverter, photos, starts, 0, Weights(pull=0., view=0.))
+    assert torch.equal(found.viewpoint, truth.viewpoint) and torch.equal(found.u, truth.u)
+
+
+def test_the_search_finds_its_own_candidates(inverter):
+    found = search.candidates(inverter)
+    guess, thumbnails = found
+    assert len(thumbnails) == len(guess.u) == 6 * 15
+    photos = inverter.photos(torch.nn.functional.interpolate(thumbnails[[20, 80]], size=16, mode='nearest'))
+    best = search.best_candidates(found, photos, 2)
+    assert torch.equal(best.viewpoint[[0, 2]], guess.viewpoint[[20, 80]])
+    assert not torch.equal(best.u[0], best.u[1])
+
+
+def test_tuning_leaves_latents_and_mapping_alone_and_brings_the_picture_nearer(inverter, known):
+    weights = {name: value.clone() for name, value in inverter.generator.state_dict().items()}
+    target = inverter.photos(torch.rand(1, 3, 16, 16))
+    inversion = Inversion(inverter, target.images, Guesser(inverter), Settings(steps=2, tune_steps=12, starts=2))
+    phases = [phase for phase, _, _ in inversion.run()]
+    assert phases[0] == 'first guess' and 'latents' in phases and phases[-1] == 'decoder'
+    difference, = inversion.differences
+    assert difference and not any(name.startswith('style.') for name in difference)
+    tuning = Tuning(inverter, target, inversion.found.select(0), Weights())
+    before = pyramid_loss(tuning.picture(), target.images).item()
+    for _ in tuning.run(12):
+        pass
+    assert pyramid_loss(tuning.picture(), target.images).item() < before
+    assert all(torch.equal(weights[name], value) for name, value in inverter.generator.state_dict().items())
+
+
+# ---------------------------------------------------------------------------------------------- encoder
+
+def test_the_encoder_learns_the_models_own_samples(inverter, monkeypatch, tmp_path, loaded_tiny):
+    monkeypatch.setattr(encoders, 'FIRST', 32)
+    monkeypatch.setattr(encoders, 'BATCH', 16)
+    untrained = encoders.train_encoder(inverter, 1)
+    trained = encoders.train_encoder(inverter, 40)
+    pictures, view, u = encoders.samples(inverter, 64, torch.Generator().manual_seed(9), encoders.side_for(inverter))
+    losses = [sum(encoders.encoder_loss(one, pictures, view, u)).item() for one in (untrained, trained)]
+    assert losses[1] < 0.9 * losses[0]
+    owner = Owner.of(loaded_tiny.generator, loaded_tiny.opt)
+    encoders.save_encoder(tmp_path / 'e.pt', trained, owner)
+    again = encoders.read_encoder(tmp_path / 'e.pt', inverter, owner)
+    assert torch.allclose(again(pictures)[0], trained(pictures)[0], atol=0.05)
+    assert encoders.read_encoder(tmp_path / 'none.pt', inverter, owner) is None
+    with pytest.raises(UserError, match='the encoder of the model tiny'):
+        encoders.read_encoder(tmp_path / 'e.pt', inverter, owner._replace(weights='x'))
+    checkpoint.save(tmp_path / 'e.pt', {'format': 'x'})
+    with pytest.raises(UserError, match='no encoder'):
+        encoders.read_encoder(tmp_path / 'e.pt', inverter, owner)
+
+
+def test_changed_pictures_are_still_pictures():
+    pictures = torch.rand(4, 3, 16, 16) * 2 - 1
+    changed = encoders.changed(pictures, torch.Generator().manual_seed(0))
+    assert changed.shape == pictures.shape and changed.isfinite().all() and not torch.equal(changed, pictures)
+
+
+# ---------------------------------------------------------------------------------------------- features
+
+def test_the_checkpoints_discriminator_gives_features(loaded_tiny, tmp_path):
+    opt, state = loaded_tiny.opt, loaded_tiny.generator.state_dict()
+    network = Discriminator(opt.model.size, opt.model.channel_multiplier, opt.model.channel_max)
+    checkpoint.save(tmp_path / 'with.pt', {'g_ema': state, 'd': network.state_dict()})
+    features = load_features(opt, tmp_path / 'with.pt', 16, torch.device('cpu'))
+    images = torch.rand(2, 3, 16, 16, requires_grad=True)
+    loss = feature_loss(features.maps(images), features.maps(torch.rand(2, 3, 16, 16))).sum()
+    loss.backward()
+    assert images.grad.abs().sum() > 0 and 'discriminator' in features.name
+    assert load_features(opt, loaded_tiny.path, 16, torch.device('cpu')) is None
+
+
+def test_a_torchscript_network_gives_features(loaded_tiny, tmp_path):
+    opt = loaded_tiny.opt
+    torch.jit.script(torch.nn.Conv2d(3, 4, 3)).save(str(tmp_path / 'conv.pt'))
+    opt.evaluation.features = str(tmp_path / 'conv.pt')
+    features = load_features(opt, loaded_tiny.path, 16, torch.device('cpu'))
+    assert features.maps(torch.zeros(1, 3, 16, 16))[0].shape[1] == 4
+    torch.jit.script(torch.nn.Linear(3, 4)).save(str(tmp_path / 'conv.pt'))
+    with pytest.raises(UserError, match='cannot take images'):
+        load_features(opt, loaded_tiny.path, 16, torch.device('cpu'))
+
+
+# ---------------------------------------------------------------------------------------------- photos
+
+def test_sources_have_names_of_their_own(tmp_path):
+    for folder in ('a', 'b'):
+        (tmp_path / folder).mkdir()
+        Image.new('RGB', (40, 20), 'red').save(tmp_path / folder / 'my cat.png')
+    found = sources([tmp_path / 'a', tmp_path / 'b' / 'my cat.png'])
+    assert [source.name for source in found] == ['my-cat', 'my-cat-2']
+    crop = cropped(found[1], 32)
+    assert crop.image.size == (32, 32) and 'only 40x20 pixels' in crop.note
+    with pytest.raises(UserError, match='name the photos'):
+        sources([])
+
+
+def test_verdicts(inverter, known):
+    fitting = Fitting(inverter, known[0], known[1])
+    fitting.keep(fitting.latents(), torch.zeros(3))
+    found = fitting.found.select(0)
+    assert verdict(inverter, found, 30.) == 'sure' and verdict(inverter, found, 20.) == 'fairly sure'
+    assert 'unlike the photo' in verdict(inverter, found, 12.)
+    assert 'standard deviations' in verdict(inverter, found._replace(u=found.u + 5), 30.)
+    assert 'further round' in verdict(inverter, found._replace(viewpoint=found.viewpoint + 3), 30.)
