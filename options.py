@@ -446,7 +446,7 @@ GROUPS = {
              'evaluate the field at every sample instead of skipping those without influence (same result, '
              'slower)', bool),
         Flag('cuda_graphs', False, GENERATION_AND_VIDEO,
-             'use CUDA graphs (experimental, and not tried on a GPU yet)', bool),
+             'use CUDA graphs (experimental; they help most with --precision fp16 or bf16)', bool),
         Flag('vertex_colors', False, GENERATION, 'color the vertices of the meshes', bool),
         Flag('page', False, Scope((GENERATE, VIDEO, INVERT)),
              'write index.html, a page that shows all results of this model in a browser', bool),
