@@ -6,8 +6,8 @@
 # the thumbnails), STEPS1 and STEPS2 may be set as well.
 #
 # Measured: three hours of one to two busy cores (160,000 images in stage 1, 25,000 in stage 2) gave the first model in
-# demo/, from whose field the present one began: heads with eyes under fur, about one seed in ten no cat, beta 0.006. At 64 pixels its patch distance (SWD x 1000) to
-# the photos is 28.9. docs/notes/training.md shows how the run went.
+# demo/, from whose field the present one began: heads with eyes under fur, about one seed in ten no cat, beta 0.006. At
+# 64 pixels its patch distance (SWD x 1000) to the photos was 28.9. docs/notes/training.md shows how the run went.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 photos=${1:-${PHOTOS:-}} dataset=${DATASET:-datasets/cats_small} name=${EXPNAME:-cats_small} size=${SIZE:-64}
