@@ -76,7 +76,7 @@ def test_the_shown_python_runs():
     code = '\n'.join(line[4:] for line in block.splitlines())
     names = {}
     exec(code, names)
-    assert names['image'].shape == (64, 64, 3) and names['image'].std() > 20
+    assert names['image'].shape == (128, 128, 3) and names['image'].std() > 20
 
 
 # ---------------------------------------------------------------------------------------------- commands that are run
