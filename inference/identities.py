@@ -17,7 +17,7 @@ from inference.directions import directions_for, edited
 from inference.latents import Latents, SavedLatents, check_layer, latents_of_w, mixed, read_all
 from utils import UserError
 
-WHO = {'seeds': '--seeds', 'mix': '--mix', 'latents': '--latents', 'identities': '--identities'}
+WHO = {'seeds': '--seeds', 'mix': '--mix', 'latents': '--latents'}  # all of them win over --identities
 
 
 class Identity(NamedTuple):

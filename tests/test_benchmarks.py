@@ -95,12 +95,13 @@ def test_plain_surfaces_and_videos(monkeypatch):
         return plain.surface(generator.renderer, w, cameras), *plain.video_frames(generator, z, cameras, opt, means)
 
     (ours, frame), (theirs, plain_frame) = both(compute, 'render_video')
-    for name in ('xyz', 'background', 'sdf'):
-        assert_close(getattr(theirs, name), getattr(ours, name), 1e-4, name)
+    assert (theirs.xyz - ours.xyz).norm(dim=1).max() < 1e-4  # what the search for few samples promises
+    assert (theirs.background - ours.background).abs().max() < 1e-3
+    assert torch.equal(theirs.sdf < 0, ours.sdf < 0)
     assert frame.keys() == plain_frame.keys()
     for video, picture in frame.items():
         difference = abs(picture.astype(int) - plain_frame[video].astype(int))
-        assert difference.max() <= 1 and difference.mean() < 0.01, video
+        assert difference.max() <= 1 and difference.mean() < 0.02, video
 
 
 def gradients(*modules):
@@ -201,7 +202,8 @@ def test_videos_are_extrapolated(monkeypatch):
     """5 s to begin, 2 s a frame and 3 s to end make 508 s for 250 frames, however many are measured."""
     generator, opt = tiny('render_video')
     z = torch.randn(1, 8)
-    one = speed.Scene(generator, opt, z, generator.map(z), None, cameras_at(VIEWS[:1], 8))
+    means = generator.mean_latents(100, torch.Generator().manual_seed(0))
+    one = speed.Scene(generator, opt, z, generator.map(z), means, cameras_at(VIEWS[:1], 8))
     monkeypatch.setattr(speed, 'scene', lambda *_: one)
     monkeypatch.setattr(speed, 'frontal_mesh', lambda *_: None)
     clock = [0.]
