@@ -18,7 +18,7 @@ from torch import Tensor
 import checkpoint
 from inference.latents import Latents, Owner
 from model import ModulatedConv2d, truncate
-from utils import UserError
+from utils import UserError, printable
 from volume_renderer import FiLMSiren
 
 FORMAT = 'StyleSDF directions 1'
@@ -157,7 +157,7 @@ def read_directions(path, generator, owner):
     if not isinstance(entries, dict) or len(entries) > MAX_DIRECTIONS or not all(
             isinstance(name, str) and isinstance(step, dict) for name, step in entries.items()):
         raise UserError(f'{path} is damaged: it does not hold directions by their names.')
-    return {checkpoint.printable(name): Direction(tensor(step.get('w'), (1, size)), tensor(
+    return {printable(name): Direction(tensor(step.get('w'), (1, size)), tensor(
         step.get('w_prime'), (1, 1, 2 * size), (1, layers, 2 * size))) for name, step in entries.items()}
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import checkpoint
-from utils import UserError
+from utils import UserError, printable
 
 FORMAT = 'StyleSDF latents 1'
 MAX_VIEWS = 1000
@@ -136,7 +136,7 @@ class Owner(NamedTuple):
         if not isinstance(model, dict) or not all(isinstance(model.get(key), str) for key in self._fields):
             raise UserError(f'{path} does not say which model its {what} belong to, and so is of no use.')
         if model['weights'] != self.weights:
-            other = checkpoint.printable(model['name'])
+            other = printable(model['name'])
             same = ' (another one of that name)' if other == self.name else ''
             raise UserError(f'{path} holds {what} of the model {other}{same}, which mean nothing to {self.name}; give '
                             'the model that they belong to with --expname or --model.')
@@ -190,7 +190,7 @@ def read_latents(path, generator, owner):
         raise UserError(f'{path} is damaged: its viewpoints are no angles.')
     source = contents.get('source')
     return SavedLatents(name_of_file(path), Latents(w, w_prime), viewpoints, noise, tuned,
-                        checkpoint.printable(source, MAX_SOURCE) if isinstance(source, str) else '',
+                        printable(source, MAX_SOURCE) if isinstance(source, str) else '',
                         checkpoint.file_hash(path))
 
 

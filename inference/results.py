@@ -238,16 +238,35 @@ class VideoResult(NamedTuple):
 
 def read_generated(folder):
     """The IdentityResults in a folder, in the order of their names. Raises UserError for a damaged index.json."""
-    folder = Path(folder)
+    return _read_entries(Path(folder), _identity_result, 'generate the identity again')
+
+
+def _read_entries(folder, result_of, again):
+    """result_of(folder, name, entry) for each entry of a folder's index.json, in the order of their names.
+
+    again: what to do where an entry is damaged, as words for the UserError that is raised then.
+    """
     results = []
     for name, entry in sorted(read_index(folder).items()):
         try:
-            results.append(_identity_result(folder, name, entry))
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            results.append(result_of(folder, name, entry))
+        except (ValueError, KeyError, TypeError, OverflowError, AttributeError) as error:
             name, reason = printable(repr(name)), printable(error, 200)
-            raise UserError(f'{folder / INDEX}: its entry {name} is damaged ({reason}); remove the entry, or generate '
-                            'the identity again.') from None
+            raise UserError(f'{folder / INDEX}: its entry {name} is damaged ({reason}); remove the entry, or '
+                            f'{again}.') from None
     return results
+
+
+def _files_of(folder, entry):
+    """The files that an entry names, of those that are there. Raises ValueError for one outside of the folder."""
+    files = []
+    for file in entry['files']:
+        path = inside(folder, folder / file)
+        if path is None:
+            raise ValueError(f'it names {file!r}, which lies outside of this folder')
+        if path.is_file():
+            files.append(path)
+    return files
 
 
 def _identity_result(folder, name, entry):
@@ -260,12 +279,8 @@ def _identity_result(folder, name, entry):
     if not views:
         raise ValueError('it has no views')
     files = {}
-    for file in entry['files']:
-        path = inside(folder, folder / file)
-        if path is None:
-            raise ValueError(f'it names {file!r}, which lies outside of this folder')
-        if path.is_file():
-            files.setdefault((path.parent.name, path.stem), path)
+    for path in _files_of(folder, entry):
+        files.setdefault((path.parent.name, path.stem), path)
     depth_stems = [(MESHES['depth_mesh'], f'sample_{short}_depth_mesh_{view}') for view in view_names(views)]
     pictures = {kind: inside(folder, folder / picture_file(name, kind)) for kind in PICTURES}
     return IdentityResult(
@@ -297,26 +312,16 @@ class InversionResult(NamedTuple):
 
 def read_inversions(folder):
     """The InversionResults in a folder, in the order of their names. Raises UserError for a damaged index.json."""
-    folder, found = Path(folder), []
-    for name, entry in sorted(read_index(folder).items()):
-        try:
-            if not re.fullmatch('[A-Za-z0-9-]{1,80}', name, re.ASCII):
-                raise ValueError('there is no photo of that name')
-            files = {}
-            for file in entry['files']:
-                path = inside(folder, folder / file)
-                if path is None:
-                    raise ValueError(f'it names {file!r}, which lies outside of this folder')
-                if path.is_file():
-                    files[path.name if path.name in INVERTED else path.stem] = path
-            view = entry['viewpoint']
-            viewpoint = _number(view['azim']), _number(view['elev'])
-            found.append(InversionResult(name, str(entry['photo'])[:300], viewpoint, _number(entry['psnr']),
-                                         _number(entry['fov'], 0, 90), files))
-        except (ValueError, KeyError, TypeError, OverflowError, AttributeError) as error:
-            raise UserError(f'{folder / INDEX}: its entry {name!r} is damaged ({error}); remove the entry, or invert '
-                            'the photo again.') from None
-    return found
+    return _read_entries(Path(folder), _inversion_result, 'invert the photo again')
+
+
+def _inversion_result(folder, name, entry):
+    if not re.fullmatch('[A-Za-z0-9-]{1,80}', name, re.ASCII):
+        raise ValueError('there is no photo of that name')
+    files = {path.name if path.name in INVERTED else path.stem: path for path in _files_of(folder, entry)}
+    view = entry['viewpoint']
+    return InversionResult(name, str(entry['photo'])[:300], (_number(view['azim']), _number(view['elev'])),
+                           _number(entry['psnr']), _number(entry['fov'], 0, 90), files)
 
 
 def read_videos(folder):

@@ -6,6 +6,7 @@ from camera import cameras_of
 from inference import results
 from inference.latents import SavedLatents, render_latents, save_latents, tuned_generator
 from inference.loaded_model import LoadedModel
+from inversion.photos import as_tensor
 from metrics.similarity import psnr
 from surfaces.files import save_mesh
 from surfaces.rendering import render_surface
@@ -62,8 +63,7 @@ def write_photo(inverter, folder, crop, saved, owner, model_path, facts, video=F
         return folder / files[-1]
 
     picture, _ = picture_of(inverter, saved)
-    photo = np.asarray(crop.image)
-    save_image_row(file('photo.png'), [photo])
+    save_image_row(file('photo.png'), [np.asarray(crop.image)])
     save_image_row(file('reconstruction.png'), [to_uint8(picture)[0]])
     save_image_row(file('views.png'), [model.picture(saved, model.cameras([[angle, 0.]])) for angle in ANGLES])
     camera = cameras_of(opt, saved.viewpoints)
@@ -76,15 +76,10 @@ def write_photo(inverter, folder, crop, saved, owner, model_path, facts, video=F
         model.video(file('video.mp4'), saved, frames=FRAMES)
     save_latents(file('latents.pt'), saved.latents, owner, saved.viewpoints, noise=saved.noise, tuned=saved.tuned,
                  source=saved.source)
-    decibels = psnr(picture, photo_tensor(photo, picture.device)).item()
+    decibels = psnr(picture, as_tensor(crop.image, picture.device)).item()
     azimuth, elevation = saved.viewpoints[0].tolist()
     results.add_to_index(folder, name, {
         'photo': crop.source.where, 'viewpoint': {'azim': azimuth, 'elev': elevation}, 'psnr': decibels,
         'fov': opt.camera.fov, 'dist_radius': opt.camera.dist_radius, 'tuned': bool(saved.tuned),
         'latents': owner.weights, 'files': files, **facts})
     return decibels
-
-
-def photo_tensor(photo, device):
-    """uint8 (H,W,3) as (1,3,H,W) in [-1, 1]."""
-    return (torch.from_numpy(photo.astype(np.float32)).to(device) / 127.5 - 1).permute(2, 0, 1)[None]
