@@ -18,17 +18,21 @@ UNLIT = 'KHR_materials_unlit'
 MOST_TEXELS = 1 << 14  # along a side of a texture that is read
 
 
-def save_textured_glb(path, mesh, cameras=()):
-    """Write a mesh with a texture as GLB, atomically. cameras: camera_entries that go into the file."""
+def textured_glb(mesh, cameras=()):
+    """The bytes of a GLB file of a mesh with a texture. cameras: camera_entries that go into the file."""
     def finish(tree):
         for material in tree['materials']:
             material.setdefault('extensions', {})[UNLIT] = {}
         tree['extensionsUsed'] = [*tree.get('extensionsUsed', ()), UNLIT]
         add_gltf_cameras(tree, cameras)
 
-    glb = trimesh.exchange.gltf.export_glb(trimesh.Scene(mesh), include_normals=True, tree_postprocessor=finish)
+    return trimesh.exchange.gltf.export_glb(trimesh.Scene(mesh), include_normals=True, tree_postprocessor=finish)
+
+
+def save_textured_glb(path, mesh, cameras=()):
+    """Write a mesh with a texture as GLB, atomically. cameras: camera_entries that go into the file."""
     with atomic_path(path) as temporary:
-        temporary.write_bytes(glb)
+        temporary.write_bytes(textured_glb(mesh, cameras))
 
 
 def save_textured_obj(path, mesh):
