@@ -20,7 +20,7 @@ from surfaces.atlas import lay_out
 from surfaces.rasterizing import barycentric, centers, rasterize
 
 MOST_TEXELS_A_PIXEL, DETAILED = 4, 1024  # Pictures of less than DETAILED pixels a side are enlarged, so often at most.
-GRAZING, SQUARE = 0.1, 0.5  # cosines between normal and view from which a picture begins to count, and counts fully
+GRAZING, SQUARE = 0.07, 0.35 # cosines between normal and view from which a picture begins to count, and counts fully
 SHARPNESS = 4              # power of that cosine by which the other pictures are blended
 DEPTH_PIXELS = 512         # at least so many along a side of the depths that say what is hidden
 SLACK = 2.                 # pixels of these depths by which a point may lie behind what is seen there
