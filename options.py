@@ -238,6 +238,7 @@ GENERATE, VIDEO, EVALUATE, EXPORT, APP, INVERT, DIRECTIONS = INFERENCE = (
     'generate_shapes_and_images', 'render_video', 'evaluate', 'export_model', 'app', 'invert_photos',
     'find_directions')
 COMMANDS = TRAINING + INFERENCE
+VIDEO_FORMATS, MODEL_FORMATS = ('mp4', 'gif', 'webp', 'frames'), ('pt', 'onnx')
 
 
 @dataclass(frozen=True)
@@ -269,7 +270,7 @@ DECODER = Scope((STAGE_2, *INFERENCE), fixed=True, settled='options')
 SCENE = Scope(COMMANDS, fixed=True, settled='options', inherited=True)
 SAMPLES = Scope(COMMANDS, fixed=True, inherited=True)
 # What only generation and its relatives use.
-PICTURES = Scope((GENERATE, VIDEO, EVALUATE, APP, INVERT, DIRECTIONS))
+PICTURES = Scope((GENERATE, VIDEO, EVALUATE, EXPORT, APP, INVERT, DIRECTIONS))
 GENERATION, GENERATION_AND_VIDEO, VIDEOS, EVALUATION = (
     Scope(commands) for commands in ((GENERATE,), (GENERATE, VIDEO), (VIDEO,), (EVALUATE,)))
 FINDING, INVERTING, INVERSION = Scope((DIRECTIONS,)), Scope((INVERT,)), Scope((INVERT, EVALUATE))
@@ -283,9 +284,10 @@ class Flag:
     """One flag.
 
     type: text to value, raising ValueError with a reason; bool for a switch that is off by default. choices: the values
-    that it may have. defaults: {command: its default}, where that differs. forced: {command: the value that it always
-    runs with}. many: it takes several values, as a tuple. positional: the command of its scope takes them without a
-    name before them. frequent: the commands whose users give it often, so that --help explains it.
+    that it may have. own_choices: {command: its choices}, where those differ. defaults: {command: its default}, where
+    that differs. forced: {command: the value that it always runs with}. many: it takes several values, as a tuple.
+    positional: the command of its scope takes them without a name before them. frequent: the commands whose users give
+    it often, so that --help explains it.
     """
     name: str
     default: Any
@@ -298,6 +300,10 @@ class Flag:
     many: bool = False
     positional: bool = False
     frequent: tuple = ()
+    own_choices: dict = field(default_factory=dict)
+
+    def choices_for(self, command):
+        return self.own_choices.get(command, self.choices)
 
     def default_for(self, command):
         return self.forced.get(command, self.defaults.get(command, self.default))
@@ -423,7 +429,7 @@ GROUPS = {
              'folder where results go'),
         Flag('truncation_ratio', 0.5, PICTURES,
              'truncation psi: 1 gives the full variety, 0 the average',
-             at_least(0, float), defaults={EVALUATE: 1., APP: 0.7, INVERT: 0.7, DIRECTIONS: 0.7},
+             at_least(0, float), defaults={EVALUATE: 1., EXPORT: 0.7, APP: 0.7, INVERT: 0.7, DIRECTIONS: 0.7},
              frequent=(GENERATE, VIDEO)),
         Flag('truncation_mean', MEAN_LATENT_DRAWS, PICTURES,
              'number of latents that the mean for truncation is taken over', at_least(1, most=MAX_MEAN_DRAWS)),
@@ -452,7 +458,7 @@ GROUPS = {
         Flag('edit', None, GENERATION_AND_VIDEO,
              'move all identities along directions of --directions, such as shape2=+1.5,color1=-2, in standard '
              'deviations', edit_list),
-        Flag('directions', None, Scope((GENERATE, VIDEO, APP)),
+        Flag('directions', None, Scope((GENERATE, VIDEO, EXPORT, APP)),
              'file of find_directions.py (default: directions.pt among the results of the model)'),
         Flag('mesh_format', 'obj', Scope((GENERATE, VIDEO, INVERT)), 'file format of the meshes',
              choices=('obj', 'ply', 'glb'), frequent=(GENERATE,)),
@@ -478,9 +484,11 @@ GROUPS = {
     'video': (
         Flag('frames', 250, VIDEOS, 'number of frames of a video', at_least(1), frequent=(VIDEO,)),
         Flag('fps', 30, VIDEOS, 'frames per second', at_least(1, most=1000)),
-        Flag('format', 'mp4', VIDEOS,
-             'file format of the videos; frames is a folder of PNG files', choices=('mp4', 'gif', 'webp', 'frames'),
-             frequent=(VIDEO,)),
+        Flag('format', 'mp4', Scope((VIDEO, EXPORT)),
+             'file format: of videos mp4, gif, webp, or frames (a folder of PNG files); of an exported model pt (for '
+             'this project) or onnx (for other programs)', choices=(*VIDEO_FORMATS, *MODEL_FORMATS),
+             own_choices={VIDEO: VIDEO_FORMATS, EXPORT: MODEL_FORMATS}, defaults={EXPORT: 'pt'},
+             frequent=(VIDEO, EXPORT)),
         Flag('path', 'ellipse', VIDEOS,
              'path of the camera: ellipse, azimuth (from side to side), orbit (once around), dolly (a dolly zoom), or '
              'a file of key frames (docs/video.md)', frequent=(VIDEO,)),
@@ -513,6 +521,11 @@ GROUPS = {
     ),
     'export': (
         Flag('out', None, Scope((EXPORT, DIRECTIONS)), 'file to write', frequent=(EXPORT, DIRECTIONS)),
+        Flag('browser', None, Scope((EXPORT,)),
+             'folder to write a web page to that runs the model in the browser of whoever opens it (docs/hosting.md)',
+             frequent=(EXPORT,)),
+        Flag('onnxruntime_web', None, Scope((EXPORT,)),
+             "for --browser: folder of the npm package onnxruntime-web (default: npm fetches it)", frequent=(EXPORT,)),
     ),
     'inversion': (
         Flag('photos', (), INVERTING, 'photos to invert: files, folders or zips of them', many=True, positional=True),
@@ -698,7 +711,7 @@ def _parser(command, description, show_all):
                                     default=configargparse.SUPPRESS)
             else:
                 shown = flag.shown_by(command) if show_all else command in flag.frequent
-                _add_flag(target, flag, flag.default_for(command), shown)
+                _add_flag(target, flag, command, shown)
     return parser
 
 
@@ -714,7 +727,8 @@ def _further_flags(command):
     return '\n'.join(lines)
 
 
-def _add_flag(target, flag, default, shown):
+def _add_flag(target, flag, command, shown):
+    default, choices = flag.default_for(command), flag.choices_for(command)
     names = [f'--{flag.name}']
     if flag.name == 'local_rank':
         names.append('--local-rank')  # as today's launchers write it
@@ -724,9 +738,9 @@ def _add_flag(target, flag, default, shown):
     if flag.type is bool:
         target.add_argument(*names, dest=flag.name, action='store_true', default=configargparse.SUPPRESS, help=text)
     else:
-        target.add_argument(*names, dest=flag.name, type=explained(flag.type), choices=flag.choices,
+        target.add_argument(*names, dest=flag.name, type=explained(flag.type), choices=choices,
                             default=configargparse.SUPPRESS, help=text, nargs='+' if flag.many else None,
-                            metavar=None if flag.choices else 'N' if isinstance(flag.default, int | float) else 'VALUE')
+                            metavar=None if choices else 'N' if isinstance(flag.default, int | float) else 'VALUE')
 
 
 def checked(name, value):

@@ -51,7 +51,7 @@ SHOWN = {  # command: (flags that its help shows, flags that it does not show)
                                    'dataset_path batch width size perturb force_background frames project_noise'),
     'render_video': ('seeds frames project_noise azim_video mesh_format', 'N_samples num_views_per_id metrics out'),
     'evaluate': ('metrics dataset_path num_workers truncation_ratio', 'seeds identities save_every'),
-    'export_model': ('out expname', 'truncation_ratio precision'),
+    'export_model': ('out expname', 'identities precision'),
     'invert_photos': ('expname truncation_ratio', 'seeds identities latents'),
     'find_directions': ('expname truncation_ratio', 'seeds latents'),
     'app': ('port share truncation_mean', 'page results_dir'),
