@@ -471,6 +471,11 @@ GROUPS = {
         Flag('surface_resolution', 128, GENERATION,
              'rays along a side of surfaces, and samples a ray: more give finer meshes, and take longer',
              at_least(64, most=512)),
+        Flag('single_surface', False, GENERATION,
+             'keep only the largest piece of marching-cubes meshes and textured ones', bool),
+        Flag('decimate', 0, GENERATION,
+             'reduce marching-cubes meshes and textured ones to about so many triangles (0: do not)',
+             at_least(100)),
         Flag('texture', False, GENERATION,
              'also write the whole surface with the image as its texture, as GLB and as OBJ with MTL and PNG, and the '
              'cameras of the views (needs requirements-texture.txt)', bool),

@@ -5,13 +5,20 @@ import torch.nn.functional as F
 from camera import cameras_of
 from inference.textures import textured_mesh
 from surfaces.files import color_vertices
-from surfaces.meshes import depth_mesh, surface_mesh, volume_points
+from surfaces.meshes import decimated, depth_mesh, largest_piece, surface_mesh, volume_points
 from surfaces.rendering import render_surface
 
 
 def resolution_of(opt):
     """Rays along a side of surfaces, and samples a ray: those of --surface_resolution, or None for the usual number."""
     return opt.inference.surface_resolution if 'surface_resolution' in opt.given else None
+
+
+def chosen_detail(mesh, opt):
+    """A marching-cubes mesh, or None, with as many pieces and triangles as --single_surface and --decimate ask for."""
+    if mesh is not None and opt.inference.single_surface:
+        mesh = largest_piece(mesh)
+    return decimated(mesh, opt.inference.decimate) if mesh is not None and opt.inference.decimate else mesh
 
 
 def generate_meshes(generator, w, cameras, opt, pictures=()):
@@ -33,8 +40,7 @@ def generate_meshes(generator, w, cameras, opt, pictures=()):
             color_vertices(mesh, renderer, w, camera, points, viewdirs)
         yield 'depth_mesh', i, mesh
         if surface.sdf is not None:
-            mesh = surface_mesh(surface.sdf, camera)
-            size = surface.sdf.shape[1]
+            mesh, size = chosen_detail(surface_mesh(surface.sdf, camera), opt), surface.sdf.shape[1]
             if mesh is not None and opt.inference.vertex_colors:
                 color_vertices(mesh, renderer, w, camera, *volume_points(mesh.vertices, renderer, camera, size))
             yield 'marching_cubes_mesh', i, mesh

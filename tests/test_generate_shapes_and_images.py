@@ -220,11 +220,12 @@ def seen_from(mesh, camera):
 
 
 def test_a_textured_mesh_lies_on_the_picture(run, tmp_path):
-    """Of the demo model, from the exported camera, in both formats; with one view and with several."""
+    """Of the demo model, from the exported camera; in both formats, and with as much detail as was asked for."""
     pytest.importorskip('xatlas', reason='needs xatlas (requirements-texture.txt)')
     pytest.importorskip('embreex', reason='needs embreex (requirements-test.txt)')
     arguments = ['--model', ROOT / 'demo/cats_demo.pt', '--expname', 'cats', '--seeds', '3', '--surface_resolution',
-                 '64', '--views', '15,5', '-20,0', '--texture', '--texture_views', '4', '--device', 'cpu']
+                 '64', '--views', '15,5', '-20,0', '--texture', '--texture_views', '4', '--device', 'cpu',
+                 '--single_surface', '--decimate', '9000']
     code, _, stderr = run(*arguments)
     assert code == 0, stderr
     folder = tmp_path / 'evaluations/cats/final_model/chosen_angles'
@@ -240,6 +241,9 @@ def test_a_textured_mesh_lies_on_the_picture(run, tmp_path):
     # trimesh takes the last of several cameras
     assert np.allclose(scene.camera_transform, cameras[-1]['camera_to_world'], atol=1e-6)
     mesh, = scene.geometry.values()
+    marched, = (trimesh.load(path) for path in (folder / 'marching_cubes_meshes').iterdir())
+    assert 8000 < len(marched.faces) <= 9000 and len(mesh.faces) == len(marched.faces)
+    assert trimesh.graph.connected_component_labels(marched.face_adjacency).max() == 0
     colors, hit = seen_from(mesh, cameras[0])
     assert 0.3 < hit.mean() < 0.9 and np.abs(colors - row[:, :128])[hit].mean() < 4
     obj = trimesh.load(folder / 'textured_meshes/sample_seed3_textured_mesh_azim15_elev5.obj', process=False)
@@ -251,7 +255,8 @@ def test_a_textured_mesh_lies_on_the_picture(run, tmp_path):
     (['--texture_views', '3'], ['--texture_views', '--texture']),
     (['--texture', '--texture_views', '0'], ['--texture_views']),
     (['--surface_resolution', '20'], ['--surface_resolution', '64']),
-    (['--surface_resolution', '1024'], ['--surface_resolution', '512'])])
+    (['--surface_resolution', '1024'], ['--surface_resolution', '512']),
+    (['--decimate', '5'], ['--decimate', '100'])])
 def test_flags_of_surfaces_that_will_not_do(run, tiny_model, arguments, words):
     check_refused(run(*tiny_model, *arguments), *words)
 
