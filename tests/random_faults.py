@@ -35,7 +35,7 @@ from tiny_training import STAGES, differences, finish, flags, make_data, newest,
 import options
 from training import logs
 
-STEPS = 300           # of a training, beside its sphere
+STEPS = 120           # of a training, beside its sphere
 SHAPES = {            # (processes, --batch), by stage: all have the same images a step
     'volume_renderer': ((2, 4), (1, 8), (4, 2)),
     'full_pipeline': ((2, 8), (1, 16), (4, 4))}

@@ -24,7 +24,7 @@ FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER), str(FOLDER.parents[1])]
 
 ADDRESSES = 12 << 30  # bytes that the process may address: a fault must not fill the machine's memory
-EXAMPLES = 200  # of each property in a round
+EXAMPLES = 50  # of each property in a round
 
 
 def fixed(examples, **strategies):
@@ -72,6 +72,8 @@ def _counted(check, counts, name, end):
             try:
                 check(**arguments)
             except BaseException as error:
+                if not failures:  # a smaller input may take minutes to find
+                    print(f'failing in {name}: {error!r}'[:1000], flush=True)
                 failures.append(type(error))
                 raise
     return counted
@@ -88,8 +90,8 @@ def main(checks, show_rounds=False):
 
     def told(counts, findings):
         if show_rounds:
-            print(f'{(time.time() - started) / 60:.1f} minutes: {sum(counts.values())} inputs, {findings} findings',
-                  flush=True)
+            print(f'{(time.time() - started) / 60:.1f} minutes ({time.process_time() / 60:.1f} of a core): '
+                  f'{sum(counts.values())} inputs, {findings} findings', flush=True)
 
     counts, findings = explore(checks, flags.seed, started + 60 * flags.minutes, told)
     print(f'{sum(counts.values())} inputs in {flags.minutes:g} minutes from seed {flags.seed}: {counts}; '
