@@ -98,6 +98,25 @@ def test_a_killed_process_ends_the_other(data, tmp_path):
     assert 'another process of this run has ended' in pair[0].log.read_text()
 
 
+@pytest.mark.parametrize(('reason', 'codes', 'said'), (
+    ('os.kill(os.getpid(), 15)', [143, 143], 'Stopped; --continue_training goes on from'),
+    ('processes.Processes.orphaned = True', [2, 2], 'on the machine of process 1, has ended, and so it ends too')))
+def test_what_stops_one_machine_stops_the_other_which_does_not_report_success(reason, codes, said, data, tmp_path):
+    """A signal to one machine alone, or torchrun killed there: the other one ended with exit code 0."""
+    code = ('import os\n'
+            'from training import processes, run\n'
+            'fakes = run.draw_fakes\n'
+            'def draw(opt, purpose, step, *rest):\n'
+            "    if step == 1 and os.environ['RANK'] == '1':\n"
+            f'        {reason}\n'
+            '    return fakes(opt, purpose, step, *rest)\n'
+            'run.draw_fakes = draw\n')
+    pair = start_pair('volume_renderer', tmp_path, flags(data, '--iter 100000 --no_sphere_init'), code)
+    with ended(*pair):
+        assert finish(*pair) == codes
+    assert said in pair[0].log.read_text() and newest(tmp_path, 'volume_renderer')[0] == 2
+
+
 def test_the_message_of_the_process_that_fails(data, tmp_path):
     """The second process finds its images broken: both end, and the reason is told."""
     code = ('import os, losses, utils\n'
