@@ -468,6 +468,15 @@ GROUPS = {
         Flag('cuda_graphs', False, GENERATION_AND_VIDEO,
              'use CUDA graphs (experimental; they help most with --precision fp16 or bf16)', bool),
         Flag('vertex_colors', False, GENERATION, 'color the vertices of the meshes', bool),
+        Flag('surface_resolution', 128, GENERATION,
+             'rays along a side of surfaces, and samples a ray: more give finer meshes, and take longer',
+             at_least(64, most=512)),
+        Flag('texture', False, GENERATION,
+             'also write the whole surface with the image as its texture, as GLB and as OBJ with MTL and PNG, and the '
+             'cameras of the views (needs requirements-texture.txt)', bool),
+        Flag('texture_views', 1, GENERATION,
+             "number of views that --texture is painted from: the identity's own, and where these are fewer, more "
+             'around the front', at_least(1, most=64)),
         Flag('page', False, Scope((GENERATE, VIDEO, INVERT)),
              'write index.html, a page that shows all results of this model in a browser', bool,
              frequent=(GENERATE, INVERT)),
