@@ -199,6 +199,14 @@ def _umask():
     return mask
 
 
+def duration(seconds):
+    """A length of time in words, to two digits or so: '12 minutes', '3.5 hours', '4.1 days'."""
+    if seconds < 7200:
+        minutes = max(1, round(seconds / 60))
+        return f'{minutes} minute' + 's' * (minutes > 1)
+    return f'{seconds / 3600:.2g} hours' if seconds < 48 * 3600 else f'{seconds / 86400:.2g} days'
+
+
 def printable(text, most=80):
     """Text from a file (a name, or a value) made harmless: what does not print is spelled out, and long text is cut."""
     text = str(text)[:most + 1]

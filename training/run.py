@@ -18,13 +18,14 @@ from training.quality import quick_evaluation
 from training.random_numbers import draw_fakes, draw_mixing
 from training.resuming import check_images, describe_images, images_of_step
 from training.samples import sample_grids
-from utils import Terminated, UserError, lack_of_memory, save_image_row, writable_folder
+from utils import Terminated, UserError, duration, lack_of_memory, save_image_row, writable_folder
 
 # Signals that end a training after its step, saved. Closed terminals send SIGHUP; batch systems SIGTERM or SIGUSR1.
 STOPPING_SIGNALS = tuple(getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT', 'SIGUSR1')
                          if hasattr(signal, name))
 RETRY_STEPS = 100  # after a checkpoint could not be written
 MAX_FAILURES = 5   # so many in a row end the training
+PACE_STEPS, LONG_SECONDS = 10, 600  # how long a phase takes is measured on so many steps, and told where it is longer
 
 
 def adam(parameters, lr, betas):
@@ -181,12 +182,23 @@ class Run:
 
     # -- the loop
 
-    def progress(self, first, last, description):
-        """Yield the steps first .. last - 1 with a progress bar, until one has been told to stop."""
+    def progress(self, first, last, description, shorter):
+        """Yield the steps first .. last - 1 with a progress bar, until one has been told to stop.
+
+        If it will take long, as its second to eleventh step show, a line says so, and with the words `shorter` what
+        would take less time.
+        """
         with tqdm(range(first, last), initial=first, total=last, desc=description, unit='step', dynamic_ncols=True,
                   smoothing=0.05, disable=not self.is_first, file=Unbreakable(sys.stderr)) as self._bar:
             for step in self._bar:
                 self.step, self._values = step, {}
+                if step == first + 1:  # the first step prepares much that the others find there
+                    started = time.perf_counter()
+                elif step == first + 1 + PACE_STEPS:
+                    seconds = (time.perf_counter() - started) / PACE_STEPS * (last - step)
+                    if seconds > LONG_SECONDS and self.is_first:
+                        self._bar.write(f'{description}: {last - step} more steps take about {duration(seconds)} at '
+                                        f'this pace; {shorter}.', file=self._bar.fp)
                 yield step
                 if self.stopping:
                     break
@@ -207,7 +219,9 @@ class Run:
             self._aside('the log', self._open_log)
         if self.is_first and state.iteration == 0:
             self._aside('a sample', self.sample)
-        for _ in self.progress(state.iteration, training.iter, self.stage):
+        for _ in self.progress(
+                state.iteration, training.iter, self.stage, 'Ctrl-C saves, --continue_training goes on; smaller sizes '
+                'or a smaller --iter take less time (docs/training.md has presets)'):
             started = time.perf_counter()
             self._between_steps = True
             real = next(batches).to(self.device, non_blocking=True)
