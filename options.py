@@ -19,11 +19,12 @@ from typing import Any
 import configargparse
 from munch import Munch
 
-from utils import UserError, run_command
+from utils import UserError, printable, run_command
 
 MAX_SEED = 2 ** 63 - 1
 MAX_VIEWS = 1000
 MAX_NAME = 200  # bytes; file systems allow 255, and endings are added to an experiment's name
+MAX_SENTENCE = 1000  # characters about a wrong flag
 LARGEST = 10 ** 9  # no number may be larger: that would be a slip of the finger
 DIRECTION_NAME = '[A-Za-z][A-Za-z0-9]{0,29}'
 MAX_EDIT = 100
@@ -666,7 +667,7 @@ class Parser(configargparse.ArgumentParser):
         unknown = re.findall(r'--[\w-]+', message.partition('unrecognized arguments:')[2])
         close = [flag for name in unknown for flag in difflib.get_close_matches(name, self._option_string_actions, 1)]
         meant = f' (did you mean {" and ".join(dict.fromkeys(close))}?)' if close else ''
-        raise UserError(f'{message}{meant}; see --help.')
+        raise UserError(f'{printable(message, MAX_SENTENCE)}{meant}; see --help.')
 
 
 def run(command, description):
@@ -685,7 +686,7 @@ def parse(command, description, argv=None):
     try:
         given = vars(_parser(command, description, '--help_all' in argv).parse_args(argv))
     except (configargparse.ConfigFileParserException, UnicodeDecodeError) as error:
-        raise UserError(f'--config: {" ".join(str(error).split())}') from None
+        raise UserError(f'--config: {printable(" ".join(str(error).split()), MAX_SENTENCE)}') from None
     given.pop('config')
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
              if not (FLAGS[name].positional and not value)}
@@ -765,7 +766,7 @@ def explained(convert):
             return convert(text)
         except ValueError as error:
             reason = str(error) if str(error).startswith('must') else 'must be a number'
-            raise configargparse.ArgumentTypeError(f'{reason}, not {text!r}') from None
+            raise configargparse.ArgumentTypeError(f'{reason}, not {printable(repr(text))}') from None
     return convert_or_explain
 
 

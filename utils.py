@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+MAX_SENTENCE = 10_000  # characters of an error that are shown
 SPINS = 1000  # rounds of waiting, some microseconds, before a thread of OpenMP goes to sleep
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
 
@@ -126,7 +127,8 @@ def lack_of_memory(error):
 
 
 def _fail(name, sentence):
-    print(f'{name}: error: {sentence}', file=sys.stderr)
+    # A sentence may quote what a stranger wrote; a terminal would obey some characters of it.
+    print(f'{name}: error: {printable(sentence, MAX_SENTENCE)}', file=sys.stderr)
     return 2
 
 

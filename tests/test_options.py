@@ -176,6 +176,18 @@ def test_unknown_name_in_a_config_file(tmp_path):
         parse(COMMAND, '', ['--config', str(config)])
 
 
+@pytest.mark.parametrize('words', (['--si\x1b[31mze', '8'], ['sh\x1bape=1'], ['--size', '9' * 5000],
+                                   ['--fov', '\r' * 99], ['--no_sdf=\x1b']))
+def test_a_wrong_flag_is_quoted_harmlessly_and_not_at_length(words, tmp_path):
+    """A terminal would obey some characters, which may come from somebody else's --config file."""
+    config = tmp_path / 'c.txt'
+    config.write_text(' = '.join(words).removeprefix('--'))
+    for argv in words, ['--config', str(config)]:
+        with pytest.raises(UserError) as error:
+            parse(COMMAND, '', argv)
+        assert str(error.value).isprintable() and len(str(error.value)) < 2000
+
+
 def test_launchers_local_rank():
     assert parse('train_full_pipeline', '', ['--local-rank=3']).training.local_rank == 3
     assert parse('train_full_pipeline', '', ['--local_rank', '3']).training.local_rank == 3

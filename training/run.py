@@ -166,12 +166,19 @@ class Run:
                 os.write(2, b'\nstopping after this step; Ctrl-C again stops at once, without saving.\n')
 
     def end_early(self):
-        """End the command after a signal or a spent --max_minutes; the work is saved by now."""
-        if self.processes.orphaned:
-            raise UserError('torchrun, which started this training, has ended, and so it ends too; --continue_training '
-                            f'goes on from {self.last_saved}.')
+        """End the command after a signal or a spent --max_minutes; the work is saved by now.
+
+        Whatever ended one process is the reason for all of them: an exit code of 0 would tell torchrun and batch
+        systems that the others have finished.
+        """
+        signals, orphans = zip(*self.processes.collect((_number_of(self._stop), self.processes.orphaned)), strict=True)
+        if any(orphans):
+            where = '' if self.processes.orphaned else f' on the machine of process {orphans.index(True)}'
+            raise UserError(f'torchrun, which started this training{where}, has ended, and so it ends too; '
+                            f'--continue_training goes on from {self.last_saved}.')
         print(f'Stopped; --continue_training goes on from {self.last_saved}.')
-        raise self._stop or SystemExit(0)
+        number = _number_of(self._stop) or max(signals)
+        raise SystemExit(0) if not number else KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
     # -- the loop
 
@@ -362,6 +369,11 @@ class Run:
             save_image_row(path, [grid])
             if self._log:
                 self._log.image(f'samples{ending}', path)
+
+
+def _number_of(stop):
+    """The signal's number that an exception to end with stands for; 0 for None."""
+    return 0 if stop is None else int(stop.number if isinstance(stop, Terminated) else signal.SIGINT)
 
 
 class Unbreakable:
