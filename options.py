@@ -500,7 +500,7 @@ GROUPS = {
              at_least(100)),
         Flag('texture', False, GENERATION,
              'also write the whole surface with the image as its texture, as GLB and as OBJ with MTL and PNG, and the '
-             'cameras of the views (needs requirements-texture.txt)', bool),
+             'cameras of the views (needs requirements-texture.txt)', bool, frequent=(GENERATE,)),
         Flag('texture_views', 1, GENERATION,
              "number of views that --texture is painted from: the identity's own, and where these are fewer, more "
              'around the front', at_least(1, most=64)),

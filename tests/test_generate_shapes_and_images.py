@@ -287,8 +287,10 @@ def test_transparent_pictures_and_depth_meshes(run, tmp_path, shape):
         opaque = after[..., 3] > 250
         assert 0.1 < opaque.mean() < 0.9 and (after[..., 3] < 5).mean() > 0.1
         assert np.abs(after[..., :3] - before)[opaque].mean() < 2
-    sheet, head = (trimesh.load(next(folder.glob('depth_map_meshes/*.obj')), process=False) for folder in (plain, clear))
-    assert 0.1 < len(head.faces) / len(sheet.faces) < 0.9 and head.vertices[:, 2].min() > sheet.vertices[:, 2].min() + .03
+    sheet, head = (trimesh.load(next(folder.glob('depth_map_meshes/*.obj')), process=False)
+                   for folder in (plain, clear))
+    assert 0.1 < len(head.faces) / len(sheet.faces) < 0.9
+    assert head.vertices[:, 2].min() > sheet.vertices[:, 2].min() + 0.03
     assert len(head.visual.vertex_colors) == len(head.vertices)
 
 
