@@ -159,7 +159,7 @@ def write_site(folder, generator, opt, means):
         runtime = runtime_files(given) if given else fetched_runtime(made / 'package')
         write_model(made / 'model', generator, opt, means)
         shutil.copytree(HERE / 'browser', made, dirs_exist_ok=True)
-        shutil.copy(HERE / 'look.css', made)
+        (made / 'look.css').write_text(''.join((HERE / name).read_text() for name in ('colors.css', 'look.css')))
         write_icon(made / 'icon.png', generator, opt, means)
         (made / 'onnxruntime').mkdir()
         for file in runtime:

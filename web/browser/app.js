@@ -59,13 +59,14 @@ function change(values) {
   showValues();
   if (identity() !== before) stages.surface.style.opacity = 0.4;  // it is still that of the last identity
   ask(true);
-  drawSurface();
+  drawSurface(true);
   clearTimeout(rest);
   if (!walking) rest = setTimeout(settle, REST);
 }
 
 function settle() {
   ask(false);
+  drawSurface();
   writeAddress();
 }
 
@@ -86,14 +87,14 @@ function showPicture({kind, side, rgba, milliseconds}) {
 }
 
 let drawing = false;
-function drawSurface() {
+function drawSurface(moving = false) {
   if (drawing || !view3d || !mesh) return;
   drawing = true;
   requestAnimationFrame(() => {
     drawing = false;
     const {azimuth, elevation} = state;
     view3d.draw({azimuth: azimuth * Math.PI / 180, elevation: elevation * Math.PI / 180}, model.tangent,
-      $('painted').checked);
+      $('painted').checked, moving);
   });
 }
 
@@ -148,7 +149,8 @@ async function showSurface({key, stride, values}) {
   note('surface').textContent = mesh.indices.length ? '' : 'This identity has no surface. Try another seed.';
   stages.surface.style.opacity = 1;
   if ($('painted').checked && mesh.indices.length) await paint();
-  view3d?.take(mesh);
+  view3d?.take('full', mesh);
+  if (stride > 1) view3d?.take('light', mesh);
   drawSurface();
   for (const kind of ['glb', 'obj']) $(`save-${kind}`).disabled = !mesh.indices.length;
   document.dispatchEvent(new CustomEvent('surface', {detail: {stride, triangles: mesh.indices.length / 3}}));
@@ -246,13 +248,13 @@ function connect() {
   $('unedit').addEventListener('click', () => change({edits: {}}));
   $('painted').addEventListener('change', async () => {
     if (mesh && $('painted').checked) await paint();
-    if (mesh) view3d?.take(mesh);
+    if (mesh) view3d?.take('full', mesh);
     drawSurface();
   });
   $('save-picture').addEventListener('click', () => stages.picture.querySelector('canvas').toBlob(
     blob => download(blob, 'png')));
   for (const kind of ['glb', 'obj']) $(`save-${kind}`).addEventListener('click', () => saveMesh(kind));
-  new ResizeObserver(drawSurface).observe(stages.surface);
+  new ResizeObserver(() => drawSurface()).observe(stages.surface);
   addEventListener('hashchange', () => { readAddress(); change({}); });
 }
 
