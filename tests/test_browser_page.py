@@ -54,8 +54,9 @@ def runtime(tmp_path):
 
 def test_the_folder_holds_page_model_and_runtime(tmp_path, command, runtime):
     save_model(tmp_path, 'small')
-    for attempt in range(2):  # the second one replaces the first
-        code, out, error = command(export_model, '--expname', 'small', '--browser', 'site', '--onnxruntime_web', runtime)
+    for _ in range(2):  # the second one replaces the first
+        code, out, error = command(export_model, '--expname', 'small', '--browser', 'site', '--onnxruntime_web',
+                                   runtime)
         assert code == 0 and 'http.server --directory site' in out, error
     site = tmp_path / 'site'
     assert {path.name for path in site.iterdir()} == {

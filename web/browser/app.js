@@ -80,7 +80,7 @@ function showPicture({kind, side, rgba, milliseconds}) {
   const canvas = stages.picture.querySelector('canvas');
   if (canvas.width !== side) canvas.width = canvas.height = side;
   canvas.getContext('2d').putImageData(new ImageData(rgba, side, side), 0, 0);
-  note('picture').textContent = '';
+  note('picture').textContent = kind === 'image' || wanted.moving ? '' : 'Computing the picture …';
   $('save-picture').disabled = kind !== 'image';
   document.dispatchEvent(new CustomEvent('picture', {detail: {kind, side, milliseconds}}));
   if (walking) walking();

@@ -11,8 +11,9 @@ const FRAME = 70;             // milliseconds that a moving picture may take
 const THREADS = 4;            // at most
 
 let ort, model, seeds, backend = 'wasm', wish = null, lastState = null, wake = () => {}, surface = null, cached = {};
-const sessions = {}, colorsWanted = [];
+const files = {}, sessions = {}, colorsWanted = [];
 let perRay = null;            // milliseconds, of moving pictures so far
+let ready = false;            // whether there was a picture yet
 
 class Outdated extends Error {}
 
@@ -39,7 +40,7 @@ async function webgpu() {
 }
 
 async function load() {
-  const names = ['latents', 'distance', 'field', 'style', 'decoder'], files = {};
+  const names = ['latents', 'distance', 'field', 'style', 'decoder'];
   const facts = bytes('model.json'), z = bytes('seeds.bin');
   model = JSON.parse(new TextDecoder().decode(await facts));
   for (const name of names.slice(0, model.layers ? 5 : 3)) files[name] = bytes(`${name}.onnx`);
@@ -57,41 +58,37 @@ async function load() {
   ort.env.logLevel = 'error';
   seeds = new Float32Array(await z);
   postMessage({type: 'model', model, backend, threads: ort.env.wasm.numThreads});
-  let before = null;
-  for (const [name, file] of Object.entries(files)) {  // one after the other, the decoder last
-    const previous = before;
-    sessions[name] = before = (async () => {
-      const data = await file;
-      await previous;
-      return ort.InferenceSession.create(data, {executionProviders: [backend]});
-    })();
-  }
 }
 
+/** Run a graph, which is made ready when it is first needed: the first picture does not wait for the decoder. */
 async function run(name, feeds) {
-  const session = await sessions[name], tensors = {};
+  sessions[name] ??= await ort.InferenceSession.create(await files[name], {
+    executionProviders: backend === 'webgpu' ? ['webgpu', 'wasm'] : ['wasm']});
+  const session = sessions[name], tensors = {};
   for (const [input, [data, shape]] of Object.entries(feeds)) tensors[input] = new ort.Tensor('float32', data, shape);
   return session.run(tensors);
 }
 
 // ------------------------------------------------------------------------------------------------ latents and field
 
-/** {w, wPrime}: of two seeds, on the way from one to the other, moved along directions (inference/directions.py). */
-async function latents({seed, other, mix, truncation, edits}) {
-  const key = JSON.stringify([seed, other, mix, truncation, edits]);
+/** {w, wPrime (a function)} of two seeds, on the way from one to the other, moved along directions as --edit does. */
+async function latents({seed, other, mix, truncation, edits: edited}) {
+  const key = JSON.stringify([seed, other, mix, truncation, edited]);
   if (cached.key === key) return cached;
   const size = model.styleDim, psi = [Float32Array.of(truncation), [1]];
   const one = async number => (await run('latents', {
     z: [seeds.slice(number * size, (number + 1) * size), [1, size]], truncation: psi})).w.data;
   const w = (await one(seed)).slice();
   if (mix) (await one(other)).forEach((value, i) => { w[i] += mix * (value - w[i]); });
-  const wPrime = model.layers ? (await run('style', {w: [w.slice(), [1, size]], truncation: psi})).w_prime.data : null;
-  for (const {name, w: step, wPrime: steps} of model.directions) {
-    const amount = edits?.[name];
-    if (!amount) continue;
-    step?.forEach((value, i) => { w[i] += amount * value; });
-    if (wPrime) steps?.flat().forEach((value, i) => { wPrime[i] += amount * value; });
-  }
+  const edits = model.directions.map(one => [edited?.[one.name] ?? 0, one]).filter(([amount]) => amount);
+  const own = w.slice();  // w' belongs to the latent before its edits
+  for (const [amount, {w: step}] of edits) step?.forEach((value, i) => { w[i] += amount * value; });
+  const wPrime = async () => {
+    const styles = (await run('style', {w: [own, [1, size]], truncation: psi})).w_prime.data.slice();
+    for (const [amount, {wPrime: steps}] of edits)
+      steps?.flat().forEach((value, i) => { styles[i] += amount * value; });
+    return styles;
+  };
   cached = {key, w, wPrime};
   return cached;
 }
@@ -151,7 +148,8 @@ async function moving(wanted) {
   const guess = surface?.key === key && surface.volume ? lookUp(surface.volume, model.radius) : null;
   const picture = await renderSparsely(fieldOf(w), side, wanted.state, model, {moving: true, features: false, guess});
   const spent = (performance.now() - started) / side ** 2;
-  perRay = perRay === null ? spent : 0.7 * perRay + 0.3 * spent;
+  if (ready) perRay = perRay === null ? spent : 0.7 * perRay + 0.3 * spent;
+  ready = true;
   show(wanted, 'moving', side, (c, i) => 2 * picture.colors[3 * i + c] - 1, started);
 }
 
@@ -162,7 +160,7 @@ async function resting(wanted) {
   if (model.layers) {
     await check();
     const {image} = await run('decoder', {features: [picture.features, [1, model.channels, side, side]],
-      w_prime: [wPrime.slice(), [1, model.layers, 2 * model.styleDim]]});
+      w_prime: [await wPrime(), [1, model.layers, 2 * model.styleDim]]});
     const {size} = model;
     show(wanted, 'image', size, (c, i) => image.data[c * size * size + i], started);
   }
@@ -196,7 +194,8 @@ async function main() {
         const wanted = wish;
         wish = null;
         lastState = wanted.state;
-        await (wanted.moving ? moving : resting)(wanted);
+        if (wanted.moving || !ready) await moving(wanted);
+        if (!wanted.moving) await resting(wanted);
         await new Promise(resolve => setTimeout(resolve));
       } else if (colorsWanted.length) {
         await colors(colorsWanted.shift());
