@@ -3,6 +3,7 @@
 // The document gets an event `picture` for each picture shown: detail {kind: 'moving', 'thumbnail' or 'image', side,
 // milliseconds}, and an event `surface` for each surface: detail {stride, triangles}.
 import {SurfaceView} from './surface.js';
+import {COARSEST} from './volume.js';
 
 const REST = 160;                       // milliseconds without a change after which the full picture is computed
 const DEGREES_PER_WIDTH = 60;           // how far dragging across a picture turns the head
@@ -18,6 +19,7 @@ const state = {seed: 0, other: 1, mix: 0, truncation: 0.7, azimuth: 0, elevation
 const worker = new Worker(new URL(`model-worker.js${location.search}`, import.meta.url), {type: 'module'});
 const meshWorker = new Worker(new URL('mesh-worker.js', import.meta.url), {type: 'module'});
 let model = null, rest = null, count = 0, view3d = null, mesh = null, walking = null, wanted = {id: 0};
+let complete = false;  // whether there was a full picture yet
 
 // ------------------------------------------------------------------------------------------------ state and address
 
@@ -80,7 +82,8 @@ function showPicture({kind, side, rgba, milliseconds}) {
   const canvas = stages.picture.querySelector('canvas');
   if (canvas.width !== side) canvas.width = canvas.height = side;
   canvas.getContext('2d').putImageData(new ImageData(rgba, side, side), 0, 0);
-  note('picture').textContent = kind === 'image' || wanted.moving ? '' : 'Computing the picture …';
+  complete ||= kind === 'image';
+  note('picture').textContent = complete ? '' : 'Computing the picture …';
   $('save-picture').disabled = kind !== 'image';
   document.dispatchEvent(new CustomEvent('picture', {detail: {kind, side, milliseconds}}));
   if (walking) walking();
@@ -98,17 +101,20 @@ function drawSurface(moving = false) {
   });
 }
 
+const shown = {};
 function showValues() {
   for (const name of ['seed', 'other', 'mix', 'truncation', 'azimuth', 'elevation']) {
     const input = $(name), output = input.parentElement.querySelector('output');
+    if (shown[name] === state[name]) continue;
+    shown[name] = state[name];
     if (document.activeElement !== input || input.type === 'range') input.value = state[name];
-    const angle = name in LIMITS;
-    if (output) output.textContent = angle ? degrees(state[name]) : state[name].toFixed(2);
+    if (output) output.textContent = name in LIMITS ? degrees(state[name]) : state[name].toFixed(2);
   }
-  for (const input of $('directions').querySelectorAll('input')) {
+  if (shown.edits !== state.edits) for (const input of $('directions').querySelectorAll('input')) {
     input.value = state.edits[input.name] ?? 0;
     input.parentElement.querySelector('output').textContent = signed(Number(input.value));
   }
+  shown.edits = state.edits;
   $('view').textContent = `azimuth ${degrees(state.azimuth)}, elevation ${degrees(state.elevation)}`;
 }
 
@@ -150,7 +156,7 @@ async function showSurface({key, stride, values}) {
   stages.surface.style.opacity = 1;
   if ($('painted').checked && mesh.indices.length) await paint();
   view3d?.take('full', mesh);
-  if (stride > 1) view3d?.take('light', mesh);
+  if (stride === COARSEST) view3d?.take('light', mesh);
   drawSurface();
   for (const kind of ['glb', 'obj']) $(`save-${kind}`).disabled = !mesh.indices.length;
   document.dispatchEvent(new CustomEvent('surface', {detail: {stride, triangles: mesh.indices.length / 3}}));
@@ -240,7 +246,7 @@ function connect() {
     $(name).addEventListener('input', event => {
       if (event.target.value !== '' && event.target.validity.valid) change({[name]: Number(event.target.value)});
     });
-    $(name).addEventListener('change', showValues);
+    $(name).addEventListener('change', () => { $(name).value = state[name]; });
   }
   $('another').addEventListener('click', () => change({seed: Math.floor(Math.random() * model.seeds), mix: 0}));
   $('front').addEventListener('click', () => change({azimuth: 0, elevation: 0}));

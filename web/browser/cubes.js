@@ -30,7 +30,7 @@ function triangles(inside) {
     const loop = [next.keys().next().value];
     for (let edge = next.get(loop[0]); edge !== loop[0]; edge = next.get(edge)) loop.push(edge);
     for (const edge of loop) next.delete(edge);
-    for (let i = 1; i + 1 < loop.length; i++) found.push(loop[0], loop[i + 1], loop[i]);
+    for (let i = 1; i + 1 < loop.length; i++) found.push(loop[0], loop[i], loop[i + 1]);
   }
   return found;
 }

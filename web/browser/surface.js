@@ -101,7 +101,7 @@ export class SurfaceView {
     if (!moving) return;
     gl.readPixels(0, 0, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(4));  // waits until it is drawn
     const ended = performance.now(), spent = Math.max(1, ended - begun);
-    this.busyUntil = ended + (spent > DRAWING ? 2 * spent : 0);
+    this.busyUntil = ended + (spent > DRAWING ? 4 * spent : 0);
     this.scale = Math.min(LARGEST, Math.max(SMALLEST, 0.5 * this.scale * (1 + Math.sqrt(DRAWING / spent))));
   }
 }

@@ -2,7 +2,7 @@
 // twice, but only near the surface. In between they are interpolated.
 
 export const FINEST = 129;                  // samples along a side
-const COARSEST = 4;                         // the first ones are so far apart
+export const COARSEST = 4;                  // the first ones are so far apart
 const CHUNK = 4096;                         // points that are evaluated at a time
 
 /** Whether a point of the world lies in the frustum of the frontal camera, beyond which the field means nothing. */
@@ -42,6 +42,7 @@ export async function* distances(distance, model) {
   for (let z = 0; z <= last; z += COARSEST) for (let y = 0; y <= last; y += COARSEST)
     for (let x = 0; x <= last; x += COARSEST) nodes.push(index(x, y, z));
   yield* evaluate(nodes);
+  yield {stride: COARSEST, values};
   for (let stride = COARSEST / 2; stride >= 1; stride /= 2) {
     halve(values, stride);
     yield null;
