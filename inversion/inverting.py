@@ -15,6 +15,7 @@ from inversion.tuning import Tuning
 
 FIT_SHARE = 0.6    # of the time of a photo, where the decoder is tuned too
 SOLVE_SHARE = 0.5  # of that, at most, for viewpoint and w alone
+CLOSE = 1e-3       # mean squared error (36 dB) from which on viewpoint and w alone are enough
 PIXELS_AT_ONCE = {'cpu': 1 << 14, 'cuda': 1 << 21}  # of the pictures of one batch; a CPU gains nothing by more
 
 
@@ -78,6 +79,7 @@ class Inversion:
         self.inverter, self.images, self.guesser = inverter, images, guesser
         self.settings, self.weights = settings or Settings(), weights or Weights()
         self.guess, self.fitting, self.differences = None, None, [None] * len(images)
+        self.errors = [float('inf')] * len(images)  # after the least squares
 
     @property
     def found(self):
@@ -97,7 +99,8 @@ class Inversion:
             yield from self.solve(share * SOLVE_SHARE * seconds)
         self.fitting = Fitting(self.inverter, self.images, self.guess, self.weights, settings.fit_noise)
         left = max(1e-3, share * seconds * len(self.images) - (time.perf_counter() - began)) if seconds else 0.
-        for done, terms in self.fitting.run(settings.steps, left):
+        close = max(self.errors) < CLOSE and not settings.fit_noise
+        for done, terms in self.fitting.run(0 if close else settings.steps, left):
             yield Progress('latents', done, terms)
         if settings.tune_steps and self.inverter.generator.full_pipeline:
             yield from self.tune((1 - share) * seconds)
@@ -115,7 +118,7 @@ class Inversion:
             steps = solve(self.inverter, self.guesser.preview, self.images[i:i + 1],
                           starts.select(slice(i * count, (i + 1) * count)), self.weights, late)
             for done, guess, error in steps:
-                viewpoints[i], us[i] = guess.viewpoint[0], guess.u[0]
+                viewpoints[i], us[i], self.errors[i] = guess.viewpoint[0], guess.u[0], error
                 self.guess = Guess(torch.stack(viewpoints), torch.stack(us))
                 yield Progress('viewpoint and w', (i + done) / len(self.images), {'pixels': error})
 

@@ -20,7 +20,7 @@ FLOOR = 1e-3                # of the diagonal's mean, added to it
 WIDENED, NARROWED = 5., 5.  # the damping after a step that failed, and after one that did not
 ATTEMPTS = 4                # so many failed steps in a row end a stage
 LIMIT = 3.                  # largest change of a coordinate in one step
-STEPS = (8, 8)              # of the stages, at most
+STEPS = (8, 12)             # of the stages, at most
 START_STEPS = 3             # of each of several starts
 ENOUGH = 0.02               # a stage ends where a step gains less than this share
 
