@@ -491,7 +491,7 @@ GROUPS = {
         Flag('train_encoder', False, INVERTING,
              "first train the encoder of this model, which gives quick first guesses; it is kept beside the model's "
              'checkpoint', bool),
-        Flag('encoder_steps', 1000, INVERTING, 'number of training steps of --train_encoder', at_least(1)),
+        Flag('encoder_steps', 1500, INVERTING, 'number of training steps of --train_encoder', at_least(1)),
         Flag('steps', 30, INVERSION,
              'most steps in which all latents are optimized, after viewpoint and w (0: the first guess alone)', at_least(0)),
         Flag('seconds', 0., INVERSION, 'most seconds for the optimization of one photo (0: no limit)',

@@ -20,11 +20,11 @@ from utils import UserError
 
 FORMAT = 'StyleSDF encoder 2'
 SMALLEST_SIDE = 16         # of the pictures that it sees
-CHANNELS = (32, 64, 128, 192)  # of its blocks, each of half the resolution
-BATCH, FRESH = 64, 2       # pictures a step, of which so many are new
+CHANNELS = (16, 32, 64, 128)  # of its blocks, each of half the resolution
+BATCH, FRESH = 32, 1       # pictures a step, of which so many are new
 POOL = 6144                # pictures that are kept to be seen again
 FIRST = 512                # pictures that are made before the first step
-STEPS = 1000
+STEPS = 1500
 RATE = 1e-3
 WIDER = 1.25               # viewpoints are drawn from so many times the training's spread
 PSI = (0.5, 1.1)           # distance from the mean of w, times that of random identities
@@ -59,8 +59,8 @@ class Encoder(nn.Module):
             channels = out
         self.blocks = nn.Sequential(*blocks)
         cells = max(1, side // 2 ** len(CHANNELS))
-        self.head = nn.Sequential(nn.Linear(channels * cells ** 2, 512), nn.LeakyReLU(0.2),
-                                  nn.Linear(512, 2 + style_dim))
+        self.head = nn.Sequential(nn.Linear(channels * cells ** 2, 256), nn.LeakyReLU(0.2),
+                                  nn.Linear(256, 2 + style_dim))
 
     def forward(self, pictures):
         found = self.head(self.blocks(shrunk(pictures, self.side)).flatten(1))
