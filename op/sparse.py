@@ -63,8 +63,8 @@ class SparseRenderer(VolumeRenderer):
         def evaluate(index):
             return self.sdf_at(field, grid.points(index), camera)
 
-        def of_mesh(volume):
-            return decisive(volume[None, ..., None], NEAR_ZERO * grid.density.scale)
+        def of_mesh(*volumes):
+            return decisive(*(volume[None, ..., None] for volume in volumes), NEAR_ZERO * grid.density.scale)
 
         volume = sdf_volume(Field(evaluate, (grid.resolution, grid.resolution, grid.samples), grid.density,
                                   grid.spacing, SURFACE, sdf, of_mesh if decisive else None))

@@ -12,8 +12,8 @@ def render_surface(renderer, w, cameras, *, sdf=False):
     """
     cameras = cameras.magnified(SURFACE_RESOLUTION / renderer.resolution)
 
-    def decisive(volume, margin):
-        return decisive_samples(volume, cameras.near[0].item(), cameras.far[0].item(), margin)
+    def decisive(volume, deviation, margin):
+        return decisive_samples(volume, deviation, cameras.near[0].item(), cameras.far[0].item(), margin)
 
     return renderer(w, cameras, resolution=SURFACE_RESOLUTION, samples=SURFACE_RESOLUTION, color=False, sdf=sdf,
                     decisive=decisive if sdf else None)
