@@ -53,6 +53,8 @@ LEAST_SHARE = 0.2    # see Samples.true_share
 STEEPEST = 20        # exponent, only so that it stays a number
 NOTHING = 1e-8       # effect on a depth, in the world, that is none
 NEVER = float('inf')
+DOUBT_REACH = 2      # samples: how far around a surprise deviations are raised
+CUBE = tuple(itertools.product(range(-DOUBT_REACH, DOUBT_REACH + 1), repeat=3))
 PLACES_AT_ONCE = 4096  # whose surroundings are judged again
 TINY = 1e-9          # a distance, or its square, in the world, that is none
 
@@ -298,9 +300,7 @@ class Samples:
 
     def weigh(self, places):
         """Find out anew what each sample matters on the rays through some places (P,3), whose distances changed."""
-        rays = torch.zeros(self.values.shape[:2], dtype=torch.bool, device=self.values.device)
-        rays[tuple(places.T[:2])] = True
-        rays = tuple(rays.nonzero().T)
+        rays = self.rays_through(places)
         self.influence[rays], transmittance = influence(self.values[rays], self.field.density, self.spacing)
         if self.reached is not None:
             self.reached[rays] = transmittance > UNSEEN
@@ -317,30 +317,19 @@ class Samples:
         scale = self.field.density.scale
         return (error * (1 / scale)).clamp_(max=STEEPEST).expm1_().mul_(influence).mul_(scale)
 
-    def wanted(self, tolerance, kind=None):
-        """A mask of the samples, or of those of a kind, that are not known exactly and whose deviation matters more
-        than the tolerance, or leaves their side of the zero level in doubt."""
-        return self.in_doubt(lambda deviation, influence: self.effect(deviation, influence) > tolerance, kind)
+    def wanted(self, tolerance, of=None):
+        """A mask of the samples, or of those that `of` takes of a volume, that are not known exactly and whose
+        deviation matters more than the tolerance, or leaves their side of the zero level in doubt."""
+        return self.in_doubt(lambda deviation, influence: self.effect(deviation, influence) > tolerance, of)
 
-    def in_doubt(self, matters, kind=None):
-        """A mask of the samples, or of those of a kind, that are not known exactly and for which `matters`, a function
-        of deviations and influences, is true or whose side of the zero level is in doubt."""
+    def in_doubt(self, matters, of=None):
+        """The same for samples for which `matters`, a function of deviations and influences, is true."""
         values, deviation, influence, exact = (
-            volume if kind is None else part(volume, kind).contiguous()
-            for volume in (self.values, self.deviation, self.influence, self.exact))
+            of(volume) if of else volume for volume in (self.values, self.deviation, self.influence, self.exact))
         near = values.abs() < ZERO * deviation
         if self.reached is not None:
-            near &= self.reached if kind is None else part(self.reached, kind)
-        return self.inside(near.logical_or_(matters(deviation, influence)).logical_and_(exact.logical_not()), kind)
-
-    def inside(self, mask, kind=None):
-        """A mask of samples, or of those of a kind, without what lies beyond the result, from where nothing finer is
-        interpolated."""
-        if self.stride == 1:
-            for axis, size in enumerate(self.field.shape):
-                end = size if kind is None else (size - kind[axis] + 1) // 2
-                mask.narrow(axis, end, mask.shape[axis] - end).fill_(False)
-        return mask
+            near &= of(self.reached) if of else self.reached
+        return near.logical_or_(matters(deviation, influence)).logical_and_(exact.logical_not())
 
     def look(self, places, judge=False):
         """Evaluate places (P,3). Returns by how much their distances had to be raised (P,).
@@ -362,7 +351,7 @@ class Samples:
 
     def doubt(self, places, deviation):
         """Raise the deviations around places (P,3) to at least these (P,)."""
-        near = places[:, None] + constant(tuple(itertools.product(range(-2, 3), repeat=3)), places.device)
+        near = places[:, None] + constant(CUBE, places.device)
         at = tuple(near.clamp_(min=0).minimum(constant(tuple(size - 1 for size in self.values.shape), places.device))
                    .flatten(0, 1).T)
         deviation = deviation[:, None].expand(near.shape[:2]).flatten().masked_fill(self.exact[at], 0)
@@ -377,27 +366,39 @@ class Samples:
         self.values[at], self.deviation[at], self.exact[at] = found, 0., True
         return errors
 
-    def settle_by(self, wanted):
-        """Evaluate what `wanted`, a function, gives a mask of, until that is nothing."""
+    def settle_by(self, matters):
+        """Evaluate the samples that are `in_doubt`, until there are none. Only rays near what was found are judged
+        again."""
+        rays = None
         for _ in range(ROUNDS):
-            places = wanted().nonzero()
+            if rays is None:
+                places = self.in_doubt(matters).nonzero()
+            else:
+                ray, depth = self.in_doubt(matters, lambda volume: volume[rays]).nonzero().T  # noqa: B023 (used now)
+                places = torch.stack([rays[0][ray], rays[1][ray], depth], dim=1)
             if not len(places):
                 return
             self.look(places, judge=True)
             self.weigh(places)
+            rays = self.rays_through(places, DOUBT_REACH)
+
+    def rays_through(self, places, reach=0):
+        """The rows and columns of the rays through places (P,3), and of those up to `reach` beside them."""
+        rays = self.values.new_zeros(self.values.shape[:2])
+        rays[tuple(places.T[:2])] = 1.
+        return tuple(F.max_pool2d(rays[None], 2 * reach + 1, 1, reach)[0].nonzero().T)
 
     # ------------------------------------------------------------------ the end
 
     def settle(self):
         """Evaluate samples until the mesh and all depths are right."""
-        self.settle_by(lambda: self.in_doubt(lambda deviation, _: deviation > NEVER))
         for _ in range(DECISIVE_ROUNDS if self.field.decisive else 0):
             index = self.field.decisive(self.values, self.deviation)
             index = index[self.exact[tuple(index.T)].logical_not()]
             self.look(index)
             self.weigh(index)
         limit = self.field.tolerances.ray / self.field.tolerances.sure / self.true_share()
-        self.settle_by(lambda: self.in_doubt(partial(self.too_much, limit)))
+        self.settle_by(partial(self.too_much, limit))
 
     def too_much(self, limit, deviation, influence):
         """A mask of the samples with the largest effects of each ray, without which the others add up to `limit`."""
@@ -441,15 +442,15 @@ class Level(Samples):
 
     def __init__(self, field, nodes, roughness, stride, rng):
         """nodes: a Found. roughness: how far off an interpolation is near each node, up to a factor."""
-        values = halved(nodes.values, 6)
-        exact = torch.zeros_like(values, dtype=torch.bool)
+        values, (kind,) = halved(nodes.values, 6), CENTERS
+        exact, deviation = torch.zeros_like(values, dtype=torch.bool), torch.zeros_like(values)
         part(exact, NODES[0]).copy_(nodes.exact)
         self.inherited = halved(nodes.deviation.square(), 2)  # variance
-        self.roughness = halved(roughness, 2)
-        for axis, size in enumerate(values.shape):  # beyond the ends there are no neighbors
-            for start in (0, size - PAD):
-                self.roughness.narrow(axis, start, PAD).mul_(AT_ENDS)
-        deviation = (self.roughness + self.inherited.sqrt()).masked_fill_(exact, 0)
+        self.roughness = corners(torch.add, roughness) / 8  # of the centers at first
+        for axis, size in enumerate(self.roughness.shape):  # beyond the ends there are no neighbors
+            for end in (0, size - 1):
+                self.roughness.narrow(axis, end, 1).mul_(AT_ENDS)
+        part(deviation, kind).copy_(self.roughness + part(self.inherited, kind).sqrt())  # the others' come later
         part(deviation, NODES[0]).copy_(nodes.deviation)
         super().__init__(field, Found(values, deviation, exact), stride, rng)
 
@@ -458,26 +459,35 @@ class Level(Samples):
         tolerances = self.field.tolerances
         self.settle_centers(cells, tolerances.nodes if self.stride > 1 else tolerances.centers)
         tolerance = tolerances.nodes if self.stride > 1 else tolerances.faces
-        self.predict(FACES, tolerance)
-        self.evaluate_kinds(FACES, tolerance)
-        self.predict(EDGES, tolerance)
-        if self.stride > 1:
+        self.evaluate_among(self.predict(FACES, tolerance), tolerance)
+        edges = self.predict(EDGES, tolerance)
+        if self.stride == 1:  # the rest is settled for whole rays
+            self.evaluate_among(edges, NEVER)
+        else:
             self.weigh(self.exact.nonzero())
-            self.settle_by(lambda: self.wanted(tolerance))
+            self.settle_by(lambda deviation, influence: self.effect(deviation, influence) > tolerance)
         return self
 
     def found(self):
         cut = [slice(None)] * 3 if self.stride > 1 else [slice(size) for size in self.field.shape]
         return Found(*(volume[tuple(cut)].contiguous() for volume in (self.values, self.deviation, self.exact)))
 
-    def evaluate_kinds(self, kinds, tolerance):
-        """Evaluate the samples of some kinds that matter more than the tolerance. Returns places and errors."""
-        places = torch.cat([self.places(tolerance, kind) for kind in kinds])
-        return places, self.look(places, judge=True)
+    def evaluate_among(self, groups, tolerance):
+        """Evaluate those of some groups that matter more than the tolerance, or whose side is in doubt."""
+        if groups:
+            places = torch.cat([group.places for group in groups])
+            at = tuple(places.T)
+            self.look(places[self.wanted(tolerance, lambda volume: volume[at])], judge=True)
 
     def places(self, tolerance, kind):
-        """The samples (P,3) of a kind that matter more than the tolerance."""
-        return self.wanted(tolerance, kind).nonzero() * 2 + constant(kind, self.values.device)
+        """The samples (P,3) of a kind that matter more than the tolerance, but none of those beyond the result, from
+        where nothing finer is interpolated."""
+        mask = self.wanted(tolerance, lambda volume: part(volume, kind).contiguous())
+        if self.stride == 1:
+            for axis, (size, odd) in enumerate(zip(self.field.shape, kind, strict=True)):
+                end = (size - odd + 1) // 2
+                mask.narrow(axis, end, mask.shape[axis] - end).fill_(False)
+        return mask.nonzero() * 2 + constant(kind, mask.device)
 
     def settle_centers(self, cells, tolerance):
         """Evaluate the centers that matter, and find out by how much the interpolation is off nearby."""
@@ -489,11 +499,12 @@ class Level(Samples):
             places, distances = cells
             errors = self.take(places, distances)
         at = tuple(places.T)
-        factor = factor_of(errors, self.inherited[at], self.roughness[at])
-        expected = (part(self.roughness, kind) * factor).square()
+        factor = factor_of(errors, self.inherited[at], self.roughness[tuple((places // 2).T)])
+        expected = (self.roughness * factor).square()
         part(self.deviation, kind).copy_((expected + part(self.inherited, kind)).sqrt_()
                                          .masked_fill_(part(self.exact, kind), 0))
-        more, more_errors = self.evaluate_kinds(CENTERS, tolerance)
+        more = self.places(tolerance, kind)
+        more_errors = self.look(more, judge=True)
         known, squares = torch.zeros_like(expected), torch.zeros_like(expected)
         for some, off in ((places, errors), (more, more_errors)):
             known[tuple((some // 2).T)], squares[tuple((some // 2).T)] = 1., off.square()
@@ -507,7 +518,8 @@ class Level(Samples):
     def predict(self, kinds, tolerance):
         """Predict the samples of some kinds, faces or edges, and find their deviations.
 
-        Only those that may matter are predicted from all that is around them; the others stay interpolated.
+        Only those that may matter are predicted from all that is around them; the others stay interpolated. Returns
+        those, as Groups.
         """
         for kind in kinds:
             own = (part(self.roughness, kind).square() + part(self.inherited, kind)).sqrt_()
@@ -529,6 +541,7 @@ class Level(Samples):
             factor = factor_of(error, inherited, roughness) * (AT_ENDS if group.at_ends else 1)
             variance = torch.maximum((factor * self.roughness[at]).square_().add_(self.inherited[at]), doubt)
             self.deviation[at] = variance.sqrt_().where(self.exact[at].logical_not(), 0.)
+        return groups
 
     def groups(self, tolerance, kinds):
         """The samples of some kinds that matter more than the tolerance as Groups: a list, without empty ones."""

@@ -16,7 +16,7 @@ from op.refine import BENDS, COARSEST, Field, Tolerances, bends, corners, neighb
 from volume_renderer import Rendering, VolumeRenderer, pixel_directions, sample_depths
 
 # A depth is to be right to 1e-4 (docs/notes/performance.md says how these were chosen).
-SURFACE = Tolerances(nodes=5e-7, centers=1e-6, faces=4e-6, ray=7e-5, sure=7)
+SURFACE = Tolerances(nodes=5e-7, centers=1e-6, faces=4e-6, ray=7e-5, sure=8)
 NEAR_ZERO = 0.05   # in scales of the density: of a mesh, samples whose sign is in doubt are exact
 NO_WEIGHT = 3e-5   # samples of a picture that have less weight are left out
 PROBE_RAYS = 1 / 256  # of a picture: evaluated as a whole, to see whether something was overlooked

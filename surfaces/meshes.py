@@ -90,22 +90,24 @@ def decisive_samples(sdf, deviation, near, far, margin):
         _resampling(size, samples, near, far, sdf.device) for size in (height, width))
     aligned = rows @ sdf[0, ..., 0].permute(2, 0, 1) @ columns.mT  # (N,H,W): align_volume's values but for rounding
     aligned.masked_fill_(above[:, :, None] | beside[:, None, :], 1.)
-    limit, needed = aligned.abs().mul_(1 / SURE), aligned.abs() < margin
-    inside, step = aligned < 0, (far - near) / samples
-    for axis in range(3):
-        first = (inside.narrow(axis, 0, inside.shape[axis] - 1) ^ inside.narrow(axis, 1, inside.shape[axis] - 1)).nonzero()
-        ends = [tuple(first.T), tuple((first + (torch.arange(3, device=first.device) == axis)).T)]
-        steepness = (aligned[ends[0]] - aligned[ends[1]]).abs_().mul_(VERTEX_DEVIATION / step)
-        for end in ends:
+    limit, needed = aligned.abs().mul_(1 / SURE).flatten(), (aligned.abs() < margin).flatten()
+    inside, step, flat = aligned < 0, (far - near) / samples, aligned.flatten()
+    for axis, size in enumerate(aligned.shape):
+        cut = torch.zeros_like(inside)
+        torch.logical_xor(inside.narrow(axis, 0, size - 1), inside.narrow(axis, 1, size - 1),
+                          out=cut.narrow(axis, 0, size - 1))
+        first = cut.flatten().nonzero()[:, 0]
+        second = first + aligned.stride(axis)
+        steepness = (flat[first] - flat[second]).abs_().mul_(VERTEX_DEVIATION / step)
+        for end in (first, second):
             limit[end], needed[end] = torch.minimum(limit[end], steepness), True
-    at = tuple(needed.nonzero().T)
-    depth, limit, deviation = at[0], limit[at], deviation[0, ..., 0]
-    decisive = torch.zeros(height, width, samples, dtype=torch.bool, device=sdf.device)
-    for dy in (0, 1):
-        for dx in (0, 1):
-            place = top[depth, at[1]] + dy, left[depth, at[2]] + dx, depth
-            decisive[tuple(index[deviation[place] > limit] for index in place)] = True
-    return decisive.nonzero()
+    at, deviation = needed.nonzero()[:, 0], deviation.flatten()
+    limit, depth, place = limit[at], at // (height * width), at % (height * width)
+    corner = (top[depth, place // width] * width + left[depth, place % width]) * samples + depth
+    decisive = torch.zeros(sdf.numel(), dtype=torch.bool, device=sdf.device)
+    for offset in (0, samples, samples * width, samples * (width + 1)):
+        decisive[(corner + offset)[deviation[corner + offset] > limit]] = True
+    return decisive.view(height, width, samples).nonzero()
 
 
 def marching_cubes_mesh(sdf, dist_radius):
