@@ -3,6 +3,7 @@
 A checkpoint is a dict of state dicts under 'g', 'd' and 'g_ema', as the original writes it; ours may hold more beside
 them. Files are untrusted: they are read with weights_only=True, which cannot run code.
 """
+import difflib
 import hashlib
 import os
 import pickle
@@ -77,9 +78,21 @@ def find_model(opt):
         if path.is_file():
             return path, name
     there = f' (--ckpt can be {", ".join(map(str, others))})' if others else ''
+    meant = difflib.get_close_matches(opt.experiment.expname, _names_of_models(opt), 1)
+    meant = f' Did you mean {meant[0]}?' if meant else ''
     raise UserError(f'no checkpoint for --expname {opt.experiment.expname}: looked for '
                     f'{", ".join(str(path) for path, _ in candidates)}{there}; train one, run download_models.py, '
-                    'or check the name and the folder you are in.')
+                    f'or check the name and the folder you are in.{meant}')
+
+
+def _names_of_models(opt):
+    """The experiments for which a command would find a model."""
+    ending = renderer_path('').name
+    return sorted({path.name.removesuffix(suffix) for folder, suffix in
+                   ((FINAL_MODELS, '.pt'), (DEMO_MODELS, '.pt'), (RENDERERS, ending))
+                   for path in folder.glob(f'*{suffix}')}
+                  | {path.parent.parent.name
+                     for path in Path(opt.training.checkpoints_dir).glob('*/full_pipeline/models_*.pt')})
 
 
 # ---------------------------------------------------------------------------------------------- reading

@@ -1,9 +1,14 @@
-"""Export a finished model as a small file: the moving average of the weights in half precision, and the options.
+"""Export a finished model: as a small file, for other programs (ONNX), or as a web page that runs it.
 
     python export_model.py --expname cats_demo --out cats_small.pt
+    python export_model.py --expname cats_demo --out cats.onnx --format onnx
+    python export_model.py --expname cats_demo --browser site
 
-Generation and video take the file as full_models/NAME.pt. The last line says how far pictures are from those of the
-full file.
+--out FILE holds the moving average of the weights in half precision, and the options; generation and video take it as
+full_models/NAME.pt. With --format onnx it holds the generator for onnxruntime and other programs: cats.onnx makes
+pictures from latents w and w', and cats_mapping.onnx makes these from z (docs/generate.md). --browser FOLDER is a page
+on which a visitor's own browser runs the model (docs/hosting.md). The last line says how far pictures are from those of
+the full file.
 """
 import options
 
@@ -18,7 +23,9 @@ import checkpoint
 from camera import cameras_of
 from inference.identities import draw_z, seeded
 from inference.loading import load_generator
+from inference.onnx_model import compare_with, save_onnx
 from utils import UserError
+from web.browser_page import write_site
 
 IMAGES = 4  # compared before and after
 
@@ -30,11 +37,22 @@ def frontal_pictures(generator, opt):
     return generator(z, cameras_of(opt, torch.zeros(IMAGES, 2)), noise='fixed').picture
 
 
-def main(opt):
-    if opt.export.out is None:
-        raise UserError('--out is missing; give the file to write.')
-    out = Path(opt.export.out)
-    generator, opt, path, _ = load_generator(options.replaced(opt, dense=True), torch.device('cpu'))
+def check(opt):
+    """Raise UserError where it is not said what to write, or where it is contradictory."""
+    wanted = opt.export
+    if wanted.out is None and wanted.browser is None:
+        raise UserError('--out is missing; give the file to write, or a folder for a page with --browser.')
+    if wanted.onnxruntime_web and not wanted.browser:
+        raise UserError('--onnxruntime_web: only the page of --browser needs it; leave it out.')
+    if wanted.out is None and 'format' in opt.given:
+        raise UserError('--format: a page has no format; give --out too, or leave it out.')
+    if opt.video.format == 'onnx' and wanted.out and Path(wanted.out).suffix != '.onnx':
+        raise UserError(f'--out {wanted.out}: give a name that ends in .onnx.')
+
+
+def export_half(loaded, out):
+    """Write the weights of a Loaded model in half precision."""
+    generator, opt, path, _ = loaded
     before = frontal_pictures(generator, opt)
     saved = checkpoint.read(path)
     half = {name: tensor.half() for name, tensor in saved['g_ema'].items()}
@@ -44,3 +62,32 @@ def main(opt):
     checkpoint.save(out, {'g_ema': half, 'options': saved.get('options', {})})
     print(f'{out}: {out.stat().st_size / 1e6:.1f} MB instead of {path.stat().st_size / 1e6:.1f}; pictures differ by '
           f'{difference.mean():.3f} levels of 255 on average, by {difference.max():.1f} at most')
+
+
+def export_onnx(loaded, means, out):
+    """Write the graphs of a Loaded model, and compare a picture of theirs."""
+    files = save_onnx(loaded.generator, loaded.opt, means, out)
+    difference = compare_with(loaded.generator, loaded.opt, means, *files)
+    sizes = ' and '.join(f'{file} ({file.stat().st_size / 1e6:.1f} MB)' for file in files)
+    print(f"{sizes}: a picture of onnxruntime differs from PyTorch's by {difference:.1e} of its range at most")
+
+
+def export_page(loaded, means, folder):
+    """Write the page that runs a Loaded model in a browser."""
+    size = write_site(folder, loaded.generator, loaded.opt, means)
+    print(f'{folder}: a page of {size / 1e6:.0f} MB; to try it: python -m http.server --directory {folder}, then open '
+          'http://127.0.0.1:8000/')
+
+
+def main(opt):
+    check(opt)
+    loaded = load_generator(options.replaced(opt, dense=True), torch.device('cpu'))
+    if opt.export.out and opt.video.format == 'pt':
+        export_half(loaded, Path(opt.export.out))
+    if opt.export.browser or opt.video.format == 'onnx':
+        rng = seeded(opt.experiment.seed, 'cpu')
+        means = loaded.generator.mean_latents(opt.inference.truncation_mean, rng)
+        if opt.export.out and opt.video.format == 'onnx':
+            export_onnx(loaded, means, Path(opt.export.out))
+        if opt.export.browser:
+            export_page(loaded, means, opt.export.browser)

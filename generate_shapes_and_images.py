@@ -36,7 +36,10 @@ from inference.latents import Owner, save_latents, tuned_generator
 from inference.loading import load_generator
 from inference.meshes import generate_meshes
 from inference.pictures import check_row, generate_images
+from inference.textures import check_texture, texture_pictures
+from surfaces.camera_files import camera_entries, save_cameras
 from surfaces.files import save_mesh
+from surfaces.textured_files import save_textured_glb, save_textured_obj
 from utils import UserError, save_image_row, select_device, to_uint8, writable_folder
 from web.results_page import write_page
 
@@ -56,13 +59,15 @@ def report_missing_parts(generator, path, opt):
     if not generator.full_pipeline:
         print(f'{path} has no decoder: thumbnails and surfaces only.')
     if not opt.inference.no_surface_renderings and not generator.renderer.has_sdf:
-        print(f'{path} has no SDF: depth meshes, but no marching-cubes meshes.')
+        print(f'{path} has no SDF: depth meshes, but no marching-cubes meshes'
+              f'{" and no textured ones" if opt.inference.texture else ""}.')
 
 
 def write_pictures(folder, identity, batches, views, progress, later):
     """Write an identity's rows of images and thumbnails, from the batches of generate_images of so many views.
 
-    progress: called with a text. later: a BackgroundWriter. Returns the files' names.
+    progress: called with a text. later: a BackgroundWriter. Returns the files' names, and the uint8 images (S,S,3), or
+    thumbnails where there is no decoder.
     """
     rows = {kind: [] for kind in results.PICTURES}
     for image, thumbnail in batches:
@@ -72,22 +77,30 @@ def write_pictures(folder, identity, batches, views, progress, later):
     files = {results.picture_file(identity.long_name, kind): row for kind, row in rows.items() if row}
     for file, row in files.items():
         later(save_image_row, folder / file, row)
-    return list(files)
+    return list(files), rows['image'] or rows['thumbnail']
 
 
-def write_meshes(folder, identity, meshes, view_names, suffix, progress, later):
+def write_meshes(folder, identity, meshes, cameras, suffix, progress, later):
     """Write an identity's meshes, as generate_meshes yields them.
 
-    suffix: their format. progress: called with a text. later: a BackgroundWriter. Returns the files' names.
+    cameras: camera_entries of the views. suffix: the meshes' format. progress: called with a text. later: a
+    BackgroundWriter. Returns the files' names.
     """
     name, files = identity.short_name, []
     for kind, view, mesh in meshes:
-        progress(f'{kind} {view_names[view]}')
+        view_name = cameras[view]['name']
+        progress(f'{kind} {view_name}')
         if mesh is None:
-            tqdm.write(f'identity {name}: the SDF does not cross zero in view {view_names[view]}; '
-                       'no marching-cubes mesh.')
+            tqdm.write(f'identity {name}: the SDF does not cross zero in view {view_name}; no marching-cubes mesh.')
             continue
-        files.append(results.mesh_file(name, kind, view_names[view], suffix))
+        if kind == 'textured_mesh':
+            glb, obj, mtl, png = (results.mesh_file(name, kind, view_name, suffix)
+                                  for suffix in ('glb', 'obj', 'mtl', 'png'))
+            later(save_textured_glb, folder / glb, mesh, cameras)
+            later(save_textured_obj, folder / obj, mesh)
+            files += [glb, obj, mtl, png]
+            continue
+        files.append(results.mesh_file(name, kind, view_name, suffix))
         later(save_mesh, folder / files[-1], mesh)
     return files
 
@@ -124,6 +137,7 @@ def main(opt):
     generator, opt, path, model_name = load_generator(opt, device, graphs=not opt.inference.latents)
     check_row(opt)
     check_views(opt)
+    check_texture(opt)
     folder = writable_folder(results.generation_folder(opt, model_name), '--results_dir')
     results.read_index(folder)  # an unusable one is noticed before the work
     saved, directions = files_for(opt, generator, results.model_folder(opt, model_name))
@@ -141,23 +155,28 @@ def main(opt):
             started, progress = time.perf_counter(), partial(show_progress, bar, identity.short_name)
             latents = draw_latents(generator, identity, opt, means, directions)
             viewpoints = draw_viewpoints(opt, identity.rng, identity.saved)
-            view_names = results.view_names(viewpoints.tolist())
             cameras = cameras_of(opt, viewpoints)
             tuned, noise = generator, None
             if identity.saved and generator.full_pipeline:
                 tuned = tuned_generator(generator, identity.saved.tuned)
                 noise = generator.noise(identity.saved.decoder_noise, 1)
             batches = generate_images(tuned, latents, cameras, opt, identity.rng, noise)
-            files = write_pictures(folder, identity, batches, len(cameras), progress, later)
+            files, shown = write_pictures(folder, identity, batches, len(cameras), progress, later)
             if owner:
                 files.append(results.latents_file(identity.long_name))
                 save_latents(folder / files[-1], latents, owner, viewpoints, source=source_of(identity, opt),
                              **kept_of(identity.saved))
             pictured = time.perf_counter()
             if not opt.inference.no_surface_renderings:
-                meshes = generate_meshes(generator, latents.w, cameras, opt)
-                files += write_meshes(folder, identity, meshes, view_names, opt.inference.mesh_format, progress,
-                                      later)
+                entries = camera_entries(cameras, results.view_names(viewpoints.tolist()), len(shown[0]),
+                                         generator.renderer.resolution)
+                pictures = ()
+                if opt.inference.texture:
+                    pictures = texture_pictures(tuned, latents, cameras, shown, opt, noise or 'fixed')
+                    files.append(results.cameras_file(identity.long_name))
+                    later(save_cameras, folder / files[-1], entries)
+                meshes = generate_meshes(generator, latents.w, cameras, opt, pictures)
+                files += write_meshes(folder, identity, meshes, entries, opt.inference.mesh_format, progress, later)
             image_seconds += pictured - started
             mesh_seconds += time.perf_counter() - pictured
             later(results.add_to_index, folder, identity.long_name,

@@ -2,8 +2,9 @@
 
 `parse(command)` gives a tree of groups (`opt.model.size`, `opt.camera.fov`, …). A flag's scope says which commands use
 it and what a checkpoint has to say about it; whatever asks such a question asks the scope, so a new flag is one line of
-GROUPS. A command's --help shows the flags that it uses. It accepts the others' flags too, so that one --config file
-serves all commands. Nobody edits the tree: `replaced` makes a changed copy.
+GROUPS. A command's --help explains the flags that most people use, and --help_all explains all that have an effect in
+this command. It accepts the others' flags too, so that one --config file serves all commands. Nobody edits the tree:
+`replaced` makes a changed copy.
 
 This file imports nothing slow, so that --help is quick.
 """
@@ -11,17 +12,19 @@ import argparse
 import difflib
 import re
 import sys
+import textwrap
 from dataclasses import dataclass, field
 from typing import Any
 
 import configargparse
 from munch import Munch
 
-from utils import UserError, run_command
+from utils import UserError, printable, run_command
 
 MAX_SEED = 2 ** 63 - 1
 MAX_VIEWS = 1000
 MAX_NAME = 200  # bytes; file systems allow 255, and endings are added to an experiment's name
+MAX_SENTENCE = 1000  # characters about a wrong flag
 LARGEST = 10 ** 9  # no number may be larger: that would be a slip of the finger
 DIRECTION_NAME = '[A-Za-z][A-Za-z0-9]{0,29}'
 MAX_EDIT = 100
@@ -236,6 +239,7 @@ GENERATE, VIDEO, EVALUATE, EXPORT, APP, INVERT, DIRECTIONS = INFERENCE = (
     'generate_shapes_and_images', 'render_video', 'evaluate', 'export_model', 'app', 'invert_photos',
     'find_directions')
 COMMANDS = TRAINING + INFERENCE
+VIDEO_FORMATS, MODEL_FORMATS = ('mp4', 'gif', 'webp', 'frames'), ('pt', 'onnx')
 
 
 @dataclass(frozen=True)
@@ -267,7 +271,7 @@ DECODER = Scope((STAGE_2, *INFERENCE), fixed=True, settled='options')
 SCENE = Scope(COMMANDS, fixed=True, settled='options', inherited=True)
 SAMPLES = Scope(COMMANDS, fixed=True, inherited=True)
 # What only generation and its relatives use.
-PICTURES = Scope((GENERATE, VIDEO, EVALUATE, APP, INVERT, DIRECTIONS))
+PICTURES = Scope((GENERATE, VIDEO, EVALUATE, EXPORT, APP, INVERT, DIRECTIONS))
 GENERATION, GENERATION_AND_VIDEO, VIDEOS, EVALUATION = (
     Scope(commands) for commands in ((GENERATE,), (GENERATE, VIDEO), (VIDEO,), (EVALUATE,)))
 FINDING, INVERTING, INVERSION = Scope((DIRECTIONS,)), Scope((INVERT,)), Scope((INVERT, EVALUATE))
@@ -281,9 +285,10 @@ class Flag:
     """One flag.
 
     type: text to value, raising ValueError with a reason; bool for a switch that is off by default. choices: the values
-    that it may have. defaults: {command: its default}, where that differs. forced: {command: the value that it always
-    runs with}. many: it takes several values, as a tuple. positional: the command of its scope takes them without a
-    name before them.
+    that it may have. own_choices: {command: its choices}, where those differ. defaults: {command: its default}, where
+    that differs. forced: {command: the value that it always runs with}. many: it takes several values, as a tuple.
+    positional: the command of its scope takes them without a name before them. frequent: the commands whose users give
+    it often, so that --help explains it.
     """
     name: str
     default: Any
@@ -295,12 +300,17 @@ class Flag:
     forced: dict = field(default_factory=dict)
     many: bool = False
     positional: bool = False
+    frequent: tuple = ()
+    own_choices: dict = field(default_factory=dict)
+
+    def choices_for(self, command):
+        return self.own_choices.get(command, self.choices)
 
     def default_for(self, command):
         return self.forced.get(command, self.defaults.get(command, self.default))
 
     def shown_by(self, command):
-        """Whether a command's --help shows the flag: it uses it, and no checkpoint knows the value better."""
+        """Whether a command's --help_all shows the flag: it uses it, and no checkpoint knows the value better."""
         return (command in self.scope.commands and command not in self.forced
                 and not (command in INFERENCE and self.scope.settled == 'weights'))
 
@@ -313,29 +323,33 @@ def always(commands, value):
 GROUPS = {
     'dataset': (
         Flag('dataset_path', './datasets/FFHQ', Scope((*TRAINING, EVALUATE)),
-             'the LMDB that prepare_data.py made (evaluate.py also takes a folder or zip of photos)'),
+             'the LMDB that prepare_data.py made (evaluate.py also takes a folder or zip of photos)',
+             frequent=(*TRAINING, EVALUATE)),
     ),
     'experiment': (
         Flag('expname', 'debug', EVERYWHERE,
              'name of the experiment: the folder of its checkpoints and results', experiment_name,
-             defaults={APP: 'cats_demo'}),
+             defaults={APP: 'cats_demo'}, frequent=COMMANDS),
         Flag('model', None, Scope(INFERENCE),
-             'checkpoint to use, wherever the file lies, instead of the one that --expname names'),
+             'checkpoint to use, wherever the file lies, instead of the one that --expname names', frequent=INFERENCE),
         Flag('ckpt', 300000, Scope(INFERENCE),
              'iteration of the checkpoint to use where there is no finished model', at_least(0)),
-        Flag('continue_training', False, RUN, 'go on from the newest checkpoint of this experiment', bool),
+        Flag('continue_training', False, RUN, 'go on from the newest checkpoint of this experiment', bool,
+             frequent=TRAINING),
         Flag('seed', 1234, Scope(COMMANDS, fixed=True), 'seed of all random numbers', seed),
     ),
     'training': (
         Flag('checkpoints_dir', './checkpoint', EVERYWHERE, 'folder where checkpoints are kept'),
-        Flag('iter', 300000, RUN, 'number of training steps', at_least(1), defaults={STAGE_1: 200000}),
+        Flag('iter', 300000, RUN, 'number of training steps', at_least(1), defaults={STAGE_1: 200000},
+             frequent=TRAINING),
         Flag('batch', 4, RUN,
-             'images per step and process, at least 2; a training that goes on keeps its images per step', at_least(1)),
+             'images per step and process, at least 2; a training that goes on keeps its images per step', at_least(1),
+             frequent=TRAINING),
         Flag('new_batch', False, RUN, 'let a training go on with another number of images per step', bool),
         Flag('new_data', False, RUN, 'let a training go on with other images, such as a data set that has grown', bool),
         Flag('chunk', 4, RUN,
              'images that are computed at a time; a smaller chunk needs less memory, and the gradient stays '
-             'the same', at_least(1)),
+             'the same', at_least(1), frequent=TRAINING),
         Flag('num_workers', 2, Scope((*TRAINING, EVALUATE)),
              'number of processes that load images (0: the command loads them itself)', at_least(0)),
         Flag('save_every', 10000, RUN, 'number of steps between checkpoints', at_least(1)),
@@ -344,9 +358,11 @@ GROUPS = {
         Flag('eval_every', 0, RUN,
              'number of steps between quick measurements of quality for the log (0: never)', at_least(0)),
         Flag('log_every', 10, RUN, 'number of steps that one line of stats.jsonl averages', at_least(1)),
-        Flag('max_minutes', 0., RUN, 'save and stop after this many minutes (0: never)', at_least(0, float)),
+        Flag('max_minutes', 0., RUN, 'save and stop after this many minutes (0: never)', at_least(0, float),
+             frequent=TRAINING),
         Flag('init_ckpt', None, RUN,
-             'begin a new training with the weights of this checkpoint, which may be an official one'),
+             'begin a new training with the weights of this checkpoint, which may be an official one',
+             frequent=(STAGE_1,)),
         Flag('renderer_ckpt', None, RUN_2,
              "stage 1's result to start from (default: pretrained_renderer/EXPNAME_vol_renderer.pt)"),
         Flag('val_n_sample', 8, RUN, 'number of identities in the sample grids', at_least(1)),
@@ -358,7 +374,7 @@ GROUPS = {
         Flag('lr', 0.002, LEARNING_2, 'learning rate', above(0)),
         Flag('lr_g', 2e-5, LEARNING_1, 'learning rate of the generator', above(0)),
         Flag('lr_d', 2e-4, LEARNING_1, 'learning rate of the discriminator', above(0)),
-        Flag('r1', 10., LEARNING, 'weight of the R1 penalty', at_least(0, float)),
+        Flag('r1', 10., LEARNING, 'weight of the R1 penalty', at_least(0, float), frequent=TRAINING),
         Flag('view_lambda', 15., LEARNING_1, 'weight of the viewpoint loss', at_least(0, float)),
         Flag('eikonal_lambda', 0.1, LEARNING_1, 'weight of the eikonal loss', at_least(0, float)),
         Flag('min_surf_lambda', 0.05, LEARNING_1, 'weight of the minimal surface loss', at_least(0, float)),
@@ -368,7 +384,7 @@ GROUPS = {
         Flag('path_batch_shrink', 2, LEARNING_2, 'the batch for path lengths is this many times smaller', at_least(1)),
         Flag('thumbnail_lambda', 0., LEARNING_2,
              'weight of the L2 loss between the downsampled image and the thumbnail, which helps short runs '
-             '(0: as in the paper)', at_least(0, float)),
+             '(0: as in the paper)', at_least(0, float), frequent=(STAGE_2,)),
         Flag('wandb', False, RUN, 'also log to Weights & Biases', bool),
         Flag('no_sphere_init', False, RUN_1, 'do not fit the field to a sphere before training', bool),
         Flag('sphere_iters', 10000, RUN_1,
@@ -377,7 +393,7 @@ GROUPS = {
              'radius of that sphere (0: half of dist_radius, as in the paper)', at_least(0, float)),
         Flag('sphere_lambda', 0., LEARNING_1,
              'weight of the sphere regularization, which keeps the surface near the sphere of the beginning '
-             'and helps short runs (0: as in the paper)', at_least(0, float)),
+             'and helps short runs (0: as in the paper)', at_least(0, float), frequent=(STAGE_1,)),
         Flag('sphere_until', 2000, LEARNING_1,
              'the weight of the sphere regularization falls linearly to 0 at this step', at_least(1)),
         Flag('sphere_fade', False, LEARNING_1,
@@ -414,23 +430,28 @@ GROUPS = {
              'folder where results go'),
         Flag('truncation_ratio', 0.5, PICTURES,
              'truncation psi: 1 gives the full variety, 0 the average',
-             at_least(0, float), defaults={EVALUATE: 1., APP: 0.7, INVERT: 0.7, DIRECTIONS: 0.7}),
+             at_least(0, float), defaults={EVALUATE: 1., EXPORT: 0.7, APP: 0.7, INVERT: 0.7, DIRECTIONS: 0.7},
+             frequent=(GENERATE, VIDEO)),
         Flag('truncation_mean', MEAN_LATENT_DRAWS, PICTURES,
              'number of latents that the mean for truncation is taken over', at_least(1, most=MAX_MEAN_DRAWS)),
-        Flag('identities', 16, GENERATION_AND_VIDEO, 'number of identities to generate', at_least(1)),
-        Flag('num_views_per_id', 1, GENERATION, 'number of random views of each identity', at_least(1)),
-        Flag('no_surface_renderings', False, Scope((GENERATE, DIRECTIONS)), 'make images only, no meshes', bool),
-        Flag('no_surface_videos', False, VIDEOS, 'make no videos of the surface', bool),
+        Flag('identities', 16, GENERATION_AND_VIDEO, 'number of identities to generate', at_least(1),
+             frequent=(GENERATE,)),
+        Flag('num_views_per_id', 1, GENERATION, 'number of random views of each identity', at_least(1),
+             frequent=(GENERATE,)),
+        Flag('no_surface_renderings', False, Scope((GENERATE, DIRECTIONS)), 'make images only, no meshes', bool,
+             frequent=(GENERATE,)),
+        Flag('no_surface_videos', False, VIDEOS, 'make no videos of the surface', bool, frequent=(VIDEO,)),
         Flag('fixed_camera_angles', False, GENERATION, 'render the 13 fixed views instead of random ones', bool),
         Flag('azim_video', False, VIDEOS, 'move the camera from side to side instead of on an ellipse', bool),
         Flag('views', None, GENERATION,
              'render these views instead of random ones: azimuth and elevation in degrees, such as 20,0 -20,0, or '
-             'ranges FROM:TO:COUNT such as -30:30:5,0', view_list),
+             'ranges FROM:TO:COUNT such as -30:30:5,0', view_list, frequent=(GENERATE,)),
         Flag('seeds', None, GENERATION_AND_VIDEO,
-             'make one identity for each of these seeds, such as 0-7,42, instead of --identities', seed_list),
+             'make one identity for each of these seeds, such as 0-7,42, instead of --identities', seed_list,
+             frequent=(GENERATE, VIDEO)),
         Flag('latents', (), Scope((GENERATE, VIDEO, EVALUATE, APP)),
              'show what these files of latents hold (of --save_latents or invert_photos.py), or folders of them, '
-             'instead of seeds', many=True),
+             'instead of seeds', many=True, frequent=(GENERATE,)),
         Flag('save_latents', False, GENERATION, 'also write the latents of each identity, a file that --latents takes',
              bool),
         Flag('mix', None, GENERATION_AND_VIDEO,
@@ -438,81 +459,112 @@ GROUPS = {
         Flag('edit', None, GENERATION_AND_VIDEO,
              'move all identities along directions of --directions, such as shape2=+1.5,color1=-2, in standard '
              'deviations', edit_list),
-        Flag('directions', None, Scope((GENERATE, VIDEO, APP)),
+        Flag('directions', None, Scope((GENERATE, VIDEO, EXPORT, APP)),
              'file of find_directions.py (default: directions.pt among the results of the model)'),
         Flag('mesh_format', 'obj', Scope((GENERATE, VIDEO, INVERT)), 'file format of the meshes',
-             choices=('obj', 'ply', 'glb')),
+             choices=('obj', 'ply', 'glb'), frequent=(GENERATE,)),
         Flag('dense', False, Scope((STAGE_2, GENERATE, VIDEO, EVALUATE, APP)),
              'evaluate the field at every sample instead of skipping those without influence (same result, '
              'slower)', bool),
         Flag('cuda_graphs', False, GENERATION_AND_VIDEO,
              'use CUDA graphs (experimental; they help most with --precision fp16 or bf16)', bool),
         Flag('vertex_colors', False, GENERATION, 'color the vertices of the meshes', bool),
+        Flag('surface_resolution', 128, GENERATION,
+             'rays along a side of surfaces, and samples a ray: more give finer meshes, and take longer',
+             at_least(64, most=512)),
+        Flag('single_surface', False, GENERATION,
+             'keep only the largest piece of marching-cubes meshes and textured ones', bool),
+        Flag('decimate', 0, GENERATION,
+             'reduce marching-cubes meshes and textured ones to about so many triangles (0: do not)',
+             at_least(100)),
+        Flag('texture', False, GENERATION,
+             'also write the whole surface with the image as its texture, as GLB and as OBJ with MTL and PNG, and the '
+             'cameras of the views (needs requirements-texture.txt)', bool),
+        Flag('texture_views', 1, GENERATION,
+             "number of views that --texture is painted from: the identity's own, and where these are fewer, more "
+             'around the front', at_least(1, most=64)),
         Flag('page', False, Scope((GENERATE, VIDEO, INVERT)),
-             'write index.html, a page that shows all results of this model in a browser', bool),
+             'write index.html, a page that shows all results of this model in a browser', bool,
+             frequent=(GENERATE, INVERT)),
     ),
     'video': (
-        Flag('frames', 250, VIDEOS, 'number of frames of a video', at_least(1)),
+        Flag('frames', 250, VIDEOS, 'number of frames of a video', at_least(1), frequent=(VIDEO,)),
         Flag('fps', 30, VIDEOS, 'frames per second', at_least(1, most=1000)),
-        Flag('format', 'mp4', VIDEOS,
-             'file format of the videos; frames is a folder of PNG files', choices=('mp4', 'gif', 'webp', 'frames')),
+        Flag('format', 'mp4', Scope((VIDEO, EXPORT)),
+             'file format: of videos mp4, gif, webp, or frames (a folder of PNG files); of an exported model pt (for '
+             'this project) or onnx (for other programs)', choices=(*VIDEO_FORMATS, *MODEL_FORMATS),
+             own_choices={VIDEO: VIDEO_FORMATS, EXPORT: MODEL_FORMATS}, defaults={EXPORT: 'pt'},
+             frequent=(VIDEO, EXPORT)),
         Flag('path', 'ellipse', VIDEOS,
              'path of the camera: ellipse, azimuth (from side to side), orbit (once around), dolly (a dolly zoom), or '
-             'a file of key frames (docs/video.md)'),
-        Flag('side_by_side', False, VIDEOS, 'make one more video, with image and surface side by side', bool),
+             'a file of key frames (docs/video.md)', frequent=(VIDEO,)),
+        Flag('side_by_side', False, VIDEOS, 'make one more video, with image and surface side by side', bool,
+             frequent=(VIDEO,)),
         Flag('depth_style', 'phong', VIDEOS, 'how the surface is drawn', choices=('phong', 'normals', 'depth')),
         Flag('interpolate', None, VIDEOS,
              'make one video that walks through the identities of these seeds, such as 3,7,9, and back to the '
-             'first', seed_list),
+             'first', seed_list, frequent=(VIDEO,)),
     ),
     'evaluation': (
-        Flag('metrics', METRICS, EVALUATION, 'what to measure', metric_list),
-        Flag('num_images', 50000, EVALUATION, 'number of images to generate for fid, kid, pr and swd', at_least(1)),
-        Flag('num_surfaces', 1000, EVALUATION, 'number of identities for depth, view and field', at_least(1)),
+        Flag('metrics', METRICS, EVALUATION, 'what to measure', metric_list, frequent=(EVALUATE,)),
+        Flag('num_images', 50000, EVALUATION, 'number of images to generate for fid, kid, pr and swd', at_least(1),
+             frequent=(EVALUATE,)),
+        Flag('num_surfaces', 1000, EVALUATION, 'number of identities for depth, view and field', at_least(1),
+             frequent=(EVALUATE,)),
         Flag('num_inversions', 40, EVALUATION, "number of the model's own images for inversion", at_least(1)),
         Flag('held_out', None, EVALUATION,
              'folder, zip or LMDB of photos for inversion, which the training has not seen'),
         Flag('num_held_out', 40, EVALUATION, 'number of these photos, the first ones', at_least(1)),
         Flag('eval_size', 256, EVALUATION,
              'side of the images that are compared; smaller images are compared at their own size',
-             power_of_two(16, most=8192)),
+             power_of_two(16, most=8192), frequent=(EVALUATE,)),
         Flag('eval_batch', 8, EVALUATION, 'images that are generated at a time', at_least(1)),
         Flag('features', None, Scope((EVALUATE, *TRAINING, INVERT)),
              "TorchScript network to use for fid, kid and pr instead of torch-fidelity's Inception, for "
              "--discriminator projected instead of torchvision's EfficientNet-B0, or for comparing photos "
-             "(also vgg16: torchvision's)"),
+             "(also vgg16: torchvision's)", frequent=(EVALUATE,)),
         Flag('save_images', None, EVALUATION, 'folder to write the generated images to as well'),
     ),
     'export': (
-        Flag('out', None, Scope((EXPORT, DIRECTIONS)), 'file to write'),
+        Flag('out', None, Scope((EXPORT, DIRECTIONS)), 'file to write', frequent=(EXPORT, DIRECTIONS)),
+        Flag('browser', None, Scope((EXPORT,)),
+             'folder to write a web page to that runs the model in the browser of whoever opens it (docs/hosting.md)',
+             frequent=(EXPORT,)),
+        Flag('onnxruntime_web', None, Scope((EXPORT,)),
+             "for --browser: folder of the npm package onnxruntime-web (default: npm fetches it)", frequent=(EXPORT,)),
     ),
     'inversion': (
         Flag('photos', (), INVERTING, 'photos to invert: files, folders or zips of them', many=True, positional=True),
         Flag('train_encoder', False, INVERTING,
              "first train the encoder of this model, which gives quick first guesses; it is kept beside the model's "
-             'checkpoint', bool),
+             'checkpoint', bool, frequent=(INVERT,)),
         Flag('encoder_steps', 2500, INVERTING, 'number of training steps of --train_encoder', at_least(1)),
         Flag('steps', 150, INVERSION,
-             'number of steps that viewpoint and latents are optimized for (0: the first guess alone)', at_least(0)),
+             'number of steps that viewpoint and latents are optimized for (0: the first guess alone)', at_least(0),
+             frequent=(INVERT,)),
         Flag('seconds', 0., INVERSION, 'most seconds for the optimization of one photo (0: no limit)',
-             at_least(0, float)),
-        Flag('tune', False, INVERSION, 'then tune the decoder to each photo, which reproduces it better', bool),
+             at_least(0, float), frequent=(INVERT,)),
+        Flag('tune', False, INVERSION, 'then tune the decoder to each photo, which reproduces it better', bool,
+             frequent=(INVERT,)),
         Flag('tune_steps', 100, INVERSION, 'number of steps of --tune', at_least(1)),
         Flag('fit_noise', False, INVERSION,
              "also fit the decoder's noise, which reproduces the photo better but does not turn with the head", bool),
         Flag('starts', 4, INVERSION, 'without an encoder: number of first guesses that are looked at closely',
              at_least(1, most=64)),
         Flag('align', False, INVERTING,
-             'cut out faces as FFHQ was aligned, by eyes and mouth (needs facenet-pytorch, or --landmarks)', bool),
+             'cut out faces as FFHQ was aligned, by eyes and mouth (needs facenet-pytorch, or --landmarks)', bool,
+             frequent=(INVERT,)),
         Flag('landmarks', None, INVERTING,
              'with --align: CSV file with eyes and mouth of each photo, instead of a detector'),
-        Flag('video', False, INVERTING, 'also write a video of the head turning', bool),
+        Flag('video', False, INVERTING, 'also write a video of the head turning', bool, frequent=(INVERT,)),
     ),
     'directions': (
         Flag('method', 'pca', FINDING,
              'what is taken for directions: pca, those in which random identities differ most, or factorization, '
-             'those that change the modulation of the layers most', choices=('pca', 'factorization')),
-        Flag('count', 10, FINDING, 'number of directions of shape, and of color', at_least(1, most=200)),
+             'those that change the modulation of the layers most', choices=('pca', 'factorization'),
+             frequent=(DIRECTIONS,)),
+        Flag('count', 10, FINDING, 'number of directions of shape, and of color', at_least(1, most=200),
+             frequent=(DIRECTIONS,)),
         Flag('name', None, FINDING, 'name of the direction from --without_latents to --with_latents', direction_name),
         Flag('with_latents', (), FINDING,
              'files of latents, or folders of them, of identities that have what --name says', many=True),
@@ -520,12 +572,14 @@ GROUPS = {
              'files of latents, or folders of them, of identities that lack it', many=True),
     ),
     'app': (
-        Flag('port', 7860, Scope((APP,)), 'port of the page that app.py serves', at_least(1, most=65535)),
+        Flag('port', 7860, Scope((APP,)), 'port of the page that app.py serves', at_least(1, most=65535),
+             frequent=(APP,)),
         Flag('share', False, Scope((APP,)),
-             "also serve the page at a public address, through Gradio's servers, for three days", bool),
+             "also serve the page at a public address, through Gradio's servers, for three days", bool,
+             frequent=(APP,)),
     ),
     'model': (
-        Flag('size', 256, IMAGE_SIZE, 'side of the generated images', power_of_two(8, most=8192)),
+        Flag('size', 256, IMAGE_SIZE, 'side of the generated images', power_of_two(8, most=8192), frequent=TRAINING),
         Flag('style_dim', 256, FIELD_SIZE, 'size of the latents w', at_least(1)),
         Flag('channel_multiplier', 2, DECODER_SIZE, "multiplies the decoder's channels", at_least(1)),
         Flag('channel_max', 0, DECODER_SIZE,
@@ -538,12 +592,13 @@ GROUPS = {
         Flag('lr_mapping', 0.01, DECODER, "learning rate multiplier of the decoder's mapping", above(0)),
         Flag('renderer_spatial_output_dim', 64, SCENE,
              'number of rays along a side of the thumbnail', power_of_two(4, most=1024)),
-        Flag('project_noise', False, VIDEOS, 'attach the noise to the surface instead of to the image plane', bool),
+        Flag('project_noise', False, VIDEOS, 'attach the noise to the surface instead of to the image plane', bool,
+             frequent=(VIDEO,)),
     ),
     'camera': (
         Flag('uniform', False, SCENE, 'draw viewpoints uniformly from the range instead of from a Gaussian', bool),
         Flag('azim', 0.3, SCENE,
-             'standard deviation (or range) of the azimuth in radians', spread),
+             'standard deviation (or range) of the azimuth in radians', spread, frequent=TRAINING),
         Flag('elev', 0.15, SCENE,
              'standard deviation (or range) of the elevation in radians', spread),
         Flag('fov', 6., SCENE, 'half the field of view in degrees', half_angle),
@@ -572,7 +627,8 @@ GROUPS = {
              'accepted because old command lines have it; the SDF is there when it is needed', bool),
     ),
     'machine': (
-        Flag('device', 'auto', EVERYWHERE, 'auto (CUDA if there is one), cpu, cuda, cuda:N or mps', device_name),
+        Flag('device', 'auto', EVERYWHERE, 'auto (CUDA if there is one), cpu, cuda, cuda:N or mps', device_name,
+             frequent=(*TRAINING, GENERATE, VIDEO, EVALUATE, APP, INVERT, DIRECTIONS)),
         Flag('precision', 'fp32', Scope((*TRAINING, GENERATE, VIDEO, EVALUATE, APP)),
              "number format of the decoder's convolutions, and in stage 2 of the discriminator's",
              choices=('fp32', 'fp16', 'bf16')),
@@ -611,7 +667,7 @@ class Parser(configargparse.ArgumentParser):
         unknown = re.findall(r'--[\w-]+', message.partition('unrecognized arguments:')[2])
         close = [flag for name in unknown for flag in difflib.get_close_matches(name, self._option_string_actions, 1)]
         meant = f' (did you mean {" and ".join(dict.fromkeys(close))}?)' if close else ''
-        raise UserError(f'{message}{meant}; see --help.')
+        raise UserError(f'{printable(message, MAX_SENTENCE)}{meant}; see --help.')
 
 
 def run(command, description):
@@ -630,7 +686,7 @@ def parse(command, description, argv=None):
     try:
         given = vars(_parser(command, description, '--help_all' in argv).parse_args(argv))
     except (configargparse.ConfigFileParserException, UnicodeDecodeError) as error:
-        raise UserError(f'--config: {" ".join(str(error).split())}') from None
+        raise UserError(f'--config: {printable(" ".join(str(error).split()), MAX_SENTENCE)}') from None
     given.pop('config')
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
              if not (FLAGS[name].positional and not value)}
@@ -645,24 +701,40 @@ def parse(command, description, argv=None):
 
 
 def _parser(command, description, show_all):
-    """The parser of a command, whose --help shows the flags that it uses, or all of them."""
+    """The parser of a command. Its help explains the flags that most people use, or all that have an effect in it."""
     parser = Parser(description=description, usage='%(prog)s [--help] [flags]', default_config_files=[],
-                    add_config_file_help=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--help_all', action='help', help='show the flags of the other commands too, and exit')
+                    add_config_file_help=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+                    epilog='' if show_all else _further_flags(command))
+    parser.add_argument('--help_all', action='help', help='explain all flags of this command, and exit')
     parser.add_argument('--config', is_config_file=True, metavar='FILE',
                         help='read flags from this file, lines of the form: name = value')
+    frequent = parser.add_argument_group('flags that most people use')
     for group, flags in GROUPS.items():
-        target = parser.add_argument_group(group)
+        target = parser.add_argument_group(group) if show_all else frequent
         for flag in flags:
             if flag.positional and command in flag.scope.commands:
                 parser.add_argument(flag.name, nargs='*', type=explained(flag.type), help=flag.help,
                                     default=configargparse.SUPPRESS)
             else:
-                _add_flag(target, flag, flag.default_for(command), show_all or flag.shown_by(command))
+                shown = flag.shown_by(command) if show_all else command in flag.frequent
+                _add_flag(target, flag, command, shown)
     return parser
 
 
-def _add_flag(target, flag, default, shown):
+def _further_flags(command):
+    """The names, by group, of the flags that a command's --help does not explain."""
+    lines = ['further flags, which --help_all explains:']
+    for group, flags in GROUPS.items():
+        names = [f'--{flag.name}' for flag in flags
+                 if flag.shown_by(command) and command not in flag.frequent and not flag.positional]
+        if names:
+            lines += textwrap.wrap(f'{group}: {" ".join(names)}', 79, initial_indent='  ', subsequent_indent='    ',
+                                   break_on_hyphens=False)
+    return '\n'.join(lines)
+
+
+def _add_flag(target, flag, command, shown):
+    default, choices = flag.default_for(command), flag.choices_for(command)
     names = [f'--{flag.name}']
     if flag.name == 'local_rank':
         names.append('--local-rank')  # as today's launchers write it
@@ -672,9 +744,9 @@ def _add_flag(target, flag, default, shown):
     if flag.type is bool:
         target.add_argument(*names, dest=flag.name, action='store_true', default=configargparse.SUPPRESS, help=text)
     else:
-        target.add_argument(*names, dest=flag.name, type=explained(flag.type), choices=flag.choices,
+        target.add_argument(*names, dest=flag.name, type=explained(flag.type), choices=choices,
                             default=configargparse.SUPPRESS, help=text, nargs='+' if flag.many else None,
-                            metavar=None if flag.choices else 'N' if isinstance(flag.default, int | float) else 'VALUE')
+                            metavar=None if choices else 'N' if isinstance(flag.default, int | float) else 'VALUE')
 
 
 def checked(name, value):
@@ -694,7 +766,7 @@ def explained(convert):
             return convert(text)
         except ValueError as error:
             reason = str(error) if str(error).startswith('must') else 'must be a number'
-            raise configargparse.ArgumentTypeError(f'{reason}, not {text!r}') from None
+            raise configargparse.ArgumentTypeError(f'{reason}, not {printable(repr(text))}') from None
     return convert_or_explain
 
 

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+MAX_SENTENCE = 10_000  # characters of an error that are shown
 SPINS = 1000  # rounds of waiting, some microseconds, before a thread of OpenMP goes to sleep
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
 
@@ -126,7 +127,8 @@ def lack_of_memory(error):
 
 
 def _fail(name, sentence):
-    print(f'{name}: error: {sentence}', file=sys.stderr)
+    # A sentence may quote what a stranger wrote; a terminal would obey some characters of it.
+    print(f'{name}: error: {printable(sentence, MAX_SENTENCE)}', file=sys.stderr)
     return 2
 
 
@@ -195,6 +197,14 @@ def _umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def duration(seconds):
+    """A length of time in words, to two digits or so: '12 minutes', '3.5 hours', '4.1 days'."""
+    if seconds < 7200:
+        minutes = max(1, round(seconds / 60))
+        return f'{minutes} minute' + 's' * (minutes > 1)
+    return f'{seconds / 3600:.2g} hours' if seconds < 48 * 3600 else f'{seconds / 86400:.2g} days'
 
 
 def printable(text, most=80):

@@ -39,7 +39,7 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils import UserError, run_command  # noqa: E402
+from utils import UserError, run_command
 
 
 def read_flags():
@@ -51,16 +51,16 @@ def read_flags():
 if __name__ == '__main__':
     run_command('check_gpu', read_flags)
 
-import torch  # noqa: E402
+import torch
 
-import model  # noqa: E402
-import options  # noqa: E402
-from camera import cameras_of  # noqa: E402
-from op import bands, fused_leaky_relu, graphs, siren, upfirdn2d  # noqa: E402
-from op.fast import fast_parts  # noqa: E402
-from op.folded_field import FoldedField, fold  # noqa: E402
-from op.graphs import Graphed  # noqa: E402
-from volume_renderer import SirenField  # noqa: E402
+import model
+import options
+from camera import cameras_of
+from op import bands, fused_leaky_relu, graphs, siren, upfirdn2d
+from op.fast import fast_parts
+from op.folded_field import FoldedField, fold
+from op.graphs import Graphed
+from volume_renderer import SirenField
 
 BLUR = torch.outer(torch.tensor([1., 3, 3, 1]), torch.tensor([1., 3, 3, 1])) / 64
 

@@ -15,17 +15,31 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils import UserError, atomic_path, run_command
+
+NETWORKS = {'lite0': (1., 1.), 'lite2': (1.1, 1.2)}  # how much wider and deeper
+
+
+def read_flags():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('kind', choices=('maps', 'pooled'), help='what the network is to give')
+    parser.add_argument('name', choices=NETWORKS, help='which network')
+    parser.add_argument('--out', required=True, help='the TorchScript file to write')
+    parser.add_argument('--weights', help='file of weights (default: of the installed package)')
+    return parser.parse_args()
+
+
+if __name__ == '__main__':
+    run_command('lite_features', read_flags)
+
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-from utils import UserError, atomic_path, run_command
 
 # Of each stage: expansion, channels, blocks, stride, kernel (Tan & Le 2019, table 1; Lite leaves out squeeze and
 # excitation, takes ReLU6, and keeps the first and last stage as they are in all sizes).
 STAGES = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5), (6, 192, 4, 2, 5),
           (6, 320, 1, 1, 3))
-NETWORKS = {'lite0': (1., 1.), 'lite2': (1.1, 1.2)}  # how much wider and deeper
 MAP_STAGES = 1, 2, 4, 6  # strides 4, 8, 16 and 32
 STEM, HEAD = 32, 1280
 MEAN, SCALE = 127 / 255, 255 / 128  # of pixels in [0, 1], as these networks were trained
@@ -154,22 +168,12 @@ def load(name, path):
     return network.eval().requires_grad_(False)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('kind', choices=('maps', 'pooled'), help='what the network is to give')
-    parser.add_argument('name', choices=NETWORKS, help='which network')
-    parser.add_argument('--out', required=True, help='the TorchScript file to write')
-    parser.add_argument('--weights', help='file of weights (default: of the installed package)')
-    own = parser.parse_args()
-    network = {'maps': Maps, 'pooled': Pooled}[own.kind](load(own.name, own.weights or weights_file(own.name)))
-    example = torch.zeros(2, 3, 128, 128, dtype=torch.float32 if own.kind == 'maps' else torch.uint8)
+def main(flags):
+    network = {'maps': Maps, 'pooled': Pooled}[flags.kind](load(flags.name, flags.weights or weights_file(flags.name)))
+    example = torch.zeros(2, 3, 128, 128, dtype=torch.float32 if flags.kind == 'maps' else torch.uint8)
     with warnings.catch_warnings():  # PyTorch would rather have other formats, and the paddings are meant to be fixed
         warnings.simplefilter('ignore')
         traced = torch.jit.trace(network, example)
-    with atomic_path(Path(own.out)) as temporary:
+    with atomic_path(Path(flags.out)) as temporary:
         traced.save(str(temporary))
-    print(f'Wrote {own.out}')
-
-
-if __name__ == '__main__':
-    run_command(main)
+    print(f'Wrote {flags.out}')

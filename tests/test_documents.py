@@ -124,3 +124,16 @@ def test_a_command_that_fails_is_found(tmp_path):
 @pytest.mark.parametrize('document', RUN, ids=lambda path: path.name)
 def test_what_the_documents_show_works(document, tmp_path):
     assert run_documents.run_document(document, tmp_path) == []
+
+
+def test_the_site_builds_without_a_broken_link(tmp_path):
+    pytest.importorskip('mkdocs', reason='needs mkdocs-material (requirements-docs.txt)')
+    built = subprocess.run(['bash', 'scripts/site.sh', tmp_path / 'site'], cwd=ROOT, capture_output=True, text=True,
+                           env={**os.environ, 'VIRTUAL_ENV': sys.prefix,
+                                'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'})
+    assert built.returncode == 0, built.stderr
+    for document in DOCUMENTS:
+        name = 'index.html' if document.name == 'README.md' else f'{document.stem}.html'
+        assert (tmp_path / 'site' / document.parent.relative_to(ROOT) / name).is_file()
+    page = (tmp_path / 'site' / 'index.html').read_text()
+    assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(?:https?:)?//(?!schema)[^"]+"', page)

@@ -201,6 +201,71 @@ def test_truncation_ratio_one_and_same_view_names(run, tmp_path, tiny_model, sma
     assert len(names) == 3 and 'sample_0_depth_mesh_azim0_elev0.obj' in names
 
 
+# ---------------------------------------------------------------------------------------------- textures
+
+def seen_from(mesh, camera):
+    """What a mesh with a texture shows to a camera of cameras.json: (colors (H,W,3), whether there is anything (H,W)),
+    by trimesh's rays."""
+    side, matrix = camera['width'], np.array(camera['camera_to_world'])
+    place = (np.arange(side) + 0.5 - side / 2) / camera['focal_pixels']
+    local = np.stack([*np.meshgrid(place, -place), np.full((side, side), -1.)], axis=-1).reshape(-1, 3)
+    origins = np.broadcast_to(matrix[:3, 3], local.shape)
+    points, ray, face = mesh.ray.intersects_location(origins, local @ matrix[:3, :3].T, multiple_hits=False)
+    weights = trimesh.triangles.points_to_barycentric(mesh.triangles[face], points)
+    uv = (mesh.visual.uv[mesh.faces[face]] * weights[:, :, None]).sum(1)
+    colors, hit = np.zeros((side * side, 3)), np.zeros(side * side, dtype=bool)
+    colors[ray] = trimesh.visual.color.uv_to_interpolated_color(uv, mesh.visual.material.baseColorTexture)[:, :3]
+    hit[ray] = True
+    return colors.reshape(side, side, 3), hit.reshape(side, side)
+
+
+def test_a_textured_mesh_lies_on_the_picture(run, tmp_path):
+    """Of the demo model, from the exported camera; in both formats, and with as much detail as was asked for."""
+    pytest.importorskip('xatlas', reason='needs xatlas (requirements-texture.txt)')
+    pytest.importorskip('embreex', reason='needs embreex (requirements-test.txt)')
+    arguments = ['--model', ROOT / 'demo/cats_demo.pt', '--expname', 'cats', '--seeds', '3', '--surface_resolution',
+                 '64', '--views', '15,5', '-20,0', '--texture', '--texture_views', '4', '--device', 'cpu',
+                 '--single_surface', '--decimate', '9000']
+    code, _, stderr = run(*arguments)
+    assert code == 0, stderr
+    folder = tmp_path / 'evaluations/cats/final_model/chosen_angles'
+    files = json.loads((folder / 'index.json').read_text())['results']['seed0000003']['files']
+    assert {path.name for path in (folder / 'textured_meshes').iterdir()} == {
+        f'sample_seed3_textured_mesh_azim15_elev5.{suffix}' for suffix in ('glb', 'obj', 'mtl', 'png')}
+    assert {'cameras/seed0000003.json', *(f'textured_meshes/{path.name}' for path in (
+        folder / 'textured_meshes').iterdir())} <= set(files)
+    cameras = json.loads((folder / 'cameras/seed0000003.json').read_text())['cameras']
+    assert [camera['name'] for camera in cameras] == ['azim15_elev5', 'azim-20_elev0']
+    row = picture(folder / 'images/seed0000003.png').astype(float)
+    scene = trimesh.load(folder / 'textured_meshes/sample_seed3_textured_mesh_azim15_elev5.glb', process=False)
+    # trimesh takes the last of several cameras
+    assert np.allclose(scene.camera_transform, cameras[-1]['camera_to_world'], atol=1e-6)
+    mesh, = scene.geometry.values()
+    marched, = (trimesh.load(path) for path in (folder / 'marching_cubes_meshes').iterdir())
+    assert 8000 < len(marched.faces) <= 9000 and len(mesh.faces) == len(marched.faces)
+    assert trimesh.graph.connected_component_labels(marched.face_adjacency).max() == 0
+    colors, hit = seen_from(mesh, cameras[0])
+    assert 0.3 < hit.mean() < 0.9 and np.abs(colors - row[:, :128])[hit].mean() < 4
+    obj = trimesh.load(folder / 'textured_meshes/sample_seed3_textured_mesh_azim15_elev5.obj', process=False)
+    assert np.allclose(obj.vertices, mesh.vertices, atol=1e-6) and np.allclose(obj.visual.uv, mesh.visual.uv, atol=1e-6)
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['--texture', '--no_surface_renderings'], ['--texture', '--no_surface_renderings']),
+    (['--texture_views', '3'], ['--texture_views', '--texture']),
+    (['--texture', '--texture_views', '0'], ['--texture_views']),
+    (['--surface_resolution', '20'], ['--surface_resolution', '64']),
+    (['--surface_resolution', '1024'], ['--surface_resolution', '512']),
+    (['--decimate', '5'], ['--decimate', '100'])])
+def test_flags_of_surfaces_that_will_not_do(run, tiny_model, arguments, words):
+    check_refused(run(*tiny_model, *arguments), *words)
+
+
+def test_texture_without_xatlas(run, tiny_model, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'xatlas', None)
+    check_refused(run(*tiny_model, '--texture'), 'xatlas', 'requirements-texture.txt')
+
+
 # ---------------------------------------------------------------------------------------------- bad input
 
 def check_refused(outcome, *words):

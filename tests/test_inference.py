@@ -72,8 +72,9 @@ def test_loading_reads_the_sizes_from_the_file(tmp_path, monkeypatch, capsys):
     for name, tensor in saved.state_dict().items():
         assert torch.equal(loaded.generator.state_dict()[name], tensor)
     assert not any(parameter.requires_grad for parameter in loaded.generator.parameters())
-    with pytest.raises(UserError, match='no checkpoint for --expname nobody'):
-        load_generator(parse('generate_shapes_and_images', '', ['--expname', 'nobody']), torch.device('cpu'))
+    for name, meant in ('nobody', 'you are in.$'), ('tinny', 'Did you mean tiny?'), ('cat_demo', 'mean cats_demo?'):
+        with pytest.raises(UserError, match=f'no checkpoint for --expname {name}: .*{meant}'):
+            load_generator(parse('generate_shapes_and_images', '', ['--expname', name]), torch.device('cpu'))
 
 
 def test_pictures_do_not_depend_on_how_many_are_made_at_once(loaded, monkeypatch):

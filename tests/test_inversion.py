@@ -39,7 +39,8 @@ def known(inverter):
 # ---------------------------------------------------------------------------------------------- coordinates
 
 def test_coordinates_of_samples_are_normal():
-    samples = torch.randn(5000, 4) @ torch.randn(4, 4) + 3
+    mixing = torch.diag(torch.tensor([4., 2., 1., 0.5])) @ torch.linalg.qr(torch.randn(4, 4)).Q
+    samples = torch.randn(5000, 4) @ mixing + 3
     space = Space.of(samples)
     found = space.coordinates(samples)
     assert found.mean(0).abs().max() < 1e-3 and torch.allclose(found.T @ found / 4999, torch.eye(4), atol=1e-2)

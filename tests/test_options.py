@@ -51,7 +51,7 @@ SHOWN = {  # command: (flags that its help shows, flags that it does not show)
                                    'dataset_path batch width size perturb force_background frames project_noise'),
     'render_video': ('seeds frames project_noise azim_video mesh_format', 'N_samples num_views_per_id metrics out'),
     'evaluate': ('metrics dataset_path num_workers truncation_ratio', 'seeds identities save_every'),
-    'export_model': ('out expname', 'truncation_ratio precision'),
+    'export_model': ('out expname', 'identities precision'),
     'invert_photos': ('expname truncation_ratio', 'seeds identities latents'),
     'find_directions': ('expname truncation_ratio', 'seeds latents'),
     'app': ('port share truncation_mean', 'page results_dir'),
@@ -61,22 +61,32 @@ SHOWN = {  # command: (flags that its help shows, flags that it does not show)
 @pytest.mark.parametrize('command', COMMANDS)
 def test_each_command_shows_the_flags_that_it_uses_and_accepts_all(command, capsys):
     shown, hidden = (set(names.split()) for names in SHOWN[command])
-    said = help_of(command, '--help', capsys)
+    said = help_of(command, '--help_all', capsys)
     assert shown <= said and not hidden & said
-    assert help_of(command, '--help_all', capsys) >= {
-        flag.name for flags in GROUPS.values() for flag in flags
-        if not (flag.positional and command in flag.scope.commands)}
+    assert help_of(command, '--help', capsys) >= {  # it names the further flags too
+        flag.name for flag in options.FLAGS.values() if flag.shown_by(command) and not flag.positional}
     opt = parse(command, '', ['--dataset_path', 'elsewhere', '--r1', '50', '--identities', '3', '--size', '512'])
     assert (opt.dataset.dataset_path, opt.training.r1, opt.inference.identities, opt.model.size) \
         == ('elsewhere', 50, 3, 512)
     assert opt.given == {'dataset_path', 'r1', 'identities', 'size'} and opt.command == command
 
 
+@pytest.mark.parametrize('command', COMMANDS)
+def test_help_explains_what_is_used_most_and_fits_a_screen(command, capsys):
+    with pytest.raises(SystemExit):
+        parse(command, 'does things', ['--help'])
+    explained, further = capsys.readouterr().out.split('further flags')
+    assert 2 <= len(set(re.findall(r'^  --(\w+)', explained, re.MULTILINE)) - {'help_all', 'config'}) <= 13
+    assert len(explained.splitlines()) + len(further.splitlines()) <= 65 and '--expname' in explained
+    assert all(len(line) <= 80 for line in further.splitlines())
+
+
 def test_scopes_make_sense():
     for flag in (flag for flags in GROUPS.values() for flag in flags):
         scope = flag.scope
         assert set(scope.commands) <= set(COMMANDS) and scope.settled in ('', 'weights', 'options'), flag.name
-        assert {*flag.defaults, *flag.forced} <= set(scope.commands), flag.name
+        assert {*flag.defaults, *flag.forced, *flag.frequent} <= set(scope.commands), flag.name
+        assert all(flag.shown_by(command) for command in flag.frequent), flag.name
         assert not scope.inherited or {options.STAGE_1, options.STAGE_2} <= set(scope.commands), flag.name
         assert not scope.fixed or set(scope.commands) & set(options.TRAINING), flag.name
         assert scope.commands or flag.help.startswith('accepted because'), flag.name
@@ -164,6 +174,18 @@ def test_unknown_name_in_a_config_file(tmp_path):
     config.write_text('sise = 512\n')
     with pytest.raises(UserError, match='sise'):
         parse(COMMAND, '', ['--config', str(config)])
+
+
+@pytest.mark.parametrize('words', (['--si\x1b[31mze', '8'], ['sh\x1bape=1'], ['--size', '9' * 5000],
+                                   ['--fov', '\r' * 99], ['--no_sdf=\x1b']))
+def test_a_wrong_flag_is_quoted_harmlessly_and_not_at_length(words, tmp_path):
+    """A terminal would obey some characters, which may come from somebody else's --config file."""
+    config = tmp_path / 'c.txt'
+    config.write_text(' = '.join(words).removeprefix('--'))
+    for argv in words, ['--config', str(config)]:
+        with pytest.raises(UserError) as error:
+            parse(COMMAND, '', argv)
+        assert str(error.value).isprintable() and len(str(error.value)) < 2000
 
 
 def test_launchers_local_rank():

@@ -7,12 +7,8 @@ import sys
 import time
 
 import pytest
-import torch
 from conftest import ROOT
-
-import checkpoint
-from model import build_generator
-from options import parse
+from tiny_model import save_tiny_model
 
 # Stands in for python: it notes its arguments, makes an environment of links to itself, and does nothing else.
 RECORDER = '''#!/usr/bin/env bash
@@ -107,11 +103,13 @@ def test_a_failed_installation_ends_the_script_and_is_tried_again(checkout):
         assert code != 0 and calls == ['system: -m pip install --quiet --no-compile -r requirements.txt']
 
 
-def test_the_demo(tmp_path):
-    """With a tiny model and few frames: pictures, meshes, video, page, and the page's path at the end."""
+@pytest.fixture
+def tiny_checkout(tmp_path):
+    """run(script, *arguments, **environment) -> the finished process, in a checkout whose models are tiny."""
     root = tmp_path / 'my checkout'
     (root / 'scripts').mkdir(parents=True)
-    for path in (*ROOT.glob('*.py'), *ROOT.glob('requirements*.txt'), *(ROOT / 'scripts').glob('*.sh')):
+    for path in (*ROOT.glob('*.py'), *ROOT.glob('requirements*.txt'), *(ROOT / 'scripts').glob('*.sh'),
+                 ROOT / 'benchmarks'):
         (root / path.relative_to(ROOT)).symlink_to(path)
     prefix = tmp_path / 'environment'
     (prefix / 'bin').mkdir(parents=True)
@@ -120,23 +118,46 @@ def test_the_demo(tmp_path):
     python.write_text(f'#!/bin/sh\n[ "$2" = pip ] && exit 0\n[ "$1" = -c ] && exec echo "{prefix}"\n'
                       f'exec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
-    opt = parse('render_video', '', ['--size', '16', '--style_dim', '8', '--width', '8', '--depth', '2',
-                                     '--channel_multiplier', '1', '--renderer_spatial_output_dim', '8'])
-    torch.manual_seed(0)
-    checkpoint.save(root / 'full_models' / 'cats_demo.pt', {
-        'g_ema': {name: tensor.half() for name, tensor in build_generator(opt).state_dict().items()},
-        'options': {'model': {'renderer_spatial_output_dim': 8}}})
-    result = subprocess.run(
-        ['bash', 'scripts/demo.sh', '--device', 'cpu'], cwd=root, capture_output=True, text=True, timeout=300,
-        env=os.environ | {'VIRTUAL_ENV': str(prefix), 'PATH': f'{prefix / "bin"}:{os.environ["PATH"]}',
-                          'SEEDS': '0-1', 'VIDEO_SEED': '0', 'FRAMES': '2'})
+    save_tiny_model(root)
+    (root / 'full_models' / 'tiny.pt').rename(root / 'full_models' / 'cats_demo.pt')
+
+    def run(script, *arguments, **environment):
+        return subprocess.run(
+            ['bash', f'scripts/{script}', *arguments], cwd=root, capture_output=True, text=True, timeout=300,
+            env=os.environ | {'VIRTUAL_ENV': str(prefix), 'PATH': f'{prefix / "bin"}:{os.environ["PATH"]}'}
+            | environment)
+
+    run.root = root
+    return run
+
+
+def test_the_demo(tiny_checkout):
+    """With a tiny model and few frames: pictures, meshes, video, page, and the page's path at the end."""
+    result = tiny_checkout('demo.sh', '--device', 'cpu', SEEDS='0-1', VIDEO_SEED='0', FRAMES='2')
     assert result.returncode == 0, result.stderr
-    results = root / 'evaluations' / 'cats_demo' / 'final_model'
+    results = tiny_checkout.root / 'evaluations' / 'cats_demo' / 'final_model'
     assert result.stdout.splitlines()[-1] == f'Open this page in a browser: {results / "index.html"}'
     assert len(list(results.glob('random_angles/images/seed*.png'))) == 4
     assert len(list(results.glob('random_angles/depth_map_meshes/*.obj'))) == 2
     text = (results / 'index.html').read_text()
     assert 'Seed 0, video: image' in text and text.count('model-viewer data-name') == 2
+
+
+def test_parity_is_checked_with_another_program(tiny_checkout, tmp_path):
+    """Ours stands in for the original."""
+    original = tmp_path / 'original'
+    original.mkdir()
+    command = original / 'generate_shapes_and_images.py'
+    command.write_text(f'import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\n'
+                       f'runpy.run_path({str(ROOT / command.name)!r}, run_name="__main__")\n')
+    result = tiny_checkout('check_parity.sh', str(original), '--device', 'cpu', MODEL='cats_demo', SIZE='16',
+                           IDENTITIES='1', ORIGINAL_PYTHON=sys.executable)
+    assert result.returncode == 0, result.stderr
+    assert 'All files are alike.' in result.stdout and 'images/0000000.png (levels of 255)' in result.stdout
+    assert 'marching_cubes_meshes' in result.stdout and '.obj (distance)' in result.stdout
+    assert tiny_checkout('check_parity.sh').returncode == 2
+    result = tiny_checkout('check_parity.sh', str(tmp_path))
+    assert result.returncode == 2 and 'folder of the original' in result.stderr
 
 
 # ---------------------------------------------------------------------------------------------- SLURM

@@ -55,3 +55,16 @@ def test_a_process_that_does_not_appear_is_named(store, monkeypatch):
     monkeypatch.setattr(joining, 'TIMEOUT', datetime.timedelta(seconds=0.2))
     with pytest.raises(UserError, match='process 1 of this training did not appear within 0:00:00.2'):
         joining.own_part(store, 0, 2)
+
+
+def test_a_process_that_ends_while_the_others_join_is_told(store, monkeypatch):
+    """Found by random faults: the others ended with a traceback from inside PyTorch."""
+    def broken(*_, **__):
+        raise dist.DistNetworkError('Broken pipe\nException raised from sendBytes')
+
+    monkeypatch.setenv('MASTER_ADDR', 'first-machine')
+    monkeypatch.setattr(dist, 'rendezvous', lambda *_, **__: iter([(store, 0, 1)]))
+    monkeypatch.setattr(dist, 'init_process_group', broken)
+    with pytest.raises(UserError, match='one has ended, or cannot be reached under first-machine') as error:
+        joining.join('gloo', 0, 1, datetime.timedelta(seconds=5))
+    assert str(error.value).isprintable()

@@ -98,6 +98,25 @@ def test_a_killed_process_ends_the_other(data, tmp_path):
     assert 'another process of this run has ended' in pair[0].log.read_text()
 
 
+@pytest.mark.parametrize(('reason', 'codes', 'said'), (
+    ('os.kill(os.getpid(), 15)', [143, 143], 'Stopped; --continue_training goes on from'),
+    ('processes.Processes.orphaned = True', [2, 2], 'on the machine of process 1, has ended, and so it ends too')))
+def test_what_stops_one_machine_stops_the_other_which_does_not_report_success(reason, codes, said, data, tmp_path):
+    """A signal to one machine alone, or torchrun killed there: the other one ended with exit code 0."""
+    code = ('import os\n'
+            'from training import processes, run\n'
+            'fakes = run.draw_fakes\n'
+            'def draw(opt, purpose, step, *rest):\n'
+            "    if step == 1 and os.environ['RANK'] == '1':\n"
+            f'        {reason}\n'
+            '    return fakes(opt, purpose, step, *rest)\n'
+            'run.draw_fakes = draw\n')
+    pair = start_pair('volume_renderer', tmp_path, flags(data, '--iter 100000 --no_sphere_init'), code)
+    with ended(*pair):
+        assert finish(*pair) == codes
+    assert said in pair[0].log.read_text() and newest(tmp_path, 'volume_renderer')[0] == 2
+
+
 def test_the_message_of_the_process_that_fails(data, tmp_path):
     """The second process finds its images broken: both end, and the reason is told."""
     code = ('import os, losses, utils\n'
@@ -190,13 +209,13 @@ def test_a_second_run_of_an_experiment_is_refused(data, tmp_path):
 
 # ---------------------------------------------------------------------------------------------- torchrun
 
-def torchrun(folder, arguments, *options):
-    """Start torchrun with two processes of stage 1; its output is in log.txt."""
+def torchrun(folder, arguments, *options, module='run'):
+    """Start torchrun (torch.distributed.run) with two processes of stage 1; its output is in log.txt."""
     folder.mkdir(exist_ok=True)
+    command = [sys.executable, '-m', f'torch.distributed.{module}', '--standalone', '--nproc_per_node', '2', *options,
+               ROOT / 'train_volume_renderer.py', *arguments]
     with open(folder / 'log.txt', 'ab') as log:
-        return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2',
-                                 *options, ROOT / 'train_volume_renderer.py', *arguments],
-                                cwd=folder, env=os.environ | {'OMP_NUM_THREADS': '1'}, stdout=log, stderr=log)
+        return subprocess.Popen(command, cwd=folder, env=os.environ | {'OMP_NUM_THREADS': '1'}, stdout=log, stderr=log)
 
 
 def children(pid):
@@ -230,7 +249,8 @@ def test_torchrun_restarts_a_lost_process_from_the_newest_checkpoint(data, tmp_p
 
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='finds processes in /proc')
 def test_workers_whose_torchrun_is_killed_save_and_end(data, tmp_path):
-    agent = torchrun(tmp_path, flags(data, '--iter 1000000 --no_sphere_init'))
+    """Started by torch.distributed.launch, which is torchrun that also passes --local-rank on the command line."""
+    agent = torchrun(tmp_path, flags(data, '--iter 1000000 --no_sphere_init'), module='launch')
     log = tmp_path / 'log.txt'
     wait_until(lambda: steps_done(tmp_path) > 1, log)
     workers = children(agent.pid)
@@ -240,16 +260,6 @@ def test_workers_whose_torchrun_is_killed_save_and_end(data, tmp_path):
     wait_until(lambda: not any(Path(f'/proc/{worker}').exists() for worker in workers), log, seconds=60)
     assert 'torchrun, which started this training, has ended' in log.read_text()
     assert newest(tmp_path, 'volume_renderer')[0] >= 2
-
-
-def test_launcher(data, tmp_path):
-    """torch.distributed.launch is torchrun that also passes --local-rank on the command line."""
-    done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.launch', '--nproc_per_node', '2', '--master_port', str(free_port()),
-         ROOT / 'train_volume_renderer.py', *flags(data, '--iter 2 --no_sphere_init')],
-        cwd=tmp_path, env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert newest(tmp_path, 'volume_renderer')[1]['images'] == 16
 
 
 # ---------------------------------------------------------------------------------------------- being stopped

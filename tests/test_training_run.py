@@ -1,5 +1,6 @@
 """The frame of training: an orderly end, bad input, what is written."""
 import errno
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -50,6 +51,20 @@ def test_photos_are_mirrored_unless_told(data, tmp_path, monkeypatch):
     for name, more in (('a', ''), ('b', '--no_mirror')):
         train('volume_renderer', tmp_path / name, flags(data, f'--iter 1 --no_sphere_init {more}'))
     assert 5 < sum(seen[0]) < 35 and not any(seen[1])
+
+
+def test_a_long_phase_says_how_long_it_takes(monkeypatch, capfd):
+    clock = iter(range(0, 10 ** 6, 60))  # a minute from one look at it to the next
+    monkeypatch.setattr('training.run.time.perf_counter', lambda: next(clock) * 10)
+    owner = SimpleNamespace(is_first=True, stopping=False)
+    list(run.Run.progress(owner, 0, 100, 'sphere', 'less of it is quicker'))
+    said = 'sphere: 89 more steps take about 89 minutes at this pace; less of it is quicker.'
+    assert said in capfd.readouterr().err
+    list(run.Run.progress(owner, 0, 5, 'sphere', 'less of it is quicker'))
+    assert 'take about' not in capfd.readouterr().err
+    monkeypatch.setattr('training.run.LONG_SECONDS', 10 ** 9)
+    list(run.Run.progress(owner, 0, 100, 'sphere', 'less of it is quicker'))
+    assert 'take about' not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize('name', BAD)

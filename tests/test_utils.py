@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from utils import atomic_path
+from utils import atomic_path, duration
 
 # The commands that read their flags before they import what is slow, and the arguments that they cannot do without.
 # Those that import PyTorch, and so can be stopped meanwhile.
@@ -121,3 +121,8 @@ def test_another_target_at_the_end(tmp_path):
     with atomic_path(tmp_path / 'a.txt', lambda: tmp_path / 'b.txt') as temporary:
         temporary.write_text('new')
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {'a.txt': 'old', 'b.txt': 'new'}
+
+
+def test_durations_are_words():
+    assert [duration(seconds) for seconds in (5, 700, 7300, 3600 * 40, 3600 * 100)] == [
+        '1 minute', '12 minutes', '2 hours', '40 hours', '4.2 days']

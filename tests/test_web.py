@@ -21,7 +21,9 @@ from camera import cameras_at
 from inference.video_files import video_writer
 from model import build_generator
 from options import parse
+from surfaces.files import save_mesh
 from surfaces.meshes import depth_mesh
+from surfaces.textured_files import save_textured_glb
 from utils import UserError
 from volume_renderer import pixel_directions
 from web import page, results_page
@@ -200,6 +202,34 @@ def test_vertex_colors_are_kept():
     away = np.abs(mesh.vertices[:, 0]) > 0.01
     expected = np.where(mesh.vertices[away, 0] > 0, 255, 0)
     assert (mesh.visual.vertex_colors[away, 0] == expected).all()
+
+
+@pytest.mark.parametrize('room', [results_page.ALL_TEXTURED_BYTES, 100])
+def test_the_mesh_that_wears_its_picture_comes_first(tmp_path, monkeypatch, room):
+    """While there is room for it."""
+    monkeypatch.setattr(results_page, 'ALL_TEXTURED_BYTES', room)
+    ball = trimesh.creation.icosphere(2, RADIUS)
+    ball.visual = trimesh.visual.TextureVisuals(
+        uv=ball.vertices[:, :2] / RADIUS / 2 + 0.5,
+        material=trimesh.visual.material.PBRMaterial(baseColorTexture=Image.fromarray(colors(64, 0.2))))
+    name = 'textured_meshes/sample_0_textured_mesh_azim22_elev5.glb'
+    other = 'marching_cubes_meshes/sample_0_marching_cubes_mesh_azim22_elev5.obj'
+    save_textured_glb(tmp_path / 'random_angles' / name, ball)
+    save_mesh(tmp_path / 'random_angles' / other, ball)
+    entry = {'seed': 1234, 'truncation_ratio': 0.5, 'fov': 6., 'dist_radius': 0.12, 'views': VIEWS}
+    (tmp_path / 'random_angles/index.json').write_text(json.dumps({'results': {
+        '0000000': entry | {'files': [other, name]}}}))
+    tags = Tags(results_page.write_page(tmp_path).read_text())
+    first, *more = tags.all('option')
+    assert len(more) == (room > 100)
+    assert (first['data-file'] == f'random_angles/{name}') == (room > 100)
+    if room > 100:
+        assert first['data-orbit'].startswith('22.92deg') and first['data-file'].endswith('.glb')
+        glb = gzip.decompress(base64.b64decode(tags.scripts[first['value']]))
+        mesh = trimesh.load(io.BytesIO(glb), file_type='glb', force='mesh', process=False)
+        assert np.allclose(mesh.vertices, ball.vertices, atol=1e-4) and len(mesh.visual.uv) == len(ball.vertices)
+        shown = np.asarray(mesh.visual.material.baseColorTexture.convert('RGB')).astype(int)
+        assert np.abs(shown - colors(64, 0.2)).mean() < 3
 
 
 def test_pages_stay_small(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """How the processes of a group find each other, also after torchrun has restarted them."""
 import contextlib
 import datetime
+import os
 import signal
 import time
 import uuid
@@ -16,11 +17,17 @@ POLL = 0.05  # seconds
 def join(backend, rank, size, timeout):
     """Make torch.distributed's default group of the processes that the environment names (RANK, MASTER_ADDR, …).
 
-    timeout: of the group's operations. Raises UserError where a process does not appear.
+    timeout: of the group's operations. Raises UserError where a process does not appear, or ends meanwhile.
     """
-    with _ends_at_once():
-        store, *_ = next(dist.rendezvous('env://', timeout=TIMEOUT))
-        dist.init_process_group(backend, store=own_part(store, rank, size), rank=rank, world_size=size, timeout=timeout)
+    try:
+        with _ends_at_once():
+            store, *_ = next(dist.rendezvous('env://', timeout=TIMEOUT))
+            own = own_part(store, rank, size)
+            dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
+    except RuntimeError as error:  # of PyTorch: the connection to another process, or to the store in the first
+        raise UserError('the processes of this training did not find each other: one has ended, or cannot be reached '
+                        f'under {os.environ.get("MASTER_ADDR")}; look at its messages, and start all processes again '
+                        f'({" ".join(str(error).split())[:200]}).') from None
 
 
 def own_part(store, rank, size):

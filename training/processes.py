@@ -95,12 +95,16 @@ class Processes:
             raise UserError(error)
         return result
 
+    def collect(self, value):
+        """The small values of all processes, in order of rank."""
+        values = [value] * self.size
+        if self.size > 1:
+            self._together(dist.all_gather_object, values, value)
+        return values
+
     def check_same(self, what, value):
         """Raise UserError in all processes where they do not have the same value (a short one) of `what`."""
-        if self.size == 1:
-            return
-        values = [None] * self.size
-        self._together(dist.all_gather_object, values, value)
+        values = self.collect(value)
         for rank, other in enumerate(values):
             if other != values[0]:
                 raise UserError(f'process {rank} of {self.size} has another {what} than the first process ({other} '

@@ -18,13 +18,14 @@ from training.quality import quick_evaluation
 from training.random_numbers import draw_fakes, draw_mixing
 from training.resuming import check_images, describe_images, images_of_step
 from training.samples import sample_grids
-from utils import Terminated, UserError, lack_of_memory, save_image_row, writable_folder
+from utils import Terminated, UserError, duration, lack_of_memory, save_image_row, writable_folder
 
 # Signals that end a training after its step, saved. Closed terminals send SIGHUP; batch systems SIGTERM or SIGUSR1.
 STOPPING_SIGNALS = tuple(getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT', 'SIGUSR1')
                          if hasattr(signal, name))
 RETRY_STEPS = 100  # after a checkpoint could not be written
 MAX_FAILURES = 5   # so many in a row end the training
+PACE_STEPS, LONG_SECONDS = 10, 600  # how long a phase takes is measured on so many steps, and told where it is longer
 
 
 def adam(parameters, lr, betas):
@@ -165,21 +166,39 @@ class Run:
                 os.write(2, b'\nstopping after this step; Ctrl-C again stops at once, without saving.\n')
 
     def end_early(self):
-        """End the command after a signal or a spent --max_minutes; the work is saved by now."""
-        if self.processes.orphaned:
-            raise UserError('torchrun, which started this training, has ended, and so it ends too; --continue_training '
-                            f'goes on from {self.last_saved}.')
+        """End the command after a signal or a spent --max_minutes; the work is saved by now.
+
+        Whatever ended one process is the reason for all of them: an exit code of 0 would tell torchrun and batch
+        systems that the others have finished.
+        """
+        signals, orphans = zip(*self.processes.collect((_number_of(self._stop), self.processes.orphaned)), strict=True)
+        if any(orphans):
+            where = '' if self.processes.orphaned else f' on the machine of process {orphans.index(True)}'
+            raise UserError(f'torchrun, which started this training{where}, has ended, and so it ends too; '
+                            f'--continue_training goes on from {self.last_saved}.')
         print(f'Stopped; --continue_training goes on from {self.last_saved}.')
-        raise self._stop or SystemExit(0)
+        number = _number_of(self._stop) or max(signals)
+        raise SystemExit(0) if not number else KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
     # -- the loop
 
-    def progress(self, first, last, description):
-        """Yield the steps first .. last - 1 with a progress bar, until one has been told to stop."""
+    def progress(self, first, last, description, shorter):
+        """Yield the steps first .. last - 1 with a progress bar, until one has been told to stop.
+
+        If it will take long, as its second to eleventh step show, a line says so, and with the words `shorter` what
+        would take less time.
+        """
         with tqdm(range(first, last), initial=first, total=last, desc=description, unit='step', dynamic_ncols=True,
                   smoothing=0.05, disable=not self.is_first, file=Unbreakable(sys.stderr)) as self._bar:
             for step in self._bar:
                 self.step, self._values = step, {}
+                if step == first + 1:  # the first step prepares much that the others find there
+                    started = time.perf_counter()
+                elif step == first + 1 + PACE_STEPS:
+                    seconds = (time.perf_counter() - started) / PACE_STEPS * (last - step)
+                    if seconds > LONG_SECONDS and self.is_first:
+                        self._bar.write(f'{description}: {last - step} more steps take about {duration(seconds)} at '
+                                        f'this pace; {shorter}.', file=self._bar.fp)
                 yield step
                 if self.stopping:
                     break
@@ -200,7 +219,9 @@ class Run:
             self._aside('the log', self._open_log)
         if self.is_first and state.iteration == 0:
             self._aside('a sample', self.sample)
-        for _ in self.progress(state.iteration, training.iter, self.stage):
+        for _ in self.progress(
+                state.iteration, training.iter, self.stage, 'Ctrl-C saves, --continue_training goes on; smaller sizes '
+                'or a smaller --iter take less time (docs/training.md has presets)'):
             started = time.perf_counter()
             self._between_steps = True
             real = next(batches).to(self.device, non_blocking=True)
@@ -348,6 +369,11 @@ class Run:
             save_image_row(path, [grid])
             if self._log:
                 self._log.image(f'samples{ending}', path)
+
+
+def _number_of(stop):
+    """The signal's number that an exception to end with stands for; 0 for None."""
+    return 0 if stop is None else int(stop.number if isinstance(stop, Terminated) else signal.SIGINT)
 
 
 class Unbreakable:

@@ -112,7 +112,10 @@ def initialize_sphere(run, opt):
     state, steps, path = run.state, opt.training.sphere_iters, run.folder / 'sphere_init.pt'
     optimizer = adam(state.g.parameters(), opt.training.lr_g, BETAS)
     first = _load_sphere(run, opt, optimizer, path)
-    for step in run.progress(first, steps, 'sphere'):
+    if first < steps and run.is_first:
+        print(f'Before the training, {steps - first} steps fit the field to a sphere (--sphere_iters).')
+    for step in run.progress(first, steps, 'sphere', 'a smaller --sphere_iters takes less time '
+                             '(scripts/train_cats_small.sh has 500)'):
         fakes = draw_fakes(opt, 'sphere', step, range(SPHERE_BATCH), run.device)  # the same in every process
         terms = Terms()
         for indices in chunks(0, SPHERE_BATCH, run.chunk):

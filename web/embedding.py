@@ -14,10 +14,12 @@ from scipy.spatial import cKDTree
 from camera import project
 from surfaces.files import for_gltf
 from surfaces.shading import shade_surface
+from surfaces.textured_files import load_textured, textured_glb
 from utils import to_uint8
 
 PICTURE_SIZE = 512      # pixels along a side
 PICTURE_QUALITY = 90    # WebP
+TEXTURE_SIZE = 1024     # of the longer side of a texture, in pixels
 LOSSLESS_SIZE = 128     # smaller pictures are kept without loss
 POSITIONS, NORMALS = 2. ** -16, 2. ** -6  # steps that coordinates and normals are rounded to, for compression
 PLASTER = (0.32, 0.31, 0.29, 1.)          # the color of a surface without colors of its own, red, green, blue, alpha
@@ -77,6 +79,25 @@ def compact_mesh(mesh, triangles, camera=None):
             baseColorFactor=PLASTER, metallicFactor=0., roughnessFactor=0.7, doubleSided=True))
     glb = trimesh.exchange.gltf.export_glb(trimesh.Scene(small), include_normals=True, unitize_normals=False)
     return base64.b64encode(gzip.compress(glb, mtime=0)).decode()
+
+
+def compact_textured(path, most):
+    """The mesh with a texture in a GLB file as gzipped GLB in base64, with rounded numbers and the texture as JPEG.
+
+    None where it is not shown: where it is damaged, or takes more than `most` bytes.
+    """
+    mesh = load_textured(path)
+    if mesh is None:
+        return None
+    texture, file = mesh.visual.material.baseColorTexture.convert('RGB'), io.BytesIO()
+    texture.thumbnail((TEXTURE_SIZE, TEXTURE_SIZE), Image.Resampling.LANCZOS)
+    texture.save(file, 'jpeg', quality=PICTURE_QUALITY)
+    small = trimesh.Trimesh(np.round(mesh.vertices / POSITIONS) * POSITIONS, mesh.faces, process=False,
+                            vertex_normals=np.round(mesh.vertex_normals / NORMALS) * NORMALS)
+    small.visual = trimesh.visual.TextureVisuals(uv=np.round(mesh.visual.uv / POSITIONS) * POSITIONS, material=trimesh.
+                                                 visual.material.PBRMaterial(baseColorTexture=Image.open(file)))
+    glb = base64.b64encode(gzip.compress(textured_glb(small), mtime=0)).decode()
+    return glb if len(glb) <= most else None
 
 
 def depth_picture(mesh, camera):

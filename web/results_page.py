@@ -16,7 +16,15 @@ from camera import cameras_at
 from inference import results
 from surfaces.files import load_mesh
 from utils import UserError, atomic_path
-from web.embedding import PLASTER, compact_mesh, depth_picture, first_frame, picture_uri, pictures_of_row
+from web.embedding import (
+    PLASTER,
+    compact_mesh,
+    compact_textured,
+    depth_picture,
+    first_frame,
+    picture_uri,
+    pictures_of_row,
+)
 
 HERE = Path(__file__).resolve().parent
 VIEWER = HERE / 'model-viewer' / 'model-viewer.min.js'
@@ -32,7 +40,8 @@ TRIANGLES, ALL_TRIANGLES = 16_000, 1_600_000  # of one mesh, of all
 FEWEST_TRIANGLES = 1_000         # of one mesh, however many there are
 SMALLEST_WIDTH, LARGEST_WIDTH, VIDEO_WIDTH = 288, 640, 480  # CSS pixels of a view
 ENLARGED = 4                     # times that a small picture is enlarged
-VIDEO_BYTES, ALL_VIDEO_BYTES = 4 << 20, 24 << 20  # of one video inside the page, of all
+VIDEO_BYTES, ALL_VIDEO_BYTES = 4 << 20, 24 << 20  # of one video (or mesh with a texture) inside the page, of all videos
+ALL_TEXTURED_BYTES = 16 << 20    # of all meshes with textures
 
 
 class Budget:
@@ -83,6 +92,9 @@ def generated_entry(result, root):
             meshes.append(mesh_entry(file, root, f'Depth, {views[i]["text"]}', view=views[i], camera=cameras[i:i + 1],
                                      orbit=(azimuth, math.pi / 2 - elevation)))
     meshes += [mesh_entry(file, root, 'Marching cubes') for file in result.marching_cubes]
+    azimuth, elevation = result.views[0]
+    meshes[:0] = [mesh_entry(file, root, 'Whole surface, with its picture', orbit=(azimuth, math.pi / 2 - elevation))
+                  | {'textured': True} for file in result.textured]
     return {
         'name': result.title, 'width': picture_width(result),
         'text': ('' if result.by_seed else f'--seed {result.seed}, ') + f'truncation {result.truncation:g}',
@@ -112,6 +124,19 @@ def mesh_entry(path, root, name, view=None, camera=None, orbit=(0., math.pi / 2)
     """
     return {'path': path, 'name': name, 'file': link_to(path, root), 'view': view, 'camera': camera,
             'orbit': ' '.join(f'{math.degrees(angle):.2f}deg' for angle in orbit) + ' 1m'}
+
+
+def add_textured(results):
+    """Read the meshes with textures, which come first where they are there, while there is room for them."""
+    budget = Budget(ALL_TEXTURED_BYTES)
+    for result in results:
+        for entry in [mesh for mesh in result['meshes'] if 'textured' in mesh]:
+            glb = compact_textured(entry['path'], VIDEO_BYTES)
+            if glb and budget.takes(len(glb)):
+                entry |= {'glb': glb, 'size': file_size(entry['path'].stat().st_size), 'shown': '', 'draped': False,
+                          'id': f'textured-{ALL_TEXTURED_BYTES - budget.left}'}
+            else:
+                result['meshes'].remove(entry)
 
 
 def add_meshes(meshes):
@@ -219,8 +244,10 @@ def write_page(root):
     if not sections:
         raise UserError(f'{root} holds no results of generate_shapes_and_images.py, render_video.py or '
                         'invert_photos.py; name the folder of one model, such as evaluations/EXPNAME/final_model.')
-    meshes = [mesh for section in sections for result in section['results'] for mesh in result['meshes']]
-    add_meshes(meshes)
+    shown = [result for section in sections for result in section['results']]
+    add_textured(shown)
+    meshes = [mesh for result in shown for mesh in result['meshes']]
+    add_meshes([mesh for mesh in meshes if 'textured' not in mesh])
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True,
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     html = environment.get_template('results_page.html').render(

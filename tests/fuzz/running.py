@@ -1,18 +1,30 @@
 """Running a property on random inputs: some seconds with fixed ones in the tests, or as long as one likes.
 
-    python tests/fuzz/test_fuzz_photos.py --minutes 10      from the project's folder; prints how many inputs were tried
+    python tests/fuzz/test_fuzz_photos.py --minutes 10      one fuzzer, for ten minutes
+    python tests/fuzz/running.py --minutes 120              all of them in turn
+
+Both print how many inputs were tried, the second after each round, and end with exit code 1 where a fault was found.
 
 A property is a function of hypothesis's arguments. It raises where it finds a fault.
 """
 import argparse
+import contextlib
+import importlib
 import sys
 import time
 import traceback
 from pathlib import Path
 
+with contextlib.suppress(ImportError):  # Windows has none
+    import resource
+
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+FOLDER = Path(__file__).resolve().parent
+sys.path[:0] = [str(FOLDER), str(FOLDER.parents[1])]
+
+ADDRESSES = 12 << 30  # bytes that the process may address: a fault must not fill the machine's memory
+EXAMPLES = 50  # of each property in a round
 
 
 def fixed(examples, **strategies):
@@ -23,15 +35,16 @@ def fixed(examples, **strategies):
     return decorate
 
 
-def explore(checks, first_seed, end):
+def explore(checks, first_seed, end, after_round=lambda counts, findings: None):
     """Try {name: (check, strategies)} in turn with other inputs each time until `end` (time.time()).
 
-    Prints each finding once. Returns (number of inputs by name, number of findings).
+    Prints each finding once. after_round: called with what is returned in the end: (number of inputs by name, number of
+    findings).
     """
     counts, findings, round_ = dict.fromkeys(checks, 0), set(), first_seed
     while time.time() < end:
         for name, (check, strategies) in checks.items():
-            run = settings(max_examples=200, database=None, deadline=None, phases=[Phase.generate, Phase.shrink],
+            run = settings(max_examples=EXAMPLES, database=None, deadline=None, phases=[Phase.generate, Phase.shrink],
                            suppress_health_check=list(HealthCheck))(
                 seed(round_)(given(**strategies)(_counted(check, counts, name, end))))
             try:
@@ -45,6 +58,7 @@ def explore(checks, first_seed, end):
                     print(f'FOUND in {name}, seed {round_}: {error!r}', flush=True)
                     traceback.print_exc()
         round_ += 1
+        after_round(counts, len(findings))
     return counts, len(findings)
 
 
@@ -58,18 +72,41 @@ def _counted(check, counts, name, end):
             try:
                 check(**arguments)
             except BaseException as error:
+                if not failures:  # a smaller input may take minutes to find
+                    print(f'failing in {name}: {error!r}'[:1000], flush=True)
                 failures.append(type(error))
                 raise
     return counted
 
 
-def main(checks):
-    """The development mode of a file of properties."""
+def main(checks, show_rounds=False):
+    """The development mode of properties {name: (check, strategies)}."""
     parser = argparse.ArgumentParser()
     parser.add_argument('--minutes', type=float, default=10)
     parser.add_argument('--seed', type=int, default=int(time.time()))
-    flags = parser.parse_args()
-    counts, findings = explore(checks, flags.seed, time.time() + 60 * flags.minutes)
+    flags, started = parser.parse_args(), time.time()
+    if 'resource' in globals():
+        resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
+
+    def told(counts, findings):
+        if show_rounds:
+            print(f'{(time.time() - started) / 60:.1f} minutes ({time.process_time() / 60:.1f} of a core): '
+                  f'{sum(counts.values())} inputs, {findings} findings', flush=True)
+
+    counts, findings = explore(checks, flags.seed, started + 60 * flags.minutes, told)
     print(f'{sum(counts.values())} inputs in {flags.minutes:g} minutes from seed {flags.seed}: {counts}; '
           f'{findings} findings')
     sys.exit(1 if findings else 0)
+
+
+def all_checks():
+    """The properties of all fuzzers in this folder, {'fuzzer: name': (check, strategies)}."""
+    found = {}
+    for path in sorted(FOLDER.glob('test_fuzz_*.py')):
+        checks = importlib.import_module(path.stem).CHECKS
+        found |= {f'{path.stem.removeprefix("test_fuzz_")}: {name}': check for name, check in checks.items()}
+    return found
+
+
+if __name__ == '__main__':
+    main(all_checks(), show_rounds=True)
