@@ -253,7 +253,7 @@ def test_roughness_is_compared_with_dense(tmp_path):
 
 
 def test_the_roughness_of_a_field(monkeypatch):
-    generator, opt = tiny()
+    generator, opt = tiny('generate_shapes_and_images')  # training's rays are jittered
     w = generator.map(torch.randn(1, 8, generator=torch.Generator().manual_seed(0)))
     weight = generator.renderer.network.pts_linears[1].weight.clone()
     one = speed.Scene(generator.requires_grad_(False), opt, None, w, None, cameras_at(VIEWS[:1], 8))
