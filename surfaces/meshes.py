@@ -31,14 +31,19 @@ def grid_faces(height, width):
     return np.stack([np.stack([a, c, b], axis=-1), np.stack([b, c, d], axis=-1)], axis=2).reshape(-1, 3)
 
 
-def depth_mesh(xyz):
+def depth_mesh(xyz, surface=None):
     """Mesh of one view: a vertex for each pixel at its surface point, two triangles for each cell, facing the camera.
 
-    xyz: (3,H,W) surface points in the world.
+    xyz: (3,H,W) surface points in the world. surface: (H,W) which of them the mesh is to have, if not all: then of the
+    triangles those between such points, and no other vertices.
     """
     _, height, width = xyz.shape
-    vertices = xyz.flatten(1).T.cpu().numpy()
-    return trimesh.Trimesh(vertices, grid_faces(height, width), process=False)
+    vertices, faces = xyz.flatten(1).T.cpu().numpy(), grid_faces(height, width)
+    if surface is not None:
+        faces = faces[surface.flatten().cpu().numpy()[faces].all(1)]
+        kept, faces = np.unique(faces, return_inverse=True)
+        vertices, faces = vertices[kept], faces.reshape(-1, 3)
+    return trimesh.Trimesh(vertices, faces, process=False)
 
 
 # ---------------------------------------------------------------------------------------------- marching cubes

@@ -4,6 +4,8 @@ import http.server
 import io
 import json
 import os
+import shutil
+import subprocess
 import tarfile
 import threading
 from pathlib import Path
@@ -104,6 +106,34 @@ def test_bad_input_is_one_sentence(tmp_path, command, monkeypatch, flags, senten
     code, _, error = command(export_model, '--expname', 'small', '--browser', 'site', *flags.split())
     assert code == 2 and sentence in error
     assert not (tmp_path / 'site' / 'index.html').exists() and len(list((tmp_path / 'occupied').iterdir())) == 1
+
+
+# ---------------------------------------------------------------------------------------------- its programs
+
+CUBES = '''
+import {marchingCubes} from './marching_cubes.mjs';
+const size = 24, values = new Float32Array(size ** 3);
+for (let z = 0, at = 0; z < size; z++) for (let y = 0; y < size; y++) for (let x = 0; x < size; x++)
+  values[at++] = Math.max(...[x, y, z].map(one => Math.abs(one - 11.5))) > 10 ? 9
+    : Math.sin(1.3 * x) + Math.sin(1.1 * y + z) + Math.cos(1.7 * z - x);
+const mesh = marchingCubes(values, size);
+console.log(JSON.stringify({vertices: Array.from(mesh.positions), normals: Array.from(mesh.normals),
+  faces: Array.from(mesh.indices), inside: values.filter(value => value < 0).length}));
+'''
+
+
+@pytest.mark.skipif(not shutil.which('node'), reason='needs Node.js')
+def test_marching_cubes_leave_no_holes_whatever_the_case(tmp_path):
+    """A rough volume, in which all cases occur: its surface is closed, faces outward, and holds what is inside."""
+    (tmp_path / 'cubes.mjs').write_text(CUBES)
+    shutil.copy(ROOT / 'web' / 'browser' / 'cubes.js', tmp_path / 'marching_cubes.mjs')
+    done = subprocess.run(['node', '--no-warnings', 'cubes.mjs'], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    mesh = trimesh.Trimesh(np.reshape(made['vertices'], (-1, 3)), np.reshape(made['faces'], (-1, 3)), process=False)
+    assert mesh.is_watertight and mesh.is_winding_consistent and len(mesh.faces) > 15_000
+    assert mesh.volume == pytest.approx(made['inside'], rel=0.15)
+    assert np.linalg.norm(np.reshape(made['normals'], (-1, 3)), axis=1) == pytest.approx(1, abs=1e-3)
 
 
 # ---------------------------------------------------------------------------------------------- in Chromium

@@ -250,6 +250,59 @@ def test_a_textured_mesh_lies_on_the_picture(run, tmp_path):
     assert np.allclose(obj.vertices, mesh.vertices, atol=1e-6) and np.allclose(obj.visual.uv, mesh.visual.uv, atol=1e-6)
 
 
+# ---------------------------------------------------------------------------------------------- maps, transparency
+
+@pytest.mark.parametrize('size, side', [('thumbnail', 8), ('surface', 64), ('image', 16)])
+def test_maps(run, tmp_path, tiny_model, small_surfaces, size, side):
+    code, _, stderr = run(*tiny_model, '--seeds', '3', '--views', '0,0', '20,0', '--maps', 'depth,position,mask',
+                          '--map_size', size, '--surface_resolution', '64', '--map_format', 'npy',
+                          '--no_surface_renderings')
+    assert code == 0, stderr
+    folder = tmp_path / 'evaluations/tiny/final_model/chosen_angles'
+    entry = json.loads((folder / 'index.json').read_text())['results']['seed0000003']
+    camera = json.loads((folder / 'cameras/seed0000003.json').read_text())['cameras'][1]
+    depth, position, mask = (np.load(folder / f'maps/seed0000003_{kind}_azim20_elev0.npy')
+                             for kind in ('depth', 'position', 'mask'))
+    assert entry['maps']['size'] == side and depth.shape == mask.shape == (side, side)
+    assert {f'maps/{path.name}' for path in (folder / 'maps').iterdir()} <= set(entry['files'])
+    # Depths and cameras together give the positions.
+    place = (np.arange(side) + 0.5 - side / 2) / (camera['focal_pixels'] * side / camera['width'])
+    local = np.stack([*np.meshgrid(place, -place), np.full((side, side), -1.)], axis=-1) * depth[..., None]
+    matrix = np.array(camera['camera_to_world'])
+    assert np.allclose(local @ matrix[:3, :3].T + matrix[:3, 3], position, atol=1e-5)
+    for kind, values in (('depth', depth), ('position', position), ('mask', mask)):
+        low, high = entry['maps']['ranges'][kind]
+        assert low - 1e-6 <= values.min() and values.max() <= high + 1e-6
+
+
+def test_transparent_pictures_and_depth_meshes(run, tmp_path, shape):
+    """Of the golden head, whose field has a background."""
+    arguments = [*shape, '--seeds', '0', '--azim', '0', '--elev', '0', '--surface_resolution', '64']
+    assert run(*arguments, '--results_dir', 'plain')[0] == 0
+    assert run(*arguments, '--transparent', '--results_dir', 'clear', '--vertex_colors')[0] == 0
+    plain, clear = (tmp_path / name / 'shape/final_model/random_angles' for name in ('plain', 'clear'))
+    for name in ('seed0000000.png', 'seed0000000_thumb.png'):
+        before, after = picture(plain / 'images' / name).astype(int), picture(clear / 'images' / name).astype(int)
+        assert before.shape[2] == 3 and after.shape[2] == 4
+        opaque = after[..., 3] > 250
+        assert 0.1 < opaque.mean() < 0.9 and (after[..., 3] < 5).mean() > 0.1
+        assert np.abs(after[..., :3] - before)[opaque].mean() < 2
+    sheet, head = (trimesh.load(next(folder.glob('depth_map_meshes/*.obj')), process=False)
+                   for folder in (plain, clear))
+    assert 0.1 < len(head.faces) / len(sheet.faces) < 0.9
+    assert head.vertices[:, 2].min() > sheet.vertices[:, 2].min() + 0.03
+    assert len(head.visual.vertex_colors) == len(head.vertices)
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['--maps', 'depth,color'], ['--maps', 'depth,normal,mask,position']),
+    (['--map_size', 'image'], ['--map_size', '--maps']), (['--map_format', 'exr'], ['--map_format', '--maps']),
+    (['--maps', 'depth', '--map_format', 'tiff'], ['--map_format', 'exr']),
+    (['--maps', 'depth', '--map_size', '99'], ['--map_size', 'thumbnail'])])
+def test_flags_of_maps_that_will_not_do(run, tiny_model, arguments, words):
+    check_refused(run(*tiny_model, *arguments), *words)
+
+
 @pytest.mark.parametrize('arguments, words', [
     (['--texture', '--no_surface_renderings'], ['--texture', '--no_surface_renderings']),
     (['--texture_views', '3'], ['--texture_views', '--texture']),
