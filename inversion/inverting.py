@@ -53,9 +53,11 @@ class Guesser:
         self.preview = encoder and encoder.preview
 
     def prepare(self, progress=lambda count: None):
-        """Make what all photos share: the maps of the previews, and the candidates of the search."""
+        """Make what all photos share: the maps of the previews, and the candidates of the search. progress: called now
+        and then.
+        """
         if self.preview is None:
-            self.preview = Preview.fitted(self.inverter)
+            self.preview = Preview.fitted(self.inverter, progress)
         if self.encoder is None and self._candidates is None:
             self._candidates = search.candidates(self.inverter, self.preview, progress)
 
