@@ -18,7 +18,7 @@ from op.refine import BENDS, COARSEST, Field, Tolerances, bends, corners, neighb
 from volume_renderer import Rendering, VolumeRenderer, pixel_directions, sample_depths
 
 # A depth is to be right to 1e-4 (docs/notes/performance.md says how these were chosen).
-SURFACE = Tolerances(nodes=5e-7, centers=1e-6, faces=4e-6, ray=7e-5, sure=7)
+SURFACE = Tolerances(nodes=5e-7, centers=1e-6, faces=4e-6, ray=7e-5, sure=8)
 NEAR_ZERO = 0.05   # in scales of the density: of a mesh, samples whose sign is in doubt are exact
 NO_WEIGHT = 3e-5   # samples of a picture that have less weight are left out
 PROBE_RAYS = 1 / 256  # of a picture: evaluated as a whole, to see whether something was overlooked
@@ -72,8 +72,8 @@ class SparseRenderer(VolumeRenderer):
         if slabs > 1:
             return self._surface_in_slabs(field, grid, camera, sdf, min(slabs, grid.resolution // FEWEST_ROWS))
 
-        def of_mesh(volume):
-            return decisive(volume[None, ..., None], NEAR_ZERO * grid.density.scale)
+        def of_mesh(*volumes):
+            return decisive(*(volume[None, ..., None] for volume in volumes), NEAR_ZERO * grid.density.scale)
 
         volume = self._slab(field, grid, camera, sdf, (0, grid.resolution), of_mesh if decisive else None)
         if volume is None:
@@ -126,7 +126,7 @@ class SparseRenderer(VolumeRenderer):
                            for values in (thumbnail, features, xyz, weights[:, -1:])), sdf, None)
 
 
-def around_zero(volume):
+def around_zero(volume, _):
     """(P,3) index of the samples of a volume (H,W,N) that differ from a neighbor in sign, and of those beside them."""
     inside, mask = volume < 0, torch.zeros_like(volume, dtype=torch.bool)
     for axis in range(3):

@@ -14,6 +14,8 @@ from skimage.measure import marching_cubes
 
 from volume_renderer import sample_depths
 
+VERTEX_DEVIATION = 2.5e-6  # by which a vertex may be off, in the world, as a standard deviation
+SURE = 6                 # so many deviations from zero, a value has its side for sure
 SLAB_SAMPLES = 1 << 23    # of an SDF volume that become a mesh at a time
 SAME_VERTEX = 2 ** -12    # samples: vertices of neighboring slabs that are nearer to each other are one
 SURFACE_RESOLUTION = 128  # rays along a side, and samples a ray, that surfaces are taken from (docs/conventions.md)
@@ -74,43 +76,47 @@ def align_volume(sdf, near, far, slices=slice(None)):
 
 @functools.lru_cache(maxsize=4)
 def _resampling(size, samples, near, far, device):
-    """What align_volume does along one axis: (N,size,size) matrices from the frustum's samples to the box's, and
-    (N,size) where the box's lie outside of the frustum."""
+    """What align_volume does along one axis: (N,size,size) matrices from the frustum's samples to the box's, (N,size)
+    where the box's lie outside of the frustum, and (N,size) the first of the two samples that each is mixed of."""
     place = _box_grid(1, size, samples, near, far, 'cpu')[:, 0, :, 0]  # (N,size)
     position = ((place + 1) / 2 * (size - 1)).clamp(0, size - 1)
     low = position.floor().clamp(max=size - 2)
     matrix = torch.zeros(samples, size, size).scatter_(2, low.long()[..., None], (1 - position + low)[..., None])
     matrix.scatter_(2, low.long()[..., None] + 1, (position - low)[..., None])
-    return matrix.to(device), (place.abs() > 1).to(device)
+    return matrix.to(device), (place.abs() > 1).to(device), low.long().to(device)
 
 
-def decisive_samples(sdf, near, far, margin):
-    """(P,3) index (row, column, depth) of the samples that decide the marching-cubes mesh of an SDF volume.
+def decisive_samples(sdf, deviation, near, far, margin):
+    """(P,3) index (row, column, depth) of the samples that the marching-cubes mesh of an SDF volume must know exactly.
 
-    sdf: (1,H,W,N,1). They are those which align_volume mixes into a value on an edge that crosses zero, or into one
-    nearer to zero than `margin`, whose side is in doubt.
+    sdf, deviation: (1,H,W,N,1) distances, and how far off they may be, as standard deviations. A sample is needed if
+    its deviation could change the side of one of align_volume's values that it is mixed into, or could move a vertex on
+    an edge at that value by more than VERTEX_DEVIATION. Values that are farther from zero than `margin` keep their
+    side.
     """
     _, height, width, samples, _ = sdf.shape
-    (rows, above), (columns, beside) = (_resampling(size, samples, near, far, sdf.device) for size in (height, width))
+    (rows, above, top), (columns, beside, left) = (
+        _resampling(size, samples, near, far, sdf.device) for size in (height, width))
     aligned = rows @ sdf[0, ..., 0].permute(2, 0, 1) @ columns.mT  # (N,H,W): align_volume's values but for rounding
     aligned.masked_fill_(above[:, :, None] | beside[:, None, :], 1.)
-    needed, inside = aligned.abs() < margin, aligned < 0
-    for axis in range(3):
-        before, after = slice(None, -1), slice(1, None)
-        lead = (slice(None),) * axis
-        crosses = inside[(*lead, before)] != inside[(*lead, after)]
-        needed[(*lead, before)] |= crosses
-        needed[(*lead, after)] |= crosses
-    place = _box_grid(height, width, samples, near, far, sdf.device)[needed]
-    size = torch.tensor([width, height], device=sdf.device)
-    low = ((place + 1) / 2 * (size - 1)).floor().long()
-    depth = needed.nonzero()[:, 0]
-    decisive = torch.zeros(height, width, samples, dtype=torch.bool, device=sdf.device)
-    for dy in (0, 1):
-        for dx in (0, 1):
-            row, column = (low[:, 1] + dy).clamp(0, height - 1), (low[:, 0] + dx).clamp(0, width - 1)
-            decisive.index_put_((row, column, depth), needed.new_ones(()))
-    return decisive.nonzero()
+    limit, needed = aligned.abs().mul_(1 / SURE).flatten(), (aligned.abs() < margin).flatten()
+    inside, step, flat = aligned < 0, (far - near) / samples, aligned.flatten()
+    for axis, size in enumerate(aligned.shape):
+        cut = torch.zeros_like(inside)
+        torch.logical_xor(inside.narrow(axis, 0, size - 1), inside.narrow(axis, 1, size - 1),
+                          out=cut.narrow(axis, 0, size - 1))
+        first = cut.flatten().nonzero()[:, 0]
+        second = first + aligned.stride(axis)
+        steepness = (flat[first] - flat[second]).abs_().mul_(VERTEX_DEVIATION / step)
+        for end in (first, second):
+            limit[end], needed[end] = torch.minimum(limit[end], steepness), True
+    at, deviation = needed.nonzero()[:, 0], deviation.flatten()
+    limit, depth, place = limit[at], at // (height * width), at % (height * width)
+    corner = (top[depth, place // width] * width + left[depth, place % width]) * samples + depth
+    decisive = torch.zeros(sdf.numel(), dtype=torch.bool, device=sdf.device)
+    for offset in (0, samples, samples * width, samples * (width + 1)):
+        decisive[(corner + offset)[deviation[corner + offset] > limit]] = True
+    return decisive.view(height, width, samples).nonzero()
 
 
 def marching_cubes_mesh(sdf, dist_radius):

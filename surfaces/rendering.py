@@ -18,8 +18,8 @@ def render_surface(renderer, w, cameras, *, sdf=False, resolution=None, samples=
     samples = samples or resolution
     cameras = cameras.magnified(resolution / renderer.resolution)
 
-    def decisive(volume, margin):
-        return decisive_samples(volume, cameras.near[0].item(), cameras.far[0].item(), margin)
+    def decisive(volume, deviation, margin):
+        return decisive_samples(volume, deviation, cameras.near[0].item(), cameras.far[0].item(), margin)
 
     return renderer(w, cameras, resolution=resolution, samples=samples, color=False, sdf=sdf,
                     decisive=decisive if sdf else None)

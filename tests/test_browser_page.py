@@ -105,7 +105,8 @@ def test_bad_input_is_one_sentence(tmp_path, command, monkeypatch, flags, senten
     monkeypatch.setenv('PATH', broken_npm(tmp_path / 'bin', 'echo no network >&2; exit 1'), prepend=os.pathsep)
     code, _, error = command(export_model, '--expname', 'small', '--browser', 'site', *flags.split())
     assert code == 2 and sentence in error
-    assert not (tmp_path / 'site' / 'index.html').exists() and len(list((tmp_path / 'occupied').iterdir())) == 1
+    assert not (tmp_path / 'site').exists() and len(list((tmp_path / 'occupied').iterdir())) == 1
+    assert not list(tmp_path.glob('.page-*'))
 
 
 # ---------------------------------------------------------------------------------------------- its programs

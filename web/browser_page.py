@@ -151,8 +151,8 @@ def write_site(folder, generator, opt, means):
     check_model(generator, opt)
     if folder.exists() and any(folder.iterdir()) and not (folder / 'model' / 'model.json').exists():
         raise UserError(f'--browser {folder}: this folder holds something else; give a new one.')
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix='.page-', dir=folder) as made:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix='.page-', dir=folder.parent) as made:
         made = Path(made)
         (made / 'package').mkdir()
         given = opt.export.onnxruntime_web
@@ -165,7 +165,7 @@ def write_site(folder, generator, opt, means):
         for file in runtime:
             shutil.copy(file, made / 'onnxruntime')
         shutil.rmtree(made / 'package')
-        os.chmod(made, 0o755)
+        folder.mkdir(exist_ok=True)
         for part in sorted(made.iterdir(), key=lambda path: path.name == 'index.html'):  # last, when all is there
             target = folder / part.name
             if target.is_dir():

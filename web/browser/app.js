@@ -281,8 +281,8 @@ const received = {
     model = message.model;
     document.title = `${model.name} – StyleSDF`;
     document.querySelector('h1').textContent = model.name.replaceAll('_', ' ');
-    $('backend').textContent = message.backend === 'webgpu' ? 'onnxruntime-web with WebGPU'
-      : `onnxruntime-web on ${message.threads === 1 ? 'one thread' : `${message.threads} threads`}`;
+    $('backend').textContent = message.backend === 'webgpu' ? ' with WebGPU'
+      : ` on ${message.threads === 1 ? 'one thread' : `${message.threads} threads`}`;
     state.truncation = Math.min(1, model.truncation);
     addDirections();
     $('seed').max = $('other').max = model.seeds - 1;

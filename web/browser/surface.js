@@ -1,10 +1,11 @@
 // Draws a mesh with WebGL 2, in the light and from the camera of the pictures (surfaces/shading.py, camera.py).
-// While it moves it is drawn with as many pixels as take DRAWING milliseconds, and where that is not enough, with fewer
-// triangles and less often, so that the page goes on answering. When it rests, it is drawn smoothly.
+// While it moves it is drawn with as many pixels as take DRAWING milliseconds. Where there is no graphics card it is then
+// drawn with few pixels and triangles, so that the page goes on answering. When it rests, it is drawn smoothly.
 import {rotationOf} from './sparse.js';
 
 const DRAWING = 12;
-const SMALLEST = 0.3, LARGEST = 2;  // pixels of the picture to one of the page
+const SMALLEST = 0.35, LARGEST = 2;  // pixels of the picture to one of the page
+const PAUSE = 80;                    // milliseconds between drawings that move, without a graphics card
 
 const VERTEX = `#version 300 es
 uniform mat3 rotation;   // its columns: the camera's axes in the world; the third is also its place
@@ -49,8 +50,11 @@ export class SurfaceView {
     this.uniforms = Object.fromEntries(['rotation', 'tangent', 'painted'].map(
       name => [name, gl.getUniformLocation(program, name)]));
     this.meshes = {};  // full, and light for moving where the full one takes too long
-    this.scale = 1;
-    this.busyUntil = 0;
+    const about = gl.getExtension('WEBGL_debug_renderer_info');
+    this.software = /swiftshader|llvmpipe|software|basic render/i.test(
+      about ? gl.getParameter(about.UNMASKED_RENDERER_WEBGL) : '');
+    this.scale = this.software ? SMALLEST : 1;
+    this.drawn = 0;
   }
 
   /** Take a mesh {positions, normals, indices, colors or none}, or null to forget it. name: 'full' or 'light'. */
@@ -82,10 +86,11 @@ export class SurfaceView {
 
   /** Draw from a view {azimuth, elevation} in radians. painted: in the mesh's colors, if it has some. moving: quickly. */
   draw(view, tangent, painted, moving) {
-    const begun = performance.now(), {gl, canvas} = this, slow = this.scale < 0.7;
-    if (moving && begun < this.busyUntil) return;
-    const mesh = (moving && slow && this.meshes.light) || this.meshes.full || this.meshes.light;
-    const side = Math.round((canvas.clientWidth || 256) * (moving ? this.scale : LARGEST));
+    const begun = performance.now(), {gl, canvas, software, meshes} = this;
+    if (moving && software && begun < this.drawn + PAUSE) return;
+    this.drawn = begun;
+    const mesh = (moving && this.scale < 0.7 && meshes.light) || meshes.full || meshes.light;
+    const side = Math.round((canvas.clientWidth || 256) * (moving ? this.scale : software ? 1 : LARGEST));
     if (canvas.width !== side) canvas.width = canvas.height = side;
     gl.viewport(0, 0, side, side);
     gl.clearColor(0, 0, 0, 0);
@@ -98,10 +103,9 @@ export class SurfaceView {
     gl.uniform1f(this.uniforms.tangent, tangent);
     gl.uniform1i(this.uniforms.painted, painted && mesh.colors ? 1 : 0);
     gl.drawElements(gl.TRIANGLES, mesh.count, gl.UNSIGNED_INT, 0);
-    if (!moving) return;
+    if (!moving || software) return;
     gl.readPixels(0, 0, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(4));  // waits until it is drawn
-    const ended = performance.now(), spent = Math.max(1, ended - begun);
-    this.busyUntil = ended + (spent > DRAWING ? 4 * spent : 0);
-    this.scale = Math.min(LARGEST, Math.max(SMALLEST, 0.5 * this.scale * (1 + Math.sqrt(DRAWING / spent))));
+    const better = Math.sqrt(DRAWING / Math.max(1, performance.now() - begun));
+    this.scale = Math.min(LARGEST, Math.max(SMALLEST, 0.5 * this.scale * (1 + better)));
   }
 }
