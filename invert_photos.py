@@ -85,6 +85,12 @@ def the_encoder(opt, inverter, owner, model_path):
     return encoder
 
 
+def prepare(guesser):
+    """Make what all photos share, with a progress bar."""
+    with tqdm(desc='preparing', unit='step') as bar:
+        guesser.prepare(lambda count: bar.update())
+
+
 def invert(inverter, crops, guesser, settings):
     """The Inversion of some Crops, with a progress bar. Interrupted, it is returned as far as it came, with the
     KeyboardInterrupt: (Inversion, KeyboardInterrupt or None)."""
@@ -131,6 +137,7 @@ def main(opt):
     guesser = Guesser(inverter, encoder, wanted.starts)
     if encoder is None:
         print(f'No encoder beside {path}: searching among random identities (--train_encoder makes one).')
+        prepare(guesser)
     settings = Settings(wanted.steps, wanted.seconds, wanted.tune_steps if wanted.tune else 0, wanted.starts,
                         wanted.fit_noise)
     for crops in itertools.chain(first, batch):

@@ -21,7 +21,7 @@ PIXELS_AT_ONCE = {'cpu': 1 << 14, 'cuda': 1 << 21}  # of the pictures of one bat
 
 class Settings(NamedTuple):
     """How long to look."""
-    steps: int = 30
+    steps: int = 15
     seconds: float = 0.      # most seconds for one photo, 0: no limit
     tune_steps: int = 0      # of the decoder; 0: leave it as it is
     starts: int = 4          # candidates that are looked at closely, where there is no encoder
@@ -53,9 +53,11 @@ class Guesser:
         self.preview = encoder and encoder.preview
 
     def prepare(self, progress=lambda count: None):
-        """Make what all photos share: the maps of the previews, and the candidates of the search."""
+        """Make what all photos share: the maps of the previews, and the candidates of the search. progress: called now
+        and then.
+        """
         if self.preview is None:
-            self.preview = Preview.fitted(self.inverter)
+            self.preview = Preview.fitted(self.inverter, progress)
         if self.encoder is None and self._candidates is None:
             self._candidates = search.candidates(self.inverter, self.preview, progress)
 

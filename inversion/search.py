@@ -5,7 +5,7 @@ from inversion.inverter import Guess, shrunk
 from inversion.preview import sides
 from losses import pyramid_loss
 
-IDENTITIES = 24
+IDENTITIES = 8
 AZIMUTHS, ELEVATIONS = (-1.6, -0.8, 0., 0.8, 1.6), (-1., 0., 1.)  # in units of the training's spread
 AT_ONCE = 16
 SEED = 1

@@ -11,7 +11,7 @@ from camera import cameras_of
 from inference.latents import copied_decoder, render_latents
 from losses import edge_loss, feature_loss, pyramid_loss
 
-RATE = 1e-3        # Adam's, of weights that are of the order of 1
+RATE = 4e-3        # Adam's, of weights that are of the order of 1
 STAY = 1.          # weight of how much the picture of another identity changes
 BETAS = (0.9, 0.99)
 
