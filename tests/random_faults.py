@@ -77,6 +77,7 @@ class Group(NamedTuple):
     workers: list   # tiny_training.start's, or none
     agent: object   # subprocess.Popen, or None
     folder: Path    # in which all of them work
+    restarts: int = 0  # that torchrun makes
 
     def processes(self):
         """The numbers of the processes that train or load images, also of those whose parent is gone."""
@@ -122,15 +123,14 @@ class Round:
         """Start the training with one shape; returns its Group."""
         size, batch = shape
         arguments = [*self.arguments, '--continue_training', *f'--batch {batch} --num_workers {workers}'.split(), *more]
-        self.restarts = 0
         if by_torchrun:
-            self.restarts = self.rng.choice((0, 2))
+            restarts = self.rng.choice((0, 2))
             with open(folder / 'torchrun.txt', 'ab') as log:
                 agent = subprocess.Popen(
                     [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(size),
-                     '--max_restarts', str(self.restarts), __file__, *arguments], cwd=folder, stdout=log, stderr=log,
+                     '--max_restarts', str(restarts), __file__, *arguments], cwd=folder, stdout=log, stderr=log,
                     env=os.environ | {'RANDOM_FAULTS': f'{self.stage}\n{self.before}'}, start_new_session=True)
-            return Group([], agent, folder)
+            return Group([], agent, folder, restarts)
         port = free_port()
         return Group([start(self.stage, folder, arguments, rank=rank, size=size, port=port, before=self.before)
                       for rank in range(size)], None, folder)
@@ -182,7 +182,7 @@ class Round:
             time.sleep(0.02)  # they have only just begun
         found = group.processes()
         hit = self.rng.sample(found, min(most, len(found)))
-        must_end = bool(set(hit) & set(group.trainers())) and not self.restarts
+        must_end = bool(set(hit) & set(group.trainers())) and not group.restarts
         for process in hit:
             send(process, number)
         return must_end
