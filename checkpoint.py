@@ -4,6 +4,7 @@ A checkpoint is a dict of state dicts under 'g', 'd' and 'g_ema', as the origina
 them. Files are untrusted: they are read with weights_only=True, which cannot run code.
 """
 import difflib
+import errno
 import hashlib
 import os
 import pickle
@@ -98,16 +99,18 @@ def _names_of_models(opt):
 # ---------------------------------------------------------------------------------------------- reading
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-COUNTERS = ('num_batches_tracked', 'total_ops', 'total_params')  # entries of other tools, of no use here
+COUNTERS = ('num_batches_tracked', 'total_ops', 'total_params', 'n_averaged')  # entries of other tools, of no use here
+DISK_ERRNOS = errno.EIO, errno.ESTALE, errno.ENOTCONN
+WRAPPERS = {'module.': 'DataParallel', '_orig_mod.': 'torch.compile'}  # and the prefix that each gives to all names
 
 
 def read(path, key='g_ema'):
     """The checkpoint at `path` as a dict on the CPU, checked to hold finite tensors under `key`.
 
-    What is plainly meant is taken, with one line saying so: weights under 'g' alone or without any key, names under
-    'module.' (torch.nn.DataParallel). Raises UserError for a file that is missing, damaged, not a checkpoint, or that
-    would have to run code to load; and for tensors that claim more than the file holds, before anything is made of
-    them.
+    What is plainly meant is taken, with one line saying so: weights under 'g' alone or without any key, names under the
+    prefix of a wrapper (torch.nn.DataParallel, torch.compile). Raises UserError for a file that is missing, damaged, not
+    a checkpoint, or that would have to run code to load; and for tensors that claim more than the file holds, before
+    anything is made of them.
     """
     path = Path(path)
     contents = _weights_under(key, contents_of(path), path)
@@ -130,6 +133,8 @@ def contents_of(path):
     What it holds is not checked: tensors in it may claim more than there is (see `is_plain`).
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # a pipe, for instance, from which reading would never end
+        raise UserError(f'{path} is no file; check the path.')
     try:
         _refuse_compression(path)
         with warnings.catch_warnings():  # about pickles that are refused anyway
@@ -140,8 +145,9 @@ def contents_of(path):
     except UserError:
         raise
     except Exception as error:  # a damaged file can fail anywhere in the unpickler, with any exception
-        if isinstance(error, OSError) and error.filename:  # not for what damage makes the unpickler seek and read
-            raise UserError(f'{path} cannot be read ({error.strerror}); check its permissions.') from None
+        # Not for what damage makes the unpickler seek and read.
+        if isinstance(error, OSError) and (error.filename or error.errno in DISK_ERRNOS):
+            raise UserError(f'{path} cannot be read ({error.strerror}); check its permissions and the disk.') from None
         if isinstance(error, pickle.UnpicklingError) and 'GLOBAL' in str(error):
             raise UserError(f'{path} holds Python code or objects beside tensors, which could do anything when loaded, '
                             'and was refused; get the file from a source you trust.') from None
@@ -181,16 +187,17 @@ def _weights_under(key, contents, path):
 
 
 def _cleaned(state, path):
-    """A state dict without the prefix of DataParallel and without counters of other tools."""
+    """A state dict without the prefixes of what its model was wrapped in, and without counters of other tools."""
     if not all(isinstance(name, str) for name in state):
         raise UserError(f'{path} is not a StyleSDF checkpoint: its state dict has names that are no text.')
-    if all(name.startswith('module.') for name in state):
-        print(f'{path} was saved by DataParallel: leaving out the prefix "module." of its names.')
-        state = {name.removeprefix('module.'): value for name, value in state.items()}
     dropped = [name for name in state if name.rpartition('.')[2] in COUNTERS]
     if dropped:
         print(f'{path}: {len(dropped)} entries left out that other tools count in ({printable(dropped[0])}).')
-    return {name: value for name, value in state.items() if name not in dropped}
+    state = {name: value for name, value in state.items() if name not in dropped}
+    while wrapped := [prefix for prefix in WRAPPERS if state and all(name.startswith(prefix) for name in state)]:
+        print(f'{path} was saved by {WRAPPERS[wrapped[0]]}: leaving out the prefix "{wrapped[0]}" of its names.')
+        state = {name.removeprefix(wrapped[0]): value for name, value in state.items()}
+    return state
 
 
 def is_plain(tensor):

@@ -17,9 +17,10 @@ MAX_SENTENCE = 10_000  # characters of an error that are shown
 SPINS = 1000  # rounds of waiting, some microseconds, before a thread of OpenMP goes to sleep
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
 
-# An operating-system error of these kinds is the user's to mend (a full disk, a read-only folder), not a bug.
+# An operating-system error of these kinds is the user's to mend (a full disk, a read-only folder, a disk that fails, a
+# network disk that has gone), not a bug.
 USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
-               errno.EEXIST, errno.ENAMETOOLONG, errno.EFBIG}
+               errno.EEXIST, errno.ENAMETOOLONG, errno.EFBIG, errno.ELOOP, errno.EIO, errno.ESTALE, errno.ENOTCONN}
 
 
 class UserError(Exception):

@@ -89,6 +89,8 @@ def interpolated(key_frames, frames):
 def read_key_frames(path):
     """{column or 'time': (K,)} of a file of key frames. Raises UserError that names the line which will not do."""
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise UserError(f'--path {path} is no file; give a table of key frames.')
         if Path(path).stat().st_size > MAX_BYTES:
             raise UserError(f'--path {path} is larger than {MAX_BYTES >> 20} MB; give a table of key frames.')
         text = Path(path).read_text(encoding='utf-8-sig')

@@ -77,6 +77,7 @@ class Group(NamedTuple):
     workers: list   # tiny_training.start's, or none
     agent: object   # subprocess.Popen, or None
     folder: Path    # in which all of them work
+    restarts: int = 0  # that torchrun makes
 
     def processes(self):
         """The numbers of the processes that train or load images, also of those whose parent is gone."""
@@ -86,6 +87,12 @@ class Group(NamedTuple):
                 if os.readlink(place) == str(self.folder):
                     found.append(int(place.parent.name))
         return sorted(set(found) - {self.agent.pid if self.agent else 0})
+
+    def trainers(self):
+        """Those of the processes that train."""
+        if self.workers:
+            return sorted({worker.pid for worker in self.workers} & set(self.processes()))
+        return [process for process in self.processes() if parent_of(process) == self.agent.pid]
 
     def running(self):
         return bool((self.agent and self.agent.poll() is None) or any(worker.is_alive() for worker in self.workers)
@@ -123,7 +130,7 @@ class Round:
                     [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(size),
                      '--max_restarts', str(restarts), __file__, *arguments], cwd=folder, stdout=log, stderr=log,
                     env=os.environ | {'RANDOM_FAULTS': f'{self.stage}\n{self.before}'}, start_new_session=True)
-            return Group([], agent, folder)
+            return Group([], agent, folder, restarts)
         port = free_port()
         return Group([start(self.stage, folder, arguments, rank=rank, size=size, port=port, before=self.before)
                       for rank in range(size)], None, folder)
@@ -150,24 +157,35 @@ class Round:
     # -- the faults; each is done to a running Group, and may end it
 
     def kill_one(self, group):
-        self.signal_some(group, signal.SIGKILL, 1)
+        return self.signal_some(group, signal.SIGKILL, 1)
 
     def kill_all(self, group):
         """As a loss of power does it."""
         if group.agent:
             group.agent.kill()
-        self.signal_some(group, signal.SIGKILL, 100)
+        while group.running():
+            for process in group.processes():
+                send(process, signal.SIGKILL)
+            time.sleep(0.05)
+        return True
 
     def stop_one(self, group):
-        self.signal_some(group, self.rng.choice(STOPPING), 1)
+        return self.signal_some(group, self.rng.choice(STOPPING), 1)
 
     def stop_all(self, group):
-        self.signal_some(group, self.rng.choice(STOPPING), 100)
+        return self.signal_some(group, self.rng.choice(STOPPING), 100)
 
     def signal_some(self, group, number, most):
+        """Send a signal to at most so many processes. Returns whether the group must end: not if only processes that
+        load images are lost, which are replaced, nor if torchrun starts the group again."""
+        while group.running() and len(group.trainers()) < max(1, len(group.workers)):
+            time.sleep(0.02)  # they have only just begun
         found = group.processes()
-        for process in self.rng.sample(found, min(most, len(found))):
+        hit = self.rng.sample(found, min(most, len(found)))
+        must_end = bool(set(hit) & set(group.trainers())) and not group.restarts
+        for process in hit:
             send(process, number)
+        return must_end
 
     def freeze_one(self, group):
         """For some seconds: up to PATIENCE nothing may happen, after it the others end."""
@@ -180,6 +198,7 @@ class Round:
 
     def kill_torchrun(self, group):
         group.agent.kill()
+        return True
 
     def fill_disk(self, group):
         """For some seconds, while it trains on."""
@@ -197,11 +216,11 @@ class Round:
     def cut_newest(self, group):
         """The disk has lost the end of the newest checkpoint, and the training is killed."""
         self.kill_all(group)
-        self.wait(group)
         paths = sorted(self.checkpoints.glob('models_*.pt'))
         if len(paths) > 1:
             with open(paths[-1], 'r+b') as file:
                 file.truncate(self.rng.randrange(os.path.getsize(paths[-1])))
+        return True
 
     def start_twice(self, group):
         """A second run of the same name, which must be refused while the first one runs."""
@@ -232,7 +251,7 @@ class Round:
                 group = self.begin(self.run_folder, self.rng.choice(self.shapes), by_torchrun=by_torchrun,
                                    workers=self.rng.choice((0, 0, 1)))
                 try:
-                    self.disturb(group, by_torchrun)
+                    self.disturb(group)
                     self.wait(group)
                 finally:
                     self.end(group)
@@ -242,21 +261,16 @@ class Round:
                     return True
         return False
 
-    def disturb(self, group, by_torchrun):
-        """Do one or several faults to a group until it has ended, or perhaps let it be until it has finished."""
-        self.sleep(group, self.rng.expovariate(1 / (15 if by_torchrun else 5)))
+    def disturb(self, group):
+        """Do faults to a group until it has ended: of one, of several, or because it has finished."""
+        self.sleep(group, self.rng.expovariate(1 / (15 if group.agent else 5)))
         while group.running():
-            kinds = self.kinds() | ({'kill_torchrun': self.kill_torchrun} if by_torchrun else {})
+            kinds = self.kinds() | ({'kill_torchrun': self.kill_torchrun} if group.agent else {})
             self.last = self.rng.choice(sorted(kinds))
             self.counts[self.last] += 1
-            kinds[self.last](group)
+            if kinds[self.last](group):
+                self.wait(group)
             self.sleep(group, self.rng.expovariate(1 / 6))
-            if self.last not in ('freeze_one', 'fill_disk', 'jump_clock', 'start_twice'):
-                break
-        if group.agent and group.running() and self.last in ('kill_one', 'stop_one', 'stop_all'):
-            # torchrun may have started the group again: then it goes on for a while, and is stopped.
-            self.sleep(group, self.rng.uniform(5, 40))
-            send(group.agent.pid, signal.SIGTERM)
 
     def sleep(self, group, seconds):
         """Sleep, but not longer than the group runs."""
@@ -327,6 +341,12 @@ def send(process, number):
     """Send a signal to a process that may have ended."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(process, number)
+
+
+def parent_of(process):
+    """The number of a process's parent, or None where it has ended."""
+    with contextlib.suppress(OSError):
+        return int(Path(f'/proc/{process}/stat').read_text().rpartition(')')[2].split()[1])
 
 
 def free_port():

@@ -283,12 +283,14 @@ def loaded(contents, tmp_path):
 
 @pytest.mark.parametrize('name, said', [
     ('g', "holds no averaged weights (g_ema): using those under 'g'"), ('bare', 'is a state dict without a key'),
-    ('parallel', 'saved by DataParallel'), ('counted', '2 entries left out that other tools count in')])
+    ('parallel', 'saved by DataParallel'), ('wrapped', 'saved by torch.compile'), ('counted', '2 entries left out that other tools count in')])
 def test_what_is_plainly_meant_is_loaded_with_a_line(tiny, tmp_path, monkeypatch, capsys, name, said):
     monkeypatch.chdir(tmp_path)
     state = tiny[1].state_dict()
     contents = {'g': {'g': state}, 'bare': dict(state),
                 'parallel': {'g_ema': {f'module.{key}': value for key, value in state.items()}},
+                'wrapped': {'g_ema': {f'module._orig_mod.{key}': value for key, value in state.items()}
+                            | {'n_averaged': torch.tensor(7)}},  # as AveragedModel of torch.optim.swa_utils has it
                 'counted': {'g_ema': state | {'decoder.num_batches_tracked': torch.tensor(7),
                                               'total_ops': torch.zeros(1, dtype=torch.float64)}}}[name]
     generator = loaded(contents, tmp_path)

@@ -124,7 +124,8 @@ def start(stage, folder, arguments, rank=0, size=1, port=0, file_limit=None, bef
     rank, size, address, port: one of several processes that train together. file_limit: bytes that a file may have.
     before: code to run first.
     """
-    _context.set_forkserver_preload(list(STAGES.values()))
+    # torch.optim imports the last one when the first optimizer is made, which takes seconds.
+    _context.set_forkserver_preload([*STAGES.values(), 'torch._dynamo'])
     folder.mkdir(parents=True, exist_ok=True)
     environment = {'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': size, 'MASTER_ADDR': address,
                    'MASTER_PORT': port}
