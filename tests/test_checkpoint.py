@@ -283,7 +283,8 @@ def loaded(contents, tmp_path):
 
 @pytest.mark.parametrize('name, said', [
     ('g', "holds no averaged weights (g_ema): using those under 'g'"), ('bare', 'is a state dict without a key'),
-    ('parallel', 'saved by DataParallel'), ('wrapped', 'saved by torch.compile'), ('counted', '2 entries left out that other tools count in')])
+    ('parallel', 'saved by DataParallel'), ('wrapped', 'saved by torch.compile'),
+    ('counted', '2 entries left out that other tools count in')])
 def test_what_is_plainly_meant_is_loaded_with_a_line(tiny, tmp_path, monkeypatch, capsys, name, said):
     monkeypatch.chdir(tmp_path)
     state = tiny[1].state_dict()
