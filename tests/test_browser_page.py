@@ -261,6 +261,7 @@ def test_phone_dark_mode_and_keyboard(window, scheme, dark):
     assert window.evaluate('document.documentElement.scrollWidth') <= 390
     places = [window.locator(name).bounding_box()['y'] for name in ('#picture', '.controls', '#surface')]
     assert places == sorted(places)
+    window.evaluate('scrollTo(0, 0)')  # to the head of the page
     screen = np.asarray(Image.open(io.BytesIO(window.screenshot())).convert('L'), dtype=float)
     assert (np.median(screen[:60]) < 80) == dark
     window.locator('body').click(position={'x': 2, 'y': 2})
