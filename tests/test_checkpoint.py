@@ -1,5 +1,7 @@
 """Checkpoints: strict and safe loading, sizes read off the file, where files are looked for."""
+import errno
 import io
+import os
 import pickle
 import resource
 import tarfile
@@ -214,6 +216,22 @@ def test_a_field_without_sdf_or_decoder_is_recognized(tmp_path):
         checkpoint.reconcile(opt, {'g_ema': build_generator(options()).state_dict()}, 'sdf.pt')
 
 
+def test_what_is_no_file_is_never_read_and_a_failing_disk_is_told(tmp_path, monkeypatch):
+    """Reading from a pipe would wait for ever."""
+    os.mkfifo(tmp_path / 'pipe.pt')
+    for path in tmp_path / 'pipe.pt', tmp_path, Path('/dev/null'):
+        with pytest.raises(UserError, match='is no file; check the path'):
+            checkpoint.contents_of(path)
+
+    def fail(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    (tmp_path / 'a.pt').write_bytes(b'a')
+    monkeypatch.setattr(torch, 'load', fail)
+    with pytest.raises(UserError, match='a.pt cannot be read .Input/output error.*the disk'):
+        checkpoint.contents_of(tmp_path / 'a.pt')
+
+
 def test_where_models_are_looked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     opt = options(['--expname', 'cats'])
@@ -283,7 +301,8 @@ def loaded(contents, tmp_path):
 
 @pytest.mark.parametrize('name, said', [
     ('g', "holds no averaged weights (g_ema): using those under 'g'"), ('bare', 'is a state dict without a key'),
-    ('parallel', 'saved by DataParallel'), ('wrapped', 'saved by torch.compile'), ('counted', '2 entries left out that other tools count in')])
+    ('parallel', 'saved by DataParallel'), ('wrapped', 'saved by torch.compile'),
+    ('counted', '2 entries left out that other tools count in')])
 def test_what_is_plainly_meant_is_loaded_with_a_line(tiny, tmp_path, monkeypatch, capsys, name, said):
     monkeypatch.chdir(tmp_path)
     state = tiny[1].state_dict()
