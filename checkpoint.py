@@ -108,9 +108,9 @@ def read(path, key='g_ema'):
     """The checkpoint at `path` as a dict on the CPU, checked to hold finite tensors under `key`.
 
     What is plainly meant is taken, with one line saying so: weights under 'g' alone or without any key, names under the
-    prefix of a wrapper (torch.nn.DataParallel, torch.compile). Raises UserError for a file that is missing, damaged, no
-    checkpoint, or that would have to run code to load; and for tensors that claim more than the file holds, before
-    anything is made of them.
+    prefix of a wrapper (torch.nn.DataParallel, torch.compile). Raises UserError for a file that is missing, damaged,
+    not a checkpoint, or that would have to run code to load; and for tensors that claim more than the file holds,
+    before anything is made of them.
     """
     path = Path(path)
     contents = _weights_under(key, contents_of(path), path)

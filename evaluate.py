@@ -29,7 +29,7 @@ from inversion.features import load_features as inversion_features
 from inversion.inverter import Inverter
 from inversion.inverting import Guesser, Settings
 from metrics.features import load_features
-from metrics.inversion import LIKELY_PSI, measure_inversions, summarize_inversions
+from metrics.inversion import measure_inversions, summarize_inversions
 from metrics.measuring import (
     FEATURE_METRICS,
     FEWEST_IMAGES,
@@ -87,8 +87,6 @@ def inversions(generator, opt, path, folder, processes):
     """Measure the inversion of the model's own images, and of photos of --held_out; returns a function that gives the
     entries of metrics.json, once all processes are done."""
     wanted = opt.inversion
-    if 'truncation_ratio' not in opt.given:
-        opt = options.replaced(opt, truncation_ratio=LIKELY_PSI)
     means = generator.mean_latents(opt.inference.truncation_mean, seeded(opt.experiment.seed, processes.device))
     inverter = Inverter.of(generator, opt, means)
     inverter = dataclasses.replace(inverter, features=inversion_features(opt, path, inverter.size, processes.device))

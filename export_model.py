@@ -25,6 +25,7 @@ from inference.identities import draw_z, seeded
 from inference.loading import load_generator
 from inference.onnx_model import compare_with, save_onnx
 from utils import UserError
+from web.browser_page import write_site
 
 IMAGES = 4  # compared before and after
 
@@ -71,6 +72,13 @@ def export_onnx(loaded, means, out):
     print(f"{sizes}: a picture of onnxruntime differs from PyTorch's by {difference:.1e} of its range at most")
 
 
+def export_page(loaded, means, folder):
+    """Write the page that runs a Loaded model in a browser."""
+    size = write_site(folder, loaded.generator, loaded.opt, means)
+    print(f'{folder}: a page of {size / 1e6:.0f} MB; to try it: python -m http.server --directory {folder}, then open '
+          'http://127.0.0.1:8000/')
+
+
 def main(opt):
     check(opt)
     loaded = load_generator(options.replaced(opt, dense=True), torch.device('cpu'))
@@ -81,3 +89,5 @@ def main(opt):
         means = loaded.generator.mean_latents(opt.inference.truncation_mean, rng)
         if opt.export.out and opt.video.format == 'onnx':
             export_onnx(loaded, means, Path(opt.export.out))
+        if opt.export.browser:
+            export_page(loaded, means, opt.export.browser)

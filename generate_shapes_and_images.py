@@ -34,11 +34,13 @@ from inference.identities import (
 )
 from inference.latents import Owner, save_latents, tuned_generator
 from inference.loading import load_generator
+from inference.maps import check_maps, generate_maps, map_facts
 from inference.meshes import generate_meshes
 from inference.pictures import check_row, generate_images
 from inference.textures import check_texture, texture_pictures
 from surfaces.camera_files import camera_entries, save_cameras
 from surfaces.files import save_mesh
+from surfaces.maps import save_map
 from surfaces.textured_files import save_textured_glb, save_textured_obj
 from utils import UserError, save_image_row, select_device, to_uint8, writable_folder
 from web.results_page import write_page
@@ -91,7 +93,9 @@ def write_meshes(folder, identity, meshes, cameras, suffix, progress, later):
         view_name = cameras[view]['name']
         progress(f'{kind} {view_name}')
         if mesh is None:
-            tqdm.write(f'identity {name}: the SDF does not cross zero in view {view_name}; no marching-cubes mesh.')
+            tqdm.write(f'identity {name}: ' + (
+                f'view {view_name} shows only background; no depth mesh.' if kind == 'depth_mesh' else
+                f'the SDF does not cross zero in view {view_name}; no marching-cubes mesh.'))
             continue
         if kind == 'textured_mesh':
             glb, obj, mtl, png = (results.mesh_file(name, kind, view_name, suffix)
@@ -105,12 +109,40 @@ def write_meshes(folder, identity, meshes, cameras, suffix, progress, later):
     return files
 
 
-def index_entry(identity, viewpoints, files, model, opt):
-    """What index.json says about one identity."""
+def write_maps(folder, identity, maps, facts, view_names, progress, later):
+    """Write an identity's maps, as generate_maps yields them. facts: of map_facts. Returns the files' names."""
+    files = []
+    for kind, view, values in maps:
+        progress(f'{kind} map {view_names[view]}')
+        files.append(results.map_file(identity.long_name, kind, view_names[view], facts['format']))
+        later(save_map, folder / files[-1], values, *facts['ranges'][kind])
+    return files
+
+
+def write_surfaces(folder, identity, generator, w, cameras, size, pictures, opt, progress, later):
+    """Write the meshes, maps and cameras of an identity w (1,style_dim), as the flags ask for them.
+
+    size: of its images. pictures: that a texture is painted from. Returns the files' names.
+    """
+    names, files = results.view_names(cameras.viewpoint.tolist()), []
+    entries = camera_entries(cameras, names, size, generator.renderer.resolution)
+    if opt.inference.texture or opt.inference.maps:
+        files.append(results.cameras_file(identity.long_name))
+        later(save_cameras, folder / files[-1], entries)
+    if not opt.inference.no_surface_renderings:
+        meshes = generate_meshes(generator, w, cameras, opt, pictures)
+        files += write_meshes(folder, identity, meshes, entries, opt.inference.mesh_format, progress, later)
+    maps = generate_maps(generator, w, cameras, opt) if opt.inference.maps else ()
+    return files + write_maps(folder, identity, maps, map_facts(generator, opt), names, progress, later)
+
+
+def index_entry(identity, viewpoints, files, model, maps, opt):
+    """What index.json says about one identity. maps: map_facts."""
     entry = {'seed': identity.seed, 'checkpoint': model, 'truncation_ratio': opt.inference.truncation_ratio,
              'truncation_mean': {'draws': opt.inference.truncation_mean, 'seed': opt.experiment.seed},
              'fov': opt.camera.fov, 'dist_radius': opt.camera.dist_radius, 'precision': opt.machine.precision,
              'views': [{'azim': azim, 'elev': elev} for azim, elev in viewpoints.tolist()], 'files': files}
+    entry |= {'maps': maps} if opt.inference.maps else {}
     return entry | ({'latents': identity.saved.hash} if identity.saved else {})
 
 
@@ -138,6 +170,7 @@ def main(opt):
     check_row(opt)
     check_views(opt)
     check_texture(opt)
+    check_maps(opt)
     folder = writable_folder(results.generation_folder(opt, model_name), '--results_dir')
     results.read_index(folder)  # an unusable one is noticed before the work
     saved, directions = files_for(opt, generator, results.model_folder(opt, model_name))
@@ -167,20 +200,13 @@ def main(opt):
                 save_latents(folder / files[-1], latents, owner, viewpoints, source=source_of(identity, opt),
                              **kept_of(identity.saved))
             pictured = time.perf_counter()
-            if not opt.inference.no_surface_renderings:
-                entries = camera_entries(cameras, results.view_names(viewpoints.tolist()), len(shown[0]),
-                                         generator.renderer.resolution)
-                pictures = ()
-                if opt.inference.texture:
-                    pictures = texture_pictures(tuned, latents, cameras, shown, opt, noise or 'fixed')
-                    files.append(results.cameras_file(identity.long_name))
-                    later(save_cameras, folder / files[-1], entries)
-                meshes = generate_meshes(generator, latents.w, cameras, opt, pictures)
-                files += write_meshes(folder, identity, meshes, entries, opt.inference.mesh_format, progress, later)
+            pictures = texture_pictures(tuned, latents, cameras, shown, opt, noise or 'fixed')
+            files += write_surfaces(folder, identity, generator, latents.w, cameras, len(shown[0]), pictures, opt,
+                                    progress, later)
             image_seconds += pictured - started
             mesh_seconds += time.perf_counter() - pictured
             later(results.add_to_index, folder, identity.long_name,
-                  index_entry(identity, viewpoints, files, model, opt))
+                  index_entry(identity, viewpoints, files, model, map_facts(generator, opt), opt))
     print(f'{count} {"identity" if count == 1 else "identities"} in {folder}: '
           f'{(image_seconds + mesh_seconds) / count:.1f} s each '
           f'({image_seconds / count:.1f} s images, {mesh_seconds / count:.1f} s surfaces)')

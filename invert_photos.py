@@ -32,7 +32,7 @@ from inversion.features import load_features
 from inversion.inverter import Inverter
 from inversion.inverting import Guesser, Inversion, Settings, batch_of
 from inversion.photos import as_tensor, cropped, sources
-from inversion.writing import saved_of, verdict, write_photo
+from inversion.writing import outcome_of, write_photo
 from utils import UserError, select_device, writable_folder
 from web.results_page import write_page
 
@@ -85,6 +85,12 @@ def the_encoder(opt, inverter, owner, model_path):
     return encoder
 
 
+def prepare(guesser):
+    """Make what all photos share, with a progress bar."""
+    with tqdm(desc='preparing', unit='step') as bar:
+        guesser.prepare(lambda count: bar.update())
+
+
 def invert(inverter, crops, guesser, settings):
     """The Inversion of some Crops, with a progress bar. Interrupted, it is returned as far as it came, with the
     KeyboardInterrupt: (Inversion, KeyboardInterrupt or None)."""
@@ -93,10 +99,9 @@ def invert(inverter, crops, guesser, settings):
     name = crops[0].source.name + (f' and {len(crops) - 1} more' if len(crops) > 1 else '')
     with tqdm(total=100, desc=name, unit='%', bar_format='{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}') as bar:
         try:
-            for phase, done, terms in inversion.run():
-                bar.n = int(100 * done)
-                losses = ', '.join(f'{term} {value:.4f}' for term, value in terms.items() if value)
-                bar.set_postfix_str(f'{phase}: {losses}' if losses else phase)
+            for progress in inversion.run():
+                bar.n = int(100 * progress.done)
+                bar.set_postfix_str(progress.text)
         except KeyboardInterrupt as stop:
             return inversion, stop
     return inversion, None
@@ -104,17 +109,11 @@ def invert(inverter, crops, guesser, settings):
 
 def write(inversion, crops, owner, folder, path, seconds, opt):
     """Write what was found of some Crops; prints a line for each."""
-    inverter = inversion.inverter
     for i, crop in enumerate(crops):
-        found, difference, name = inversion.found.select(i), inversion.differences[i], crop.source.name
-        saved = saved_of(inverter, found, difference, name, f'photo {crop.source.where}')
-        facts = {'seconds': round(seconds / len(crops), 1), 'loss': found.loss.item(),
-                 'checkpoint': {'file': str(path), 'weights': owner.weights}}
-        decibels = write_photo(inverter, folder, crop, saved, owner, path, facts, opt.inversion.video)
-        azimuth, elevation = torch.rad2deg(found.viewpoint[0]).tolist()
-        note = f'; {crop.note}' if crop.note else ''
-        print(f'{name}: azimuth {azimuth:.1f}, elevation {elevation:.1f} degrees, {decibels:.1f} dB; '
-              f'{verdict(inverter, found, decibels)}{note}')
+        outcome = outcome_of(inversion, i, crop.source.name, f'photo {crop.source.where}')
+        facts = {'seconds': round(seconds / len(crops), 1), 'checkpoint': {'file': str(path), 'weights': owner.weights}}
+        write_photo(inversion.inverter, folder, crop, outcome, owner, path, facts, opt.inversion.video)
+        print(f'{crop.source.name}: {outcome.line}{"; " if crop.note else ""}{crop.note}')
 
 
 def main(opt):
@@ -138,6 +137,7 @@ def main(opt):
     guesser = Guesser(inverter, encoder, wanted.starts)
     if encoder is None:
         print(f'No encoder beside {path}: searching among random identities (--train_encoder makes one).')
+        prepare(guesser)
     settings = Settings(wanted.steps, wanted.seconds, wanted.tune_steps if wanted.tune else 0, wanted.starts,
                         wanted.fit_noise)
     for crops in itertools.chain(first, batch):

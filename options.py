@@ -143,6 +143,17 @@ def metric_list(text):
     return names
 
 
+MAPS = ('depth', 'normal', 'mask', 'position')  # what surfaces/maps.py makes
+
+
+def map_list(text):
+    """'depth,mask' to ('depth', 'mask')."""
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(',')))
+    if not set(names) <= set(MAPS):
+        raise ValueError(f'must be some of {",".join(MAPS)}')
+    return names
+
+
 def view_list(text):
     """'20,0 -20:20:3,10' to ((20., 0.), (-20., 10.), (0., 10.), (20., 10.)): azimuth and elevation in degrees.
 
@@ -239,7 +250,7 @@ GENERATE, VIDEO, EVALUATE, EXPORT, APP, INVERT, DIRECTIONS = INFERENCE = (
     'generate_shapes_and_images', 'render_video', 'evaluate', 'export_model', 'app', 'invert_photos',
     'find_directions')
 COMMANDS = TRAINING + INFERENCE
-VIDEO_FORMATS, MODEL_FORMATS = ('mp4', 'gif', 'webp', 'frames'), ('pt', 'onnx')
+VIDEO_FORMATS, MODEL_FORMATS = ('mp4', 'gif', 'webp', 'webm', 'frames'), ('pt', 'onnx')
 
 
 @dataclass(frozen=True)
@@ -469,12 +480,27 @@ GROUPS = {
         Flag('cuda_graphs', False, GENERATION_AND_VIDEO,
              'use CUDA graphs (experimental; they help most with --precision fp16 or bf16)', bool),
         Flag('vertex_colors', False, GENERATION, 'color the vertices of the meshes', bool),
+        Flag('transparent', False, GENERATION_AND_VIDEO,
+             'leave out the background: images with alpha, depth meshes without the sheet behind them, and videos with '
+             'alpha (--format webm, webp or frames)', bool),
+        Flag('maps', (), GENERATION,
+             f'also write maps of each view, some of {",".join(MAPS)}', map_list),
+        Flag('map_size', 'surface', GENERATION,
+             'size of the maps: that of the thumbnail, of --surface_resolution, or of the image',
+             choices=('thumbnail', 'surface', 'image')),
+        Flag('map_format', 'png', GENERATION,
+             'file format of the maps: png has 16 bits, exr and npy have floats', choices=('png', 'exr', 'npy')),
         Flag('surface_resolution', 128, GENERATION,
              'rays along a side of surfaces, and samples a ray: more give finer meshes, and take longer',
              at_least(64, most=512)),
+        Flag('single_surface', False, GENERATION,
+             'keep only the largest piece of marching-cubes meshes and textured ones', bool),
+        Flag('decimate', 0, GENERATION,
+             'reduce marching-cubes meshes and textured ones to about so many triangles (0: do not)',
+             at_least(100)),
         Flag('texture', False, GENERATION,
              'also write the whole surface with the image as its texture, as GLB and as OBJ with MTL and PNG, and the '
-             'cameras of the views (needs requirements-texture.txt)', bool),
+             'cameras of the views (needs requirements-texture.txt)', bool, frequent=(GENERATE,)),
         Flag('texture_views', 1, GENERATION,
              "number of views that --texture is painted from: the identity's own, and where these are fewer, more "
              'around the front', at_least(1, most=64)),
@@ -486,8 +512,8 @@ GROUPS = {
         Flag('frames', 250, VIDEOS, 'number of frames of a video', at_least(1), frequent=(VIDEO,)),
         Flag('fps', 30, VIDEOS, 'frames per second', at_least(1, most=1000)),
         Flag('format', 'mp4', Scope((VIDEO, EXPORT)),
-             'file format: of videos mp4, gif, webp, or frames (a folder of PNG files); of an exported model pt (for '
-             'this project) or onnx (for other programs)', choices=(*VIDEO_FORMATS, *MODEL_FORMATS),
+             'file format: of videos mp4, gif, webp, webm, or frames (a folder of PNG files); of an exported model pt '
+             '(for this project) or onnx (for other programs)', choices=(*VIDEO_FORMATS, *MODEL_FORMATS),
              own_choices={VIDEO: VIDEO_FORMATS, EXPORT: MODEL_FORMATS}, defaults={EXPORT: 'pt'},
              frequent=(VIDEO, EXPORT)),
         Flag('path', 'ellipse', VIDEOS,
@@ -533,10 +559,10 @@ GROUPS = {
         Flag('train_encoder', False, INVERTING,
              "first train the encoder of this model, which gives quick first guesses; it is kept beside the model's "
              'checkpoint', bool, frequent=(INVERT,)),
-        Flag('encoder_steps', 2500, INVERTING, 'number of training steps of --train_encoder', at_least(1)),
-        Flag('steps', 150, INVERSION,
-             'number of steps that viewpoint and latents are optimized for (0: the first guess alone)', at_least(0),
-             frequent=(INVERT,)),
+        Flag('encoder_steps', 1500, INVERTING, 'number of training steps of --train_encoder', at_least(1)),
+        Flag('steps', 15, INVERSION,
+             'most steps in which all latents are optimized, after viewpoint and w (0: the first guess alone)',
+             at_least(0), frequent=(INVERT,)),
         Flag('seconds', 0., INVERSION, 'most seconds for the optimization of one photo (0: no limit)',
              at_least(0, float), frequent=(INVERT,)),
         Flag('tune', False, INVERSION, 'then tune the decoder to each photo, which reproduces it better', bool,

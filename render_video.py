@@ -24,7 +24,7 @@ from inference.identities import check_identities, files_for, identity_count, se
 from inference.latents import tuned_generator
 from inference.loading import load_generator
 from inference.meshes import frontal_mesh
-from inference.video_files import check_encoder
+from inference.video_files import WITH_ALPHA, check_encoder
 from surfaces.files import save_mesh
 from surfaces.noise import SLOW, frontal_noise, pixels_a_frame
 from utils import UserError, select_device, writable_folder
@@ -44,6 +44,9 @@ def check(opt, generator, path):
         raise UserError(f'--fps {opt.video.fps} is more than a GIF can show; use up to {GIF_MAX_FPS}, or --format mp4.')
     if opt.video.side_by_side and opt.inference.no_surface_videos:
         raise UserError('--side_by_side shows the surface, which --no_surface_videos leaves out; use one of them.')
+    if opt.inference.transparent and opt.video.format not in WITH_ALPHA:
+        raise UserError(f'--transparent: a video in {opt.video.format} has no alpha; add --format webm, webp or '
+                        'frames.')
     if opt.inference.azim_video and 'path' in opt.given:
         raise UserError('--azim_video and --path both say how the camera moves; use one of them.')
     if opt.model.project_noise:

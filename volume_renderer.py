@@ -290,9 +290,9 @@ class VolumeRenderer(nn.Module):
         """Render latents w (B,style_dim) from B cameras whose focal lengths are for `resolution`. Returns a Rendering.
 
         resolution, samples: rays a side and samples a ray, if other than the renderer's own. color=False leaves out
-        thumbnail and features, features=False the latter alone. decisive: a function of distances (1,H,W,N,1) and of
-        the distance within which they count as near zero, to the index (P,3) of samples whose distances must be exact;
-        here all are, but a subclass may interpolate.
+        thumbnail and features, features=False the latter alone. decisive: a function of distances (1,H,W,N,1), of
+        how far off they may be, and of the distance within which they count as near zero, to the index (P,3) of samples
+        whose distances must be exact; here all are, but a subclass may interpolate.
         """
         resolution, samples = resolution or self.resolution, samples or self.samples
         rays = self.rays(cameras, resolution, samples, offset_sampling=self.offset_sampling, perturb=self.perturb,

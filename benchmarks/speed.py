@@ -9,6 +9,7 @@ Also takes the commands' flags for sizes and machine (--device, --width, --size,
 """
 import argparse
 import contextlib
+import copy
 import io
 import json
 import multiprocessing
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import plain
 import torch
+from commands import COMMANDS, DEMO, command_row
 from head import cache_path, fit_head
 from torch import Tensor
 from tqdm import tqdm
@@ -39,6 +41,7 @@ from inference.latents import latents_of_w
 from inference.meshes import frontal_mesh
 from model import PRECISIONS, Generator, MeanLatents, build_generator
 from op.fast import fast_parts
+from op.tiles import TiledRenderer
 from options import at_least
 from surfaces.meshes import SURFACE_RESOLUTION
 from surfaces.rendering import render_surface
@@ -61,6 +64,9 @@ WARMUPS = {'cpu': 1, 'cuda': 3}
 FRAMES = {'cpu': 3, 'cuda': 30}
 QUICK_FRAMES = 2
 MEBIBYTE = 2 ** 20
+# Fields beside the one that all is measured on: the bundled model's, and one that some checkouts have beside them.
+FIELDS = {'demo': DEMO, 'shared': HERE.parent.parent / 'shared' / 'golden' / 'head256_field.pt'}
+FACTORS = (1., 1.05, 1.1, 1.2, 1.5)  # on the weights of the hidden layers
 
 
 class Settings(NamedTuple):
@@ -168,6 +174,32 @@ def surface_row(settings, variant):
     if variant == 'plain':
         return lambda: plain.surface(s.generator.renderer, s.w, s.camera)
     return lambda: render_surface(s.generator.renderer, s.w, s.camera, sdf=True)
+
+
+def roughness_row(settings, variant):
+    """A surface of the field whose hidden layers' weights are multiplied: 'x1.1' is the variant's name for 1.1.
+
+    It also tells the largest error of a depth.
+    """
+    s = scene(settings, 'generate_shapes_and_images', 'ours' if variant.startswith('x') else variant)
+    renderer, error = s.generator.renderer, 0.
+    if variant.startswith('x'):
+        for layer in renderer.network.pts_linears[1:]:
+            layer.weight.mul_(float(variant[1:]))
+        found, expected = (render_surface(own, s.w, s.camera).xyz for own in (renderer, evaluating_all(renderer)))
+        error = (found - expected).norm(dim=1).max().item()
+
+    def run():
+        render_surface(renderer, s.w, s.camera, sdf=True)
+        return {'error': error}
+    return run
+
+
+def evaluating_all(renderer):
+    """A renderer with the same weights that evaluates every sample."""
+    twin = copy.copy(renderer)
+    twin.__class__ = TiledRenderer
+    return twin
 
 
 def image_row(settings, variant):
@@ -310,9 +342,13 @@ class Row(NamedTuple):
     dense: bool = False  # whether --dense is something of its own
     graphs: bool = False  # whether --cuda_graphs is, on a GPU
     images: callable = lambda opt: 1
+    names: tuple = ()    # of the variants, where they are others; all are compared with the first
+    field: str = ''      # of FIELDS, if another than the one that is asked for
 
     def variants(self, device):
         """Their names, on this kind of device."""
+        if self.names:
+            return self.names
         return ('plain', *['dense'] * self.dense, 'ours', *['graphs'] * (self.graphs and device.type == 'cuda'))
 
 
@@ -331,6 +367,15 @@ ROWS = {
                   images=lambda opt: opt.training.batch),
     'stage2': Row(stage2_row, lambda opt: f'stage 2, batch {opt.training.batch}, {opt.model.size} px',
                   'train_full_pipeline', images=lambda opt: opt.training.batch),
+    'roughness': Row(roughness_row, lambda opt: 'surface, weights times a factor',
+                     names=('dense', *(f'x{factor:g}' for factor in FACTORS))),
+    **{f'{row}_{field}': Row(prepare, lambda opt, row=row, field=field: f'{row} of the field "{field}"', dense=True,
+                             field=field)
+       for field, path in FIELDS.items() if path.is_file()
+       for row, prepare in (('surface', surface_row), ('image', image_row))},
+    **{name: Row(command_row(name, load), lambda opt, what=what: f'command: {what}',
+                 names=('ours',) if name == 'help' else ('plain', 'dense', 'ours'))
+       for name, (what, *_) in COMMANDS.items()},
     'stage2_regularized': Row(stage2_regularized_row, lambda opt: '  with R1 and path lengths', 'train_full_pipeline',
                               images=lambda opt: opt.training.batch),
 }
@@ -506,6 +551,7 @@ def measure(row, variants, settings, warmups, repeats, bar):
                     continue
                 reply = attempt(variant, workers[variant].run)
                 if reply and n >= 0:
+                    found[variant] |= reply['result'] or {}
                     found[variant]['seconds'].append(reply['seconds'])
                     found[variant]['peak_memory'] = reply['peak']
     finally:
@@ -526,8 +572,8 @@ def processor():
 
 
 def summarized(found, images):
-    """A row's measurements with medians, images a second, and how plain compares with each."""
-    reference = found['plain']
+    """A row's measurements with medians, images a second, and how the first, mostly plain, compares with each."""
+    reference = next(iter(found.values()))
     if reference.get('seconds'):
         reference['median'] = statistics.median(reference['seconds'])
     for own in found.values():
@@ -559,7 +605,28 @@ def table_lines(title, found):
         if own['peak_memory']:
             line += f'{own["peak_memory"] / MEBIBYTE:8.0f}{own["memory_before"] / MEBIBYTE:8.0f}'
             line += f'{own["less_memory"]:7.2f}x' if 'less_memory' in own else ''
+        line += f'  error {own["error"]:.1e}' if own.get('error') else ''
         yield line
+
+
+def draw_roughness(found, path):
+    """Draw a measured row `roughness` as a picture: speed and error by the factor on the weights."""
+    from matplotlib.figure import Figure
+
+    factors = [name for name in found if name.startswith('x') and 'median' in found[name]]
+    figure = Figure(figsize=(7, 2.8), layout='constrained')
+    speed, error = figure.subplots(1, 2)
+    x = [float(name[1:]) for name in factors]
+    speed.plot(x, [found[name]['faster'] for name in factors], 'o-')
+    speed.axhline(1., color='gray', linewidth=1)
+    speed.set(ylabel='times as fast as --dense', ylim=(0, None))
+    error.plot(x, [found[name]['error'] for name in factors], 'o-')
+    error.axhline(1e-4, color='gray', linewidth=1)
+    error.set(ylabel='largest error of a depth', ylim=(0, None))
+    for axes in (speed, error):
+        axes.set_xlabel('factor on the weights')
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 def row_list(text):
@@ -582,6 +649,7 @@ def parse():
     parser.add_argument('--frames', type=options.explained(at_least(2, most=VIDEO_FRAMES)), default=0,
                         help=f'of a video to measure (default: {FRAMES["cpu"]} on a CPU, {FRAMES["cuda"]} on a GPU)')
     parser.add_argument('--json', metavar='PATH', help='write all numbers here, after each row')
+    parser.add_argument('--plot', metavar='PATH', help='draw the row roughness here, as PNG or SVG')
     return parser.parse_known_args()
 
 
@@ -618,13 +686,17 @@ def main(arguments):
     with tqdm(total=total, unit='run', desc='measuring') as bar:
         for row_name in rows:
             row, bar.row = ROWS[row_name], row_name
+            own_settings = settings._replace(ckpt=str(FIELDS[row.field])) if row.field else settings
             with contextlib.redirect_stdout(io.StringIO()):  # it was said above
-                _, row_opt = read_model(settings, row.command)
-            found = summarized(measure(row, row.variants(device), settings, warmups, repeats, bar), row.images(row_opt))
+                _, row_opt = read_model(own_settings, row.command)
+            found = summarized(measure(row, row.variants(device), own_settings, warmups, repeats, bar),
+                               row.images(row_opt))
             title = row.title(row_opt)
             for line in table_lines(title, found):
                 tqdm.write(line)
             report['rows'][row_name] = {'title': title.strip(), 'variants': found}
+            if own.plot and row_name == 'roughness':
+                draw_roughness(found, own.plot)
             if own.json:
                 with atomic_path(own.json) as temporary:
                     temporary.write_text(json.dumps(report, indent=1) + '\n')

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from inference import results
 from inference.video_files import video_path, video_writer
+from surfaces.matting import with_alpha, without_background
 from surfaces.rendering import render_surface
 from surfaces.shading import shade_surface
 from utils import to_uint8
@@ -17,7 +18,8 @@ IMAGE_CRF, DEPTH_CRF = 10, 1  # H.264 quality of images and of surfaces, as the 
 
 @torch.no_grad()
 def render_frames(generator, latents, cameras, noise, opt, surfaces=True):
-    """Yield each camera's pictures, uint8 arrays (H,W,3) by the kind of their video (results.VIDEO_KINDS).
+    """Yield each camera's pictures, uint8 arrays (H,W,3) by the kind of their video (results.VIDEO_KINDS), or with
+    --transparent (H,W,4), the last of them alpha.
 
     latents: Latents of one identity, or of a frame for each camera. noise: a function from a camera to the decoder's
     noise maps. surfaces: False for the image alone.
@@ -31,10 +33,13 @@ def render_frames(generator, latents, cameras, noise, opt, surfaces=True):
         if generator.full_pipeline:
             image = generator.decoder.synthesize(
                 rendering.features, weights if still else generator.decoder.modulate(w_prime[frame]), noise(camera))
+        if opt.inference.transparent:
+            image = without_background(image, rendering.background)
         views = {'video': image[0]}
         if surfaces:
             surface = render_surface(renderer, w[frame], camera)
-            views['depth_video'] = shade_surface(surface.xyz[0], surface.background[0], camera, opt.video.depth_style)
+            shaded = shade_surface(surface.xyz[0], surface.background[0], camera, opt.video.depth_style)
+            views['depth_video'] = with_alpha(shaded, surface.background) if opt.inference.transparent else shaded
         pictures = {kind: to_uint8(view) for kind, view in views.items()}  # last, since it waits for a GPU's work
         if surfaces and opt.video.side_by_side:
             pictures['side_by_side_video'] = side_by_side(pictures['video'], pictures['depth_video'])

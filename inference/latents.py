@@ -85,10 +85,14 @@ def render_latents(generator, latents, cameras, noise='fixed', **wanted):
     The picture is the image, or the thumbnail of a field without decoder. noise: as for Generator.noise.
     """
     rendering = generator.render(latents.w.expand(len(cameras), -1), cameras, **wanted)
+    return decoded(generator, latents, rendering, noise), rendering
+
+
+def decoded(generator, latents, rendering, noise='fixed'):
+    """The picture (B,3,S,S) of Latents and their Rendering; arguments as for `render_latents`."""
     if latents.w_prime is None:
-        return rendering.thumbnail, rendering
-    noise = generator.noise(noise, len(cameras))
-    return generator.decoder(rendering.features, latents.w_prime, noise), rendering
+        return rendering.thumbnail
+    return generator.decoder(rendering.features, latents.w_prime, generator.noise(noise, len(rendering.xyz)))
 
 
 def copied_decoder(generator):

@@ -43,7 +43,7 @@ class Graph:
 
     def output(self, name, value, shape):
         """Give out a value under a name."""
-        self.nodes.append(self.onnx.helper.make_node('Identity', [value.name], [name]))
+        self.nodes.append(self.onnx.helper.make_node('Identity', [value.name], [name], f'output_{name}'))
         self.outputs.append(self._described(name, shape))
 
     def _described(self, name, shape):
@@ -53,7 +53,8 @@ class Graph:
         """The result of an operator: a Value. inputs: Values, or what `constant` takes."""
         name = self._new_name(operator.lower())
         names = [(one if isinstance(one, Value) else self.constant(one)).name for one in inputs]
-        self.nodes.append(self.onnx.helper.make_node(operator, names, [name], **attributes))
+        # Older versions of onnxruntime want nodes to have names.
+        self.nodes.append(self.onnx.helper.make_node(operator, names, [name], name, **attributes))
         return Value(self, name)
 
     def constant(self, numbers):

@@ -4,11 +4,13 @@
     synthesis    w, w_prime, viewpoint,    -> image, thumbnail, depth
                  noise_0, noise_1, …
 
-Synthesis is renderer and decoder. The page that runs in a browser has these as files of their own, and one more:
+The page that runs in a browser (web/browser) chooses the samples of a picture itself, so its graphs are smaller parts:
 
-    renderer     w, rotation, rays, t      -> thumbnail, features, depth, background (of any rays and samples)
-    decoder      features, w_prime, noise_0, noise_1, …  -> image
+    latents      z, truncation             -> w
+    style        w, truncation             -> w_prime
     distance     w, points                 -> signed distances
+    field        w, points, viewdirs       -> signed distances, features, colors
+    decoder      features, w_prime         -> image
 
 The definitions are model.py, volume_renderer.py and camera.py, and tests hold the graphs to them. The graphs are
 written out rather than traced, because a definition that is good for PyTorch is not always good for ONNX: modulated
@@ -45,25 +47,40 @@ def leaky(x):
     return x.unary('LeakyRelu', alpha=0.2)
 
 
-def mapping_graph(generator, means):
-    """z (B,style_dim) and truncation (1,) to w (B,style_dim) and, with a decoder, w_prime (B,L,2*style_dim).
-
-    means: the MeanLatents that truncation pulls towards.
-    """
-    graph, size = Graph('mapping'), generator.style_dim
-    w, psi = graph.input('z', ('batch', size)), graph.input('truncation', (1,))
+def mapped(generator, means, z, psi):
+    """Truncated w (B,style_dim) from z (B,style_dim) (Generator.map). means: the MeanLatents that psi pulls towards."""
+    w = z
     for layer in generator.style:
         w = leaky(linear(w, layer.weight, layer.bias))
-    w = (w - means.w) * psi + means.w
-    graph.output('w', w, ('batch', size))
-    if generator.full_pipeline:
-        style = w * (w.square().mean(-1) + 1e-8).rsqrt()
-        for layer in generator.decoder.style[1:]:
-            style = leaky(equalized(layer, style)) * math.sqrt(2)
-        w_prime = ((style - means.w_prime) * psi + means.w_prime).unsqueeze(1)
-        layers = generator.decoder.num_layers
-        graph.output('w_prime', joined(*[w_prime] * layers, axis=1), ('batch', layers, 2 * size))
-    return graph
+    return (w - means.w) * psi + means.w
+
+
+def styled_latents(generator, means, w, psi):
+    """Truncated w_prime (B,L,2*style_dim) from w (B,style_dim) (Decoder.map)."""
+    style = w * (w.square().mean(-1) + 1e-8).rsqrt()
+    for layer in generator.decoder.style[1:]:
+        style = leaky(equalized(layer, style)) * math.sqrt(2)
+    w_prime = ((style - means.w_prime) * psi + means.w_prime).unsqueeze(1)
+    return joined(*[w_prime] * generator.decoder.num_layers, axis=1)
+
+
+def latents_graphs(generator, means):
+    """{name: graph} of mapping, latents and, with a decoder, style."""
+    size, graphs = generator.style_dim, {}
+
+    def begun(name, entry):
+        graphs[name] = Graph(name)
+        return graphs[name], graphs[name].input(entry, ('batch', size)), graphs[name].input('truncation', (1,))
+
+    for name in ('mapping', 'latents', *['style'] * generator.full_pipeline):
+        graph, given, psi = begun(name, 'w' if name == 'style' else 'z')
+        w = given if name == 'style' else mapped(generator, means, given, psi)
+        if name != 'style':
+            graph.output('w', w, ('batch', size))
+        if name != 'latents' and generator.full_pipeline:
+            w_prime = styled_latents(generator, means, w, psi)
+            graph.output('w_prime', w_prime, ('batch', generator.decoder.num_layers, 2 * size))
+    return graphs
 
 
 # ---------------------------------------------------------------------------------------------- field
@@ -89,14 +106,23 @@ def scaled(renderer, points, dist_radius):
     return points * (1 / dist_radius) if renderer.z_normalize else points
 
 
-def distance_graph(renderer, dist_radius):
-    """w (B,style_dim) and world points (B,P,3) to signed distances (B,P) in the field's units."""
-    graph = Graph('distance')
-    w = graph.input('w', ('batch', style_dim_of(renderer)))
-    points = graph.input('points', ('batch', 'points', 3))
-    _, distances = hidden_and_distances(renderer.network, w, scaled(renderer, points, dist_radius))
-    graph.output('distances', distances.reshape(0, -1), ('batch', 'points'))
-    return graph
+def field_graphs(renderer, dist_radius):
+    """{name: graph} of distance and field: w (B,style_dim) and world points (B,P,3) to signed distances (B,P) in the
+    field's units, and with unit view directions (B,P,3) to features (B,P,C) and colors (B,P,3) in [0, 1]."""
+    network, graphs = renderer.network, {}
+    for name in ('distance', 'field'):
+        graph = graphs[name] = Graph(name)
+        w, points = graph.input('w', ('batch', style_dim_of(renderer))), graph.input('points', ('batch', 'points', 3))
+        hidden, distances = hidden_and_distances(network, w, scaled(renderer, points, dist_radius))
+        graph.output('distances', distances.reshape(0, -1), ('batch', 'points'))
+        if name == 'field':
+            weight, bias = folded(network.views_linears, w)
+            seen = joined(hidden, graph.input('viewdirs', ('batch', 'points', 3)))
+            features = (seen @ weight + bias).unary('Sin')
+            colors = linear(features, network.rgb_linear.weight, network.rgb_linear.bias).unary('Sigmoid')
+            graph.output('features', features, ('batch', 'points', network.width))
+            graph.output('colors', colors, ('batch', 'points', 3))
+    return graphs
 
 
 def style_dim_of(renderer):
@@ -150,19 +176,6 @@ def rendered(renderer, w, rotation, local, t, dist_radius):
     by_ray = weights.unsqueeze(2)                                                           # (B,R,1,N)
     thumbnail, features = ((by_ray @ values).squeeze(2) for values in (colors, features))
     return thumbnail * 2 - 1, features, (weights * t).sum(-1), weights.cut(-1, None)
-
-
-def renderer_graph(renderer, dist_radius):
-    """Any rays with any samples, three or more a ray. Outputs lie ray by ray."""
-    graph = Graph('renderer')
-    w = graph.input('w', ('batch', style_dim_of(renderer)))
-    rotation, local = graph.input('rotation', ('batch', 3, 3)), graph.input('rays', ('batch', 'rays', 3))
-    t = graph.input('t', ('batch', 'rays', 'samples'))
-    found = rendered(renderer, w, rotation, local, t, dist_radius)
-    channels = {'thumbnail': 3, 'features': renderer.network.width, 'depth': 1, 'background': 1}
-    for (name, count), value in zip(channels.items(), found, strict=True):
-        graph.output(name, value, ('batch', 'rays', count))
-    return graph
 
 
 def rotation_of(viewpoint):
@@ -231,22 +244,12 @@ def decoded(decoder, features, w_prime, noise):
     return rgb
 
 
-def decoder_inputs(graph, decoder, own_noise):
-    """The inputs w_prime and noise_0, noise_1, …: one map for all images, or one for each.
-
-    own_noise: whether the maps of the checkpoint stand for those that are not given.
-    """
-    w_prime = graph.input('w_prime', ('batch', decoder.num_layers, decoder.style[-1].weight.shape[0]))
-    noise = [graph.input(f'noise_{i}', ('noise_batch', 1, *own.shape[2:]), own if own_noise else None)
-             for i, own in enumerate(decoder.fixed_noise())]
-    return w_prime, noise
-
-
 def decoder_graph(decoder):
-    """Features (B,C,h,w), w_prime and noise to the image (B,3,size,size)."""
-    graph, side = Graph('decoder'), decoder.resolution
-    features = graph.input('features', ('batch', decoder.conv1.conv.weight.shape[2], side, side))
-    w_prime, noise = decoder_inputs(graph, decoder, own_noise=False)
+    """Features (B,C,h,w) and w_prime to the image (B,3,size,size), with the noise maps of the checkpoint."""
+    graph = Graph('decoder')
+    features = graph.input('features', ('batch', decoder.conv1.conv.weight.shape[2], *[decoder.resolution] * 2))
+    w_prime = graph.input('w_prime', ('batch', decoder.num_layers, decoder.style[-1].weight.shape[0]))
+    noise = [graph.constant(one) for one in decoder.fixed_noise()]
     graph.output('image', decoded(decoder, features, w_prime, noise), ('batch', 3, decoder.size, decoder.size))
     return graph
 
@@ -256,13 +259,17 @@ def decoder_graph(decoder):
 def synthesis_graph(generator, opt):
     """w (B,style_dim), w_prime, viewpoint (B,2) and noise to image, thumbnail (B,3,h,w) and depth (B,1,h,w).
 
-    A generator without decoder has neither w_prime nor noise nor image.
+    Noise is one map of each size for all images, or one for each; the checkpoint's where none is given. A generator
+    without decoder has neither w_prime nor noise nor image.
     """
     renderer, radius, side = generator.renderer, opt.camera.dist_radius, generator.renderer.resolution
     graph = Graph('synthesis')
     w = graph.input('w', ('batch', generator.style_dim))
     if generator.full_pipeline:
-        w_prime, noise = decoder_inputs(graph, generator.decoder, own_noise=True)
+        decoder = generator.decoder
+        w_prime = graph.input('w_prime', ('batch', decoder.num_layers, decoder.style[-1].weight.shape[0]))
+        noise = [graph.input(f'noise_{i}', ('noise_batch', 1, *own.shape[2:]), own)
+                 for i, own in enumerate(decoder.fixed_noise())]
     viewpoint = graph.input('viewpoint', ('batch', 2))
     camera = cameras_of(opt, torch.zeros(1, 2))
     ones = viewpoint.cut(0, 1).unsqueeze(2) * 0 + 1                                         # (B,1,1)
@@ -272,8 +279,7 @@ def synthesis_graph(generator, opt):
     found = rendered(renderer, w, rotation_of(viewpoint), local, t, radius)
     thumbnail, features, depth, _ = (value.transpose(0, 2, 1).reshape(0, 0, side, side) for value in found)
     if generator.full_pipeline:
-        size = generator.decoder.size
-        graph.output('image', decoded(generator.decoder, features, w_prime, noise), ('batch', 3, size, size))
+        graph.output('image', decoded(decoder, features, w_prime, noise), ('batch', 3, decoder.size, decoder.size))
     graph.output('thumbnail', thumbnail, ('batch', 3, side, side))
     graph.output('depth', depth, ('batch', 1, side, side))
     return graph
@@ -287,7 +293,7 @@ def save_onnx(generator, opt, means, out):
     note = (f'StyleSDF, {opt.experiment.expname}. viewpoint: azimuth and elevation in radians. Colors lie in [-1, 1]; '
             'depth is in units of the distance from the camera to the center.')
     return (synthesis_graph(generator, opt).save(out, note),
-            mapping_graph(generator, means).save(out.with_name(f'{out.stem}_mapping.onnx'),
+            latents_graphs(generator, means)['mapping'].save(out.with_name(f'{out.stem}_mapping.onnx'),
                                                  'StyleSDF. z: normally distributed. truncation: from 0 to 1.'))
 
 

@@ -2,6 +2,7 @@
 import torch
 
 from inference.latents import render_latents
+from surfaces.matting import without_background
 from utils import UserError
 
 # The original draws noise for at most this many views at a time; the same seed must draw the same.
@@ -26,8 +27,8 @@ def check_row(opt):
 def generate_images(generator, latents, cameras, opt, rng, noise=None):
     """Yield (image, thumbnail) batches in [-1, 1] of the Latents of one identity, seen from `cameras`.
 
-    The image is None for a field without decoder. noise: the decoder's maps, a list of (1,1,h,w), the same in all
-    views; without them each view has its own, drawn from rng.
+    The image is None for a field without decoder. With --transparent both have a fourth channel, alpha. noise: the
+    decoder's maps, a list of (1,1,h,w), the same in all views; without them each view has its own, drawn from rng.
     """
     for first in range(0, len(cameras), VIEWS_PER_DRAW):
         views = cameras[first:first + VIEWS_PER_DRAW]
@@ -40,4 +41,7 @@ def generate_images(generator, latents, cameras, opt, rng, noise=None):
             chunk = slice(start, start + at_once)
             own = noise or maps and [layer[chunk] for layer in maps]
             picture, rendering = render_latents(generator, latents, views[chunk], own)
-            yield picture if generator.full_pipeline else None, rendering.thumbnail
+            pictures = picture if generator.full_pipeline else None, rendering.thumbnail
+            if opt.inference.transparent:
+                pictures = [one if one is None else without_background(one, rendering.background) for one in pictures]
+            yield pictures

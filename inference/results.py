@@ -6,7 +6,8 @@
             depth_map_meshes/sample_0_depth_mesh_azim10_elev-3.obj
             marching_cubes_meshes/sample_0_marching_cubes_mesh_azim10_elev-3.obj
             textured_meshes/sample_0_textured_mesh_azim10_elev-3.glb  with --texture; also .obj, .mtl and .png
-            cameras/0000000.json                     with --texture: the cameras of all views
+            maps/0000000_depth_azim10_elev-3.png     with --maps: also normal, mask and position; .exr, .npy
+            cameras/0000000.json                     with --texture or --maps: the cameras of all views
             latents/0000000.pt                       with --save_latents: files that --latents takes
             index.json                               what was made from which seed, view and checkpoint
         videos/ or videos/with_noise_projection/     of render_video.py
@@ -146,6 +147,12 @@ def mesh_file(name, kind, view, suffix):
 def cameras_file(name):
     """The file of the cameras of an identity's views, in the folder of its run; name: the long one."""
     return f'cameras/{name}.json'
+
+
+def map_file(name, kind, view, suffix):
+    """The file of a map, in the folder of its run; name: the long one. kind: of surfaces.maps. view: from view_names.
+    """
+    return f'maps/{name}_{kind}_{view}.{suffix}'
 
 
 def latents_file(name):

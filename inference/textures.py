@@ -36,14 +36,16 @@ def views_for_texture(opt, cameras):
 
 @torch.no_grad()
 def texture_pictures(generator, latents, cameras, shown, opt, noise='fixed'):
-    """The Pictures that a texture is painted from: those of the identity's views, as they are shown, and more.
+    """The Pictures that --texture is painted from: those of the identity's views, as they are shown, and more.
 
-    shown: the uint8 pictures (S,S,3) of all its cameras. noise: of the further pictures, as for Generator.noise; it
-    draws nothing, so that the next identity stays as it is.
+    shown: the uint8 pictures (S,S,3 or 4) of all its cameras. noise: of the further pictures, as for Generator.noise;
+    it draws nothing, so that the next identity stays as it is.
     """
+    if not opt.inference.texture:
+        return []
     own, others = views_for_texture(opt, cameras)
     device, size = latents.w.device, len(shown[0])
-    images = [torch.as_tensor(picture, device=device).movedim(-1, 0) / 127.5 - 1 for picture in shown[:len(own)]]
+    images = [torch.tensor(picture[..., :3], device=device).movedim(-1, 0) / 127.5 - 1 for picture in shown[:len(own)]]
     cameras = [own[i:i + 1] for i in range(len(own))]
     for i in range(len(others) if others else 0):
         cameras.append(others[i:i + 1])

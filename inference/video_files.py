@@ -1,4 +1,6 @@
-"""Video files written frame by frame: H.264 in mp4, gif, animated webp, or a folder of PNGs.
+"""Video files written frame by frame: H.264 in mp4, gif, animated webp, VP9 in webm, or a folder of PNGs.
+
+Frames with alpha go into the last three.
 
 Frames are encoded on a thread of their own and dropped then, so memory does not grow with the video. A recording that
 is stopped (Ctrl-C) is finished with the frames that it has, but never replaces one that was there before.
@@ -21,11 +23,14 @@ from PIL import Image
 
 from utils import UserError, atomic_path
 
-FORMATS = ('mp4', 'gif', 'webp', 'frames')
-CODECS = {'mp4': 'libx264', 'gif': 'gif', 'webp': 'libwebp_anim'}
+FORMATS = ('mp4', 'gif', 'webp', 'webm', 'frames')
+WITH_ALPHA = ('webm', 'webp', 'frames')
+CODECS = {'mp4': 'libx264', 'gif': 'gif', 'webp': 'libwebp_anim', 'webm': 'libvpx-vp9'}
 CONTAINER_OPTIONS = {'mp4': {'movflags': 'faststart'},          # the index comes first: browsers play while they load
-                     'gif': {'loop': '0'}, 'webp': {'loop': '0'}}  # 0: for ever
+                     'gif': {'loop': '0'}, 'webp': {'loop': '0'}, 'webm': {}}  # 0: for ever
 WEBP_QUALITY = 90
+# Of VP9: no limit on the size, since crf says how good it is; half the time of the usual settings.
+VP9 = {'b': '0', 'deadline': 'good', 'cpu-used': '4', 'row-mt': '1'}
 BT709 = 1           # the standard's number for color primaries and transfer (ITU-T H.273)
 WAITING_FRAMES = 4  # at most this many are held for the encoder
 
@@ -57,11 +62,11 @@ def check_encoder(file_format):
 def video_writer(path, file_format='mp4', fps=30, crf=10):
     """Yield a function that adds one frame, a uint8 array (H,W,3) in RGB, to the video at `path`.
 
-    file_format: one of FORMATS. fps: a whole number. crf: quality of H.264, from 0 (lossless) to 51. Odd sizes of a
-    file get one more row or column, a copy of the last, since yuv420p halves them. The video appears when the block
-    ends. When KeyboardInterrupt ends it, the frames so far become the video, or go to unfinished_path(path) where there
-    is a video already. After any other exception, or without a frame, nothing changes. Raises UserError for a format
-    that this machine cannot write.
+    Frames of a file_format of WITH_ALPHA may be (H,W,4), the last alpha. file_format: one of FORMATS. fps: a whole
+    number. crf: quality of H.264 and VP9, from 0 (lossless) to 51. Odd sizes of a file get one more row or column, a
+    copy of the last, since yuv420p halves them. The video appears when the block ends. When KeyboardInterrupt ends it,
+    the frames so far become the video, or go to unfinished_path(path) where there is a video already. After any other
+    exception, or without a frame, nothing changes. Raises UserError for a format that this machine cannot write.
     """
     check_encoder(file_format)
     path, stop = Path(path), None
@@ -149,13 +154,14 @@ class _Recording:
     def encode(self, frame):
         frame = np.pad(frame, [(0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)], mode='edge')
         if self.stream is None:
-            self._begin(*frame.shape[:2])
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format='rgb24')
+            self._begin(*frame.shape)
+        kind = 'rgba' if frame.shape[2] == 4 else 'rgb24'
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format=kind)
         picture.pts, picture.time_base = self.count, Fraction(1, self.fps)
         self.container.mux(self.stream.encode(self.convert(picture)))
         self.count += 1
 
-    def _begin(self, height, width):
+    def _begin(self, height, width, channels):
         self.stream = self.container.add_stream(CODECS[self.file_format], rate=self.fps)
         codec = self.stream.codec_context
         codec.width, codec.height = width, height
@@ -165,10 +171,13 @@ class _Recording:
             codec.pix_fmt, codec.options = 'bgra', {'quality': str(WEBP_QUALITY)}
             self.convert = partial(av.VideoFrame.reformat, format='bgra')
         else:
-            codec.pix_fmt, codec.options = 'yuv420p', {'crf': str(self.crf)}
+            kind = 'yuva420p' if channels == 4 else 'yuv420p'
+            codec.pix_fmt, codec.options = kind, {'crf': str(self.crf)} | (VP9 if self.file_format == 'webm' else {})
+            if channels == 4:
+                self.stream.metadata['alpha_mode'] = '1'
             codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG
             codec.color_primaries = codec.color_trc = BT709
-            self.convert = partial(av.VideoFrame.reformat, format='yuv420p', dst_colorspace=Colorspace.ITU709,
+            self.convert = partial(av.VideoFrame.reformat, format=kind, dst_colorspace=Colorspace.ITU709,
                                    dst_color_range=ColorRange.MPEG)
 
     def close(self):

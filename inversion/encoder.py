@@ -1,8 +1,9 @@
 """An encoder from a picture to a first guess of viewpoint and w, trained on the model's own samples.
 
 The samples cost no labels and never end: random identities from random viewpoints, whose truth is known. They are
-changed in brightness, contrast, color and sharpness, and parts are covered, since photos differ from samples in these.
-The encoder is kept beside the model's checkpoint, NAME_encoder.pt.
+previews (preview.py), which take a fifth of the time of pictures. They are changed in brightness, contrast, color and
+sharpness, and parts are covered, since photos differ from samples in these. The encoder is kept beside the model's
+checkpoint, NAME_encoder.pt, and the maps of the previews with it.
 """
 import contextlib
 from pathlib import Path
@@ -13,16 +14,17 @@ from torch import nn
 from tqdm import tqdm
 
 import checkpoint
-from inversion.inverter import Guess
+from inversion.inverter import Guess, shrunk
+from inversion.preview import Preview, sides
 from utils import UserError
 
-FORMAT = 'StyleSDF encoder 1'
-SIDE = 64                  # of the pictures that it sees, at most
-CHANNELS = (32, 64, 128, 192)  # of its blocks, each of half the resolution
-BATCH, FRESH = 64, 4       # pictures a step, of which so many are new
+FORMAT = 'StyleSDF encoder 2'
+SMALLEST_SIDE = 16         # of the pictures that it sees
+CHANNELS = (16, 32, 64, 128)  # of its blocks, each of half the resolution
+BATCH, FRESH = 32, 1       # pictures a step, of which so many are new
 POOL = 6144                # pictures that are kept to be seen again
 FIRST = 512                # pictures that are made before the first step
-STEPS = 2500
+STEPS = 1500
 RATE = 1e-3
 WIDER = 1.25               # viewpoints are drawn from so many times the training's spread
 PSI = (0.5, 1.1)           # distance from the mean of w, times that of random identities
@@ -43,63 +45,50 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pictures (B,3,S,S) in [-1, 1] to viewpoints, in units of the training's spread, and coordinates of w."""
+    """Pictures (B,3,S,S) in [-1, 1] to viewpoints, in units of the training's spread, and coordinates of w.
 
-    def __init__(self, style_dim, side=SIDE):
+    preview: the model's Preview, whose pictures it was trained on.
+    """
+
+    def __init__(self, style_dim, side, preview=None):
         super().__init__()
-        self.side = side
+        self.side, self.preview = side, preview
         channels, blocks = 3, []
         for out in CHANNELS:
             blocks.append(Block(channels, out))
             channels = out
         self.blocks = nn.Sequential(*blocks)
         cells = max(1, side // 2 ** len(CHANNELS))
-        self.head = nn.Sequential(nn.Linear(channels * cells ** 2, 512), nn.LeakyReLU(0.2),
-                                  nn.Linear(512, 2 + style_dim))
+        self.head = nn.Sequential(nn.Linear(channels * cells ** 2, 256), nn.LeakyReLU(0.2),
+                                  nn.Linear(256, 2 + style_dim))
 
     def forward(self, pictures):
         found = self.head(self.blocks(shrunk(pictures, self.side)).flatten(1))
         return found[:, :2], found[:, 2:]
 
 
-def shrunk(pictures, side):
-    """Pictures (B,3,S,S) with `side` pixels a side; smaller ones are enlarged."""
-    if pictures.shape[-1] == side:
-        return pictures
-    return F.interpolate(pictures, size=(side, side), mode='bilinear', antialias=True, align_corners=False)
-
-
 def side_for(inverter):
-    """The side of the pictures that the encoder of a model sees: the model's, at most SIDE and at least 16."""
-    return max(16, min(SIDE, inverter.size))
-
-
-def spread_of(inverter):
-    """(2,) the spread of azimuth and elevation in training."""
-    camera = inverter.opt.camera
-    return torch.tensor([camera.azim, camera.elev], device=inverter.device).clamp(min=1e-3)
+    """The side of the pictures that the encoder of a model sees: that of the largest previews, at least 16."""
+    return max(SMALLEST_SIDE, sides(inverter)[-1])
 
 
 @torch.no_grad()
-def guess_of(encoder, inverter, photos):
-    """The Guess of Photos."""
-    view, u = encoder.eval()(photos.images)
-    return Guess(view * spread_of(inverter), u)
+def guess_of(encoder, inverter, images):
+    """The Guess of images (B,3,S,S)."""
+    view, u = encoder.eval()(images)
+    return Guess(view * inverter.spread, u)
 
 
 # ---------------------------------------------------------------------------------------------- training
 
 @torch.no_grad()
-def samples(inverter, count, rng, side):
-    """(pictures (count,3,side,side), viewpoints, coordinates) of random identities."""
-    guess = inverter.draw(count, rng, WIDER)
-    share = torch.empty(count, 1, device=inverter.device).uniform_(*PSI, generator=rng)
-    u = guess.u * share
-    noise = None
-    if inverter.generator.full_pipeline:
-        noise = inverter.generator.decoder.random_noise(count, rng)
-    pictures, _ = inverter.render(inverter.latents(u), guess.viewpoint, noise)
-    return shrunk(pictures.clamp(-1, 1), side), guess.viewpoint / spread_of(inverter), u
+def samples(preview, count, rng, side):
+    """(pictures (count,3,side,side), viewpoints, coordinates) of random identities of a Preview's model."""
+    guess = preview.inverter.draw(count, rng, WIDER)
+    share = torch.empty(count, 1, device=preview.inverter.device).uniform_(*PSI, generator=rng)
+    guess = guess._replace(u=guess.u * share)
+    pictures = preview.pictures(guess, sides(preview.inverter)[-1])
+    return shrunk(pictures.clamp(-1, 1), side), guess.viewpoint / preview.inverter.spread, guess.u
 
 
 def changed(pictures, rng):
@@ -128,18 +117,19 @@ def train_encoder(inverter, steps=STEPS):
     """A trained Encoder of a model. Ctrl-C ends the training early; the encoder is what it is then."""
     device, side = inverter.device, side_for(inverter)
     rng = torch.Generator(device).manual_seed(inverter.opt.experiment.seed)
+    preview = Preview.fitted(inverter)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(inverter.opt.experiment.seed)
-        encoder = Encoder(inverter.generator.style_dim, side).to(device).train()
+        encoder = Encoder(inverter.generator.style_dim, side, preview).to(device).train()
     adam = torch.optim.Adam(encoder.parameters(), lr=RATE)
     pool = None
     with tqdm(total=steps, desc='training the encoder', unit='step') as bar, contextlib.suppress(KeyboardInterrupt):
         first = min(FIRST, FRESH * steps)
         for made in range(0, first, FRESH):
-            pool = joined(pool, samples(inverter, FRESH, rng, side))
+            pool = joined(pool, samples(preview, FRESH, rng, side))
             bar.set_postfix_str(f'making pictures: {made + FRESH} of {first}')
         for step in range(steps):
-            pool = joined(pool, samples(inverter, FRESH, rng, side))
+            pool = joined(pool, samples(preview, FRESH, rng, side))
             fresh = torch.arange(len(pool[0]) - FRESH, len(pool[0]), device=device)
             index = torch.cat([torch.randint(len(pool[0]), (BATCH - FRESH,), generator=rng, device=device), fresh])
             pictures, view, u = (values[index].float() for values in pool)
@@ -178,8 +168,23 @@ def encoder_path(model_path):
 
 def save_encoder(path, encoder, owner):
     """Write an encoder of the model `owner` (inference.latents.Owner), in half precision."""
+    preview = encoder.preview
     checkpoint.save(path, {'format': FORMAT, 'model': owner._asdict(), 'side': encoder.side,
+                           'psi': preview.inverter.psi, 'maps': preview.maps,
                            'encoder': {name: value.half() for name, value in encoder.state_dict().items()}})
+
+
+def maps_of(maps, inverter, path):
+    """The maps of a Preview as they are in a file. Raises UserError where they are not those of this model."""
+    generator = inverter.generator
+    sizes = sides(inverter) if generator.full_pipeline else []
+    shape = (generator.decoder.conv1.conv.weight.shape[1] + 1, 3) if sizes else None
+    if not isinstance(maps, dict) or sorted(maps) != sizes or not all(
+            isinstance(one, torch.Tensor) and checkpoint.is_plain(one) and one.shape == shape and one.isfinite().all()
+            for one in maps.values()):
+        raise UserError(f'{path} is damaged: its maps are not those of this model; remove it, and train an encoder '
+                        'with --train_encoder.')
+    return {side: one.float().to(inverter.device) for side, one in maps.items()}
 
 
 def read_encoder(path, inverter, owner):
@@ -191,6 +196,10 @@ def read_encoder(path, inverter, owner):
     if not isinstance(contents, dict) or contents.get('format') != FORMAT or contents.get('side') != side_for(inverter):
         raise UserError(f'{path} is no encoder of this model; remove it, and train one with --train_encoder.')
     owner.check(contents.get('model'), path, 'the encoder')
-    encoder = Encoder(inverter.generator.style_dim, contents['side'])
+    if contents.get('psi') != inverter.psi:
+        raise UserError(f'{path} was trained with --truncation_ratio {contents.get("psi")}, not {inverter.psi}; give '
+                        'the same, or train another encoder with --train_encoder.')
+    preview = Preview(inverter, maps_of(contents.get('maps'), inverter, path))
+    encoder = Encoder(inverter.generator.style_dim, contents['side'], preview)
     checkpoint.load_state(encoder, contents.get('encoder'), path)
     return encoder.to(inverter.device).eval().requires_grad_(False)

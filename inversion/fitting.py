@@ -1,9 +1,9 @@
 """Joint optimization of viewpoint and latents until the model's picture is a photo (Ko et al., 3D GAN inversion with
 pose optimization, WACV 2023; Lan et al., E3DGE, CVPR 2023, for StyleSDF).
 
-First few rays of several starts are compared with the small photo, and the best start of each photo goes on
-(`fit_coarse`). Then the picture is compared at all scales: at first viewpoint and w move, later each layer's w' too
-(`Fitting`). Each photo has its own loss, so a batch gives what one photo alone gives.
+It begins where least squares on small pictures have ended (solving.py), and compares the whole picture at all scales
+and by all losses. Each layer's w' moves by itself. Each photo has its own loss, so a batch gives what one photo alone
+gives.
 """
 import time
 from typing import NamedTuple
@@ -13,24 +13,22 @@ from torch import Tensor
 
 from camera import cameras_of
 from inference.latents import Latents
-from inversion.inverter import Guess
 from losses import depth_roughness, edge_loss, feature_loss, noise_correlation, pyramid_loss
 
 BETAS = (0.9, 0.99)
-RATE_U, RATE_VIEW, RATE_W_PRIME, RATE_NOISE = 0.1, 0.01, 0.03, 0.05  # Adam's, of the coordinates; radians
-FREE_FROM = 0.5      # share of the steps from which each layer's w' moves by itself
+RATE_U, RATE_VIEW, RATE_W_PRIME, RATE_NOISE = 0.01, 0.001, 0.1, 0.1  # Adam's, of the coordinates; radians
+PATIENCE = 8         # it ends where so many steps in a row have gained nothing
 DECAY_FROM = 0.6     # share of the steps from which the rates fall to 0
 STEEPEST = 80.       # degrees of elevation: beyond it "up" loses its meaning
 
 
 class Weights(NamedTuple):
     """Weights of the terms of the loss."""
-    thumbnail: float = 0.3   # against the photo shrunk to the rays
     edges: float = 0.1
     features: float = 0.3
-    pull: float = 1e-3       # of w towards its mean, in standard deviations squared
-    pull_prime: float = 1e-3  # of the layers' w' towards what follows from w
-    view: float = 1e-4       # of the viewpoint towards the front, in units of the training's spread squared
+    pull: float = 0.05       # of w towards its mean, in standard deviations squared, times the error of the pixels
+    pull_prime: float = 0.02  # of the layers' w' towards what follows from w, likewise
+    view: float = 0.002      # of the viewpoint towards the front, in units of the training's spread squared, likewise
     depth: float = 0.05      # roughness of the depth, in units of the depth range
     noise: float = 1e3       # correlation of the noise, where it is fitted
 
@@ -40,35 +38,10 @@ def rate_factor(done):
     return min(1., max(0., (1 - done) / (1 - DECAY_FROM)))
 
 
-def view_pull(viewpoint, opt):
-    """(B,) how far viewpoints (B,2) are from the front, in units of the training's spread, squared."""
-    spread = viewpoint.new_tensor([opt.camera.azim, opt.camera.elev]).clamp(min=1e-3)
-    return (viewpoint / spread).square().sum(1)
-
-
 def clamped(viewpoint):
     """Viewpoints whose elevation stays clear of the poles."""
     limit = STEEPEST * torch.pi / 180
     return torch.cat([viewpoint[:, :1], viewpoint[:, 1:].clamp(-limit, limit)], dim=1)
-
-
-def fit_coarse(inverter, photos, starts, steps, weights=None):
-    """The best Guess of each photo after `steps` of optimization with few rays from several starts.
-
-    starts: a Guess of B * K, those of the first photo first.
-    """
-    weights, count = weights or Weights(), len(starts.u) // len(photos.images)
-    u, viewpoint = (value.clone().requires_grad_() for value in (starts.u, starts.viewpoint))
-    adam = torch.optim.Adam([{'params': [u], 'lr': RATE_U}, {'params': [viewpoint], 'lr': RATE_VIEW}], betas=BETAS)
-    target = photos.coarse.repeat_interleave(count, dim=0)
-    for step in range(steps + 1):
-        loss = pyramid_loss(inverter.render_coarse(Guess(clamped(viewpoint), u)), target)
-        loss = loss + weights.pull * u.square().mean(1) + weights.view * view_pull(viewpoint, inverter.opt)
-        if step == steps:
-            break
-        _step(adam, loss.sum(), rate_factor(step / steps))
-    best = loss.detach().view(-1, count).argmin(dim=1) + torch.arange(0, len(u), count, device=u.device)
-    return Guess(clamped(viewpoint.detach()[best]), u.detach()[best])
 
 
 def _step(adam, loss, factor):
@@ -88,6 +61,13 @@ class Found(NamedTuple):
     noise: list | None   # of (B,1,h,w), where it was fitted
     loss: Tensor         # (B,)
 
+    @classmethod
+    @torch.no_grad()
+    def of(cls, inverter, guess):
+        """A Guess as it is; its loss is not known."""
+        loss = guess.u.new_full((len(guess.u),), torch.inf)
+        return cls(inverter.latents(guess.u), guess.viewpoint, guess.u, None, loss)
+
     def select(self, index):
         """What was found of photo `index`, still as a batch."""
         index = slice(index, index + 1)
@@ -96,14 +76,14 @@ class Found(NamedTuple):
 
 
 class Fitting:
-    """The optimization of B Photos from a Guess of each; `found` is the best so far, also after an interruption.
+    """The optimization of B images (B,3,S,S) from a Guess of each; `found` is the best so far, even interrupted.
 
     fit_noise: whether the decoder's noise maps are fitted too. They belong to the picture, not to the surface, so what
     is in them does not turn with the head.
     """
 
-    def __init__(self, inverter, photos, guess, weights=None, fit_noise=False):
-        self.inverter, self.photos, self.weights = inverter, photos, weights or Weights()
+    def __init__(self, inverter, images, guess, weights=None, fit_noise=False):
+        self.inverter, self.images, self.weights = inverter, images, weights or Weights()
         generator, batch = inverter.generator, len(guess.u)
         self.u, self.viewpoint = (value.clone().requires_grad_() for value in (guess.u, guess.viewpoint))
         groups = [{'params': [self.u], 'lr': RATE_U}, {'params': [self.viewpoint], 'lr': RATE_VIEW}]
@@ -117,8 +97,9 @@ class Fitting:
                               for one in generator.decoder.fixed_noise()]
                 groups.append({'params': self.noise, 'lr': RATE_NOISE})
         self.adam = torch.optim.Adam(groups, betas=BETAS)
-        self.targets = inverter.features.maps(photos.images) if inverter.features else None
+        self.targets = inverter.features.maps(images) if inverter.features else None
         self.found = None
+        self.error = None  # (B,) of the pixels in the last step
 
     def latents(self):
         """The Latents at the present coordinates."""
@@ -129,15 +110,15 @@ class Fitting:
 
     def terms(self, latents):
         """{name: (B,)} the terms of the loss, with their weights."""
-        inverter, weights, photos = self.inverter, self.weights, self.photos
+        inverter, weights, images = self.inverter, self.weights, self.images
         viewpoint = clamped(self.viewpoint)
         picture, rendering = inverter.render(latents, viewpoint, 'fixed' if self.noise is None else self.noise)
-        terms = {'pixels': pyramid_loss(picture, photos.images),
-                 'edges': weights.edges * edge_loss(picture, photos.images),
-                 'pull': weights.pull * self.u.square().mean(1) + weights.view * view_pull(viewpoint, inverter.opt)}
-        if inverter.generator.full_pipeline:
-            terms['thumbnail'] = weights.thumbnail * pyramid_loss(rendering.thumbnail, photos.thumbnails)
-            terms['pull'] = terms['pull'] + weights.pull_prime * self.offsets.square().mean(dim=(1, 2))
+        pull = weights.pull * self.u.square().mean(1) + weights.view * (viewpoint / inverter.spread).square().sum(1)
+        if self.offsets is not None:
+            pull = pull + weights.pull_prime * self.offsets.square().mean(dim=(1, 2))
+        pixels = pyramid_loss(picture, images)
+        error = pixels.detach() if self.error is None else self.error
+        terms = {'pixels': pixels, 'edges': weights.edges * edge_loss(picture, images), 'pull': error * pull}
         if self.targets is not None:
             terms['features'] = weights.features * feature_loss(inverter.features.maps(picture), self.targets)
         if self.noise is not None:
@@ -149,13 +130,13 @@ class Fitting:
         return terms
 
     def keep(self, latents, loss):
-        """Keep what is better than all before, photo by photo."""
+        """Keep what is better than all before, photo by photo. Returns whether anything is."""
         now = Found(Latents(*(None if one is None else one.detach() for one in latents)),
                     clamped(self.viewpoint.detach()), self.u.detach().clone(),
                     self.noise and [one.detach().clone() for one in self.noise], loss.detach())
         if self.found is None:
             self.found = now
-            return
+            return True
         better, old = now.loss < self.found.loss, self.found
 
         def chosen(new, before):
@@ -164,23 +145,22 @@ class Fitting:
         self.found = Found(Latents(*map(chosen, now.latents, old.latents)), chosen(now.viewpoint, old.viewpoint),
                            chosen(now.u, old.u), now.noise and list(map(chosen, now.noise, old.noise)),
                            chosen(now.loss, old.loss))
+        return bool(better.any())
 
     def run(self, steps, seconds=0.):
         """Yield after each step (share done in [0, 1], {term: mean over the photos}); `steps` of them, or fewer where
-        `seconds` are over. With 0 steps the guess alone is judged."""
-        began, step, done = time.perf_counter(), 0, 0.
+        `seconds` are over or nothing is gained any more. With 0 steps the guess alone is judged."""
+        began, step, done, idle = time.perf_counter(), 0, 0., 0
         while True:
-            for group in self.adam.param_groups[2:]:
-                for value in group['params']:
-                    value.requires_grad_(done >= FREE_FROM)
-            last = done >= 1 or step >= steps
+            last = done >= 1 or step >= steps or idle >= PATIENCE
             with torch.set_grad_enabled(not last):
                 latents = self.latents()
                 terms = self.terms(latents)
                 loss = sum(terms.values())
-                self.keep(latents, loss)
+                idle = 0 if self.keep(latents, loss) else idle + 1
                 if not last:
                     _step(self.adam, loss.sum(), rate_factor(done))
+            self.error = terms['pixels'].detach()
             step += 1
             spent = (time.perf_counter() - began) / seconds if seconds else 0.
             done = max(step / max(1, steps), spent)

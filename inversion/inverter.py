@@ -8,11 +8,18 @@ from munch import Munch
 from torch import Tensor
 
 from camera import cameras_of, sample_viewpoints
-from inference.latents import latents_of_w, render_latents
+from inference.latents import decoded, latents_of_w, render_latents
 from inversion.space import Space, spaces_of
 from model import Generator, MeanLatents
+from op.chosen import can_choose, render_with_gradients
 
-COARSE_RAYS = 16  # rays a side of what is compared at first
+LIKELY_PSI = 0.7  # truncation, where the user gave none
+
+
+def shrunk(images, side):
+    """Images (B,3,S,S) with `side` pixels a side, without aliasing; smaller ones are enlarged."""
+    return images if side == images.shape[-1] else F.interpolate(
+        images, size=(side, side), mode='bilinear', antialias=True, align_corners=False)
 
 
 class Guess(NamedTuple):
@@ -22,17 +29,6 @@ class Guess(NamedTuple):
 
     def select(self, index):
         return Guess(self.viewpoint[index], self.u[index])
-
-
-class Photos(NamedTuple):
-    """B photos as the model would make them, values in [-1, 1]."""
-    images: Tensor      # (B,3,S,S), S the side of the model's pictures
-    thumbnails: Tensor  # (B,3,R,R), R the rays along a side
-    coarse: Tensor      # (B,3,r,r) with at most COARSE_RAYS
-
-    def repeated(self, count):
-        """Each photo `count` times in a row."""
-        return Photos(*(images.repeat_interleave(count, dim=0) for images in self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +47,7 @@ class Inverter:
 
     @classmethod
     def of(cls, generator, opt, means, features=None):
-        psi = opt.inference.truncation_ratio
+        psi = opt.inference.truncation_ratio if 'truncation_ratio' in opt.given else LIKELY_PSI
         return cls(generator, opt, means, psi, *spaces_of(generator, psi, means), features)
 
     @property
@@ -64,30 +60,25 @@ class Inverter:
         return self.generator.decoder.size if self.generator.full_pipeline else self.generator.renderer.resolution
 
     @property
-    def coarse_rays(self):
-        return min(COARSE_RAYS, self.generator.renderer.resolution)
-
-    def photos(self, images):
-        """Photos of images (B,3,S,S)."""
-        def shrunk(side):
-            return images if side == images.shape[-1] else F.interpolate(
-                images, size=(side, side), mode='bilinear', antialias=True, align_corners=False)
-
-        return Photos(images, shrunk(self.generator.renderer.resolution), shrunk(self.coarse_rays))
+    def spread(self):
+        """(2,) the spread of azimuth and elevation in training, in radians."""
+        camera = self.opt.camera
+        return torch.tensor([camera.azim, camera.elev], device=self.device).clamp(min=1e-3)
 
     def latents(self, u):
         """Latents at coordinates u (B,style_dim) of w; w' follows from w."""
         return latents_of_w(self.generator, self.w_space.latents(u), self.psi, self.means)
 
     def render(self, latents, viewpoint, noise='fixed'):
-        """(pictures (B,3,S,S), Rendering) of Latents from viewpoints (B,2)."""
-        return render_latents(self.generator, latents, cameras_of(self.opt, viewpoint), noise)
+        """(pictures (B,3,S,S), Rendering) of Latents from viewpoints (B,2).
 
-    def render_coarse(self, guess):
-        """Thumbnails (B,3,r,r) of a Guess with few rays."""
-        renderer, rays = self.generator.renderer, self.coarse_rays
-        cameras = cameras_of(self.opt, guess.viewpoint).magnified(rays / renderer.resolution)
-        return renderer(self.w_space.latents(guess.u), cameras, resolution=rays, features=False).thumbnail
+        Gradients go through the samples that carry weight, where the renderer can choose them (op/chosen.py).
+        """
+        generator, cameras = self.generator, cameras_of(self.opt, viewpoint)
+        if not torch.is_grad_enabled() or not can_choose(generator.renderer, generator.renderer.resolution):
+            return render_latents(generator, latents, cameras, noise)
+        rendering = render_with_gradients(generator.renderer, latents.w, cameras, generator.full_pipeline)
+        return decoded(generator, latents, rendering, noise), rendering
 
     def draw(self, count, rng, wider=1.):
         """A Guess of `count` random identities, from viewpoints of the training's spread times `wider`."""

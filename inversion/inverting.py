@@ -1,26 +1,43 @@
-"""The steps from photos to their latents: a first guess, the optimization, and the tuning of the decoder."""
+"""The steps from photos to their latents: a first guess, viewpoint and w by least squares, the optimization of all
+latents, and the tuning of the decoder."""
+import time
 from typing import NamedTuple
 
 import torch
 
 from inversion import encoder as encoders
 from inversion import search
-from inversion.fitting import Fitting, Weights, fit_coarse
+from inversion.fitting import Fitting, Found, Weights
 from inversion.inverter import Guess
+from inversion.preview import Preview
+from inversion.solving import solve
 from inversion.tuning import Tuning
 
-COARSE_STEPS = 40
-FIT_SHARE = 0.6         # of the time of a photo, where the decoder is tuned too
-PIXELS_AT_ONCE = {'cpu': 1 << 18, 'cuda': 1 << 21}  # of the pictures of one batch
+FIT_SHARE = 0.6    # of the time of a photo, where the decoder is tuned too
+SOLVE_SHARE = 0.5  # of that, at most, for viewpoint and w alone
+CLOSE = 1e-3       # mean squared error (36 dB) from which on viewpoint and w alone are enough
+PIXELS_AT_ONCE = {'cpu': 1 << 14, 'cuda': 1 << 21}  # of the pictures of one batch; a CPU gains nothing by more
 
 
 class Settings(NamedTuple):
     """How long to look."""
-    steps: int = 150
+    steps: int = 15
     seconds: float = 0.      # most seconds for one photo, 0: no limit
     tune_steps: int = 0      # of the decoder; 0: leave it as it is
     starts: int = 4          # candidates that are looked at closely, where there is no encoder
     fit_noise: bool = False
+
+
+class Progress(NamedTuple):
+    """Where an Inversion is."""
+    phase: str         # what is done
+    done: float = 0.   # share of it, in [0, 1]
+    terms: dict = {}   # of the loss, their means over the photos by name
+
+    @property
+    def text(self):
+        losses = ', '.join(f'{term} {value:.4f}' for term, value in self.terms.items() if value)
+        return f'{self.phase}: {losses}' if losses else self.phase
 
 
 def batch_of(inverter):
@@ -33,27 +50,27 @@ class Guesser:
 
     def __init__(self, inverter, encoder=None, starts=4):
         self.inverter, self.encoder, self.starts, self._candidates = inverter, encoder, starts, None
+        self.preview = encoder and encoder.preview
 
     def prepare(self, progress=lambda count: None):
-        """Make the candidates of the search, which all photos share."""
+        """Make what all photos share: the maps of the previews, and the candidates of the search. progress: called now
+        and then.
+        """
+        if self.preview is None:
+            self.preview = Preview.fitted(self.inverter, progress)
         if self.encoder is None and self._candidates is None:
-            self._candidates = search.candidates(self.inverter, progress)
+            self._candidates = search.candidates(self.inverter, self.preview, progress)
 
-    def guess(self, photos):
-        """(Guess of each photo, one for each)."""
-        if self.encoder is not None:
-            return encoders.guess_of(self.encoder, self.inverter, photos)
+    def guess(self, images):
+        """The Guess of each of B images (B,3,S,S)."""
+        return self.starting(images, 1)
+
+    def starting(self, images, count=None):
+        """A Guess of several for each image, or of one where there is an encoder: those of the first image first."""
         self.prepare()
-        return search.best_candidates(self._candidates, photos, 1)
-
-    def refined(self, photos, steps=COARSE_STEPS):
-        """The Guess after an optimization with few rays."""
         if self.encoder is not None:
-            starts = self.guess(photos)
-        else:
-            self.prepare()
-            starts = search.best_candidates(self._candidates, photos, self.starts)
-        return fit_coarse(self.inverter, photos, starts, steps)
+            return encoders.guess_of(self.encoder, self.inverter, images)
+        return search.best_candidates(self._candidates, images, count or self.starts)
 
 
 class Inversion:
@@ -61,38 +78,56 @@ class Inversion:
     photo the tuned decoder's, or None) are the best so far."""
 
     def __init__(self, inverter, images, guesser, settings=None, weights=None):
-        self.inverter, self.guesser, self.settings = inverter, guesser, settings or Settings()
-        self.weights = weights or Weights()
-        self.photos = inverter.photos(images)
-        self.fitting, self.differences = None, [None] * len(images)
+        self.inverter, self.images, self.guesser = inverter, images, guesser
+        self.settings, self.weights = settings or Settings(), weights or Weights()
+        self.guess, self.fitting, self.differences = None, None, [None] * len(images)
+        self.errors = [float('inf')] * len(images)  # after the least squares
 
     @property
     def found(self):
-        """The best so far, or None before the first step."""
-        return self.fitting and self.fitting.found
+        """The best so far, or None before the first guess."""
+        if self.fitting is not None and self.fitting.found is not None:
+            return self.fitting.found
+        return self.guess and Found.of(self.inverter, self.guess)
 
     def run(self):
-        """Yield (what is done, share done in [0, 1] of it, {term of the loss: its mean}) after each step."""
-        yield 'first guess', 0., {}
-        settings, seconds = self.settings, self.settings.seconds * len(self.differences)
-        guess = self.guesser.refined(self.photos) if settings.steps else self.guesser.guess(self.photos)
-        self.fitting = Fitting(self.inverter, self.photos, guess, self.weights, settings.fit_noise)
+        """Yield Progress after each step."""
+        yield Progress('first guess')
+        settings, seconds = self.settings, self.settings.seconds
+        began = time.perf_counter()
+        self.guess = self.guesser.guess(self.images)
         share = FIT_SHARE if settings.tune_steps else 1.
-        for done, terms in self.fitting.run(settings.steps, share * seconds):
-            yield 'latents', done, terms
-        if not settings.tune_steps or not self.inverter.generator.full_pipeline:
-            return
-        for i in range(len(self.differences)):
-            photos = type(self.photos)(*(images[i:i + 1] for images in self.photos))
-            tuning = Tuning(self.inverter, photos, self.found.select(i), self.weights)
-            steps = tuning.run(settings.tune_steps, (1 - share) * seconds / len(self.differences))
-            for done, terms in steps:
+        if settings.steps:
+            yield from self.solve(share * SOLVE_SHARE * seconds)
+        self.fitting = Fitting(self.inverter, self.images, self.guess, self.weights, settings.fit_noise)
+        left = max(1e-3, share * seconds * len(self.images) - (time.perf_counter() - began)) if seconds else 0.
+        close = max(self.errors) < CLOSE and not settings.fit_noise
+        for done, terms in self.fitting.run(0 if close else settings.steps, left):
+            yield Progress('latents', done, terms)
+        if settings.tune_steps and self.inverter.generator.full_pipeline:
+            yield from self.tune((1 - share) * seconds)
+
+    def solve(self, seconds):
+        """Viewpoint and w of each image by least squares, in at most `seconds` each (0: no limit)."""
+        starts = self.guesser.starting(self.images)
+        count, viewpoints, us = len(starts.u) // len(self.images), *map(list, self.guess)
+        for i in range(len(self.images)):
+            began = time.perf_counter()
+
+            def late(began=began):
+                return seconds and time.perf_counter() - began > seconds
+
+            steps = solve(self.inverter, self.guesser.preview, self.images[i:i + 1],
+                          starts.select(slice(i * count, (i + 1) * count)), self.weights, late)
+            for done, guess, error in steps:
+                viewpoints[i], us[i], self.errors[i] = guess.viewpoint[0], guess.u[0], error
+                self.guess = Guess(torch.stack(viewpoints), torch.stack(us))
+                yield Progress('viewpoint and w', (i + done) / len(self.images), {'pixels': error})
+
+    def tune(self, seconds):
+        """The decoder for each image, in at most `seconds` each (0: no limit)."""
+        for i in range(len(self.images)):
+            tuning = Tuning(self.inverter, self.images[i:i + 1], self.found.select(i), self.weights)
+            for done, terms in tuning.run(self.settings.tune_steps, seconds):
                 self.differences[i] = tuning.difference
-                yield 'decoder', (i + done) / len(self.differences), terms
-
-
-def guess_alone(inverter, photos, guesser):
-    """(Latents, viewpoints) of Photos by the first guess alone."""
-    with torch.no_grad():
-        guess = guesser.guess(photos)
-        return inverter.latents(guess.u), Guess(*guess).viewpoint
+                yield Progress('decoder', (i + done) / len(self.images), terms)

@@ -11,7 +11,7 @@ from camera import cameras_of
 from inference.latents import copied_decoder, render_latents
 from losses import edge_loss, feature_loss, pyramid_loss
 
-RATE = 1e-3        # Adam's, of weights that are of the order of 1
+RATE = 4e-3        # Adam's, of weights that are of the order of 1
 STAY = 1.          # weight of how much the picture of another identity changes
 BETAS = (0.9, 0.99)
 
@@ -23,8 +23,8 @@ class Tuning:
     turning still work.
     """
 
-    def __init__(self, inverter, photos, found, weights):
-        self.inverter, self.photos, self.found, self.weights = inverter, photos, found, weights
+    def __init__(self, inverter, image, found, weights):
+        self.inverter, self.image, self.found, self.weights = inverter, image, found, weights
         self.generator = copied_decoder(inverter.generator)
         self.parameters = {name: value for name, value in self.generator.decoder.named_parameters()
                            if not name.startswith('style.') and not (name.endswith('bias') and value.dim() == 4
@@ -37,7 +37,7 @@ class Tuning:
             self.other = inverter.latents(inverter.draw(1, torch.Generator(inverter.device).manual_seed(2)).u)
             self.other_picture, other = render_latents(inverter.generator, self.other, cameras)
             self.other_features = other.features
-        self.targets = inverter.features.maps(photos.images) if inverter.features else None
+        self.targets = inverter.features.maps(image) if inverter.features else None
         self.difference, self.loss = None, float('inf')
 
     def picture(self):
@@ -70,8 +70,8 @@ class Tuning:
     def terms(self, step):
         """{name: scalar} the terms of the loss; now and then with that of the other identity."""
         picture = self.picture()
-        terms = {'pixels': pyramid_loss(picture, self.photos.images).mean(),
-                 'edges': self.weights.edges * edge_loss(picture, self.photos.images).mean()}
+        terms = {'pixels': pyramid_loss(picture, self.image).mean(),
+                 'edges': self.weights.edges * edge_loss(picture, self.image).mean()}
         if self.targets is not None:
             terms['features'] = self.weights.features * feature_loss(self.inverter.features.maps(picture),
                                                                      self.targets).mean()

@@ -1,12 +1,15 @@
-"""What is written of an inverted photo, and how sure it is."""
+"""What was found of a photo, how sure it is, and the files that are written of it."""
+import math
+from typing import NamedTuple
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from camera import cameras_of
 from inference import results
 from inference.latents import SavedLatents, render_latents, save_latents, tuned_generator
 from inference.loaded_model import LoadedModel
-from inversion.photos import as_tensor
 from metrics.similarity import psnr
 from surfaces.files import save_mesh
 from surfaces.rendering import render_surface
@@ -37,9 +40,27 @@ def verdict(inverter, found, decibels):
     return 'sure' if decibels >= GOOD else 'fairly sure'
 
 
-def saved_of(inverter, found, difference, name, source):
-    """What was Found of one photo, as SavedLatents."""
-    return SavedLatents(name, found.latents, found.viewpoint, found.noise, difference, source)
+class Outcome(NamedTuple):
+    """What an Inversion has found of one photo, as far as it has come."""
+    saved: SavedLatents
+    picture: Tensor    # (1,3,S,S), the reconstruction as generation makes it
+    decibels: float    # its PSNR
+    verdict: str       # how sure it is
+    loss: float
+
+    @property
+    def line(self):
+        azimuth, elevation = torch.rad2deg(self.saved.viewpoints[0]).tolist()
+        return f'azimuth {azimuth:.1f}, elevation {elevation:.1f} degrees, {self.decibels:.1f} dB; {self.verdict}'
+
+
+def outcome_of(inversion, index=0, name='photo', source='a photo'):
+    """The Outcome of photo `index` of an Inversion that has made its first guess."""
+    found = inversion.found.select(index)
+    saved = SavedLatents(name, found.latents, found.viewpoint, found.noise, inversion.differences[index], source)
+    picture = picture_of(inversion.inverter, saved)[0]
+    decibels = psnr(picture, inversion.images[index:index + 1]).item()
+    return Outcome(saved, picture, decibels, verdict(inversion.inverter, found, decibels), found.loss.item())
 
 
 def picture_of(inverter, saved):
@@ -49,12 +70,12 @@ def picture_of(inverter, saved):
         return render_latents(generator, saved.latents, cameras_of(inverter.opt, saved.viewpoints), saved.decoder_noise)
 
 
-def write_photo(inverter, folder, crop, saved, owner, model_path, facts, video=False):
-    """Write all files of one inverted photo below `folder`, and its entry in the index; returns the PSNR in dB.
+def write_photo(inverter, folder, crop, outcome, owner, model_path, facts, video=False):
+    """Write all files of one inverted photo below `folder`, and its entry in the index.
 
-    crop: the Crop. saved: its SavedLatents. facts: what else the entry is to say. video: whether the head is to turn.
+    crop: the Crop. outcome: its Outcome. facts: what else the entry is to say. video: whether the head is to turn.
     """
-    opt, name = inverter.opt, saved.name
+    opt, saved, name = inverter.opt, outcome.saved, outcome.saved.name
     model = LoadedModel(inverter.generator, opt, inverter.means, model_path)
     files = []
 
@@ -62,9 +83,8 @@ def write_photo(inverter, folder, crop, saved, owner, model_path, facts, video=F
         files.append(f'{name}/{end}')
         return folder / files[-1]
 
-    picture, _ = picture_of(inverter, saved)
     save_image_row(file('photo.png'), [np.asarray(crop.image)])
-    save_image_row(file('reconstruction.png'), [to_uint8(picture)[0]])
+    save_image_row(file('reconstruction.png'), [to_uint8(outcome.picture)[0]])
     save_image_row(file('views.png'), [model.picture(saved, model.cameras([[angle, 0.]])) for angle in ANGLES])
     camera = cameras_of(opt, saved.viewpoints)
     surface = render_surface(inverter.generator.renderer, saved.latents.w, camera)
@@ -76,10 +96,9 @@ def write_photo(inverter, folder, crop, saved, owner, model_path, facts, video=F
         model.video(file('video.mp4'), saved, frames=FRAMES)
     save_latents(file('latents.pt'), saved.latents, owner, saved.viewpoints, noise=saved.noise, tuned=saved.tuned,
                  source=saved.source)
-    decibels = psnr(picture, as_tensor(crop.image, picture.device)).item()
     azimuth, elevation = saved.viewpoints[0].tolist()
     results.add_to_index(folder, name, {
-        'photo': crop.source.where, 'viewpoint': {'azim': azimuth, 'elev': elevation}, 'psnr': decibels,
+        'photo': crop.source.where, 'viewpoint': {'azim': azimuth, 'elev': elevation}, 'psnr': outcome.decibels,
+        'loss': outcome.loss if math.isfinite(outcome.loss) else None,
         'fov': opt.camera.fov, 'dist_radius': opt.camera.dist_radius, 'tuned': bool(saved.tuned),
         'latents': owner.weights, 'files': files, **facts})
-    return decibels

@@ -45,7 +45,6 @@ STAGES = ('guess', 'fit', 'tuned')
 OWN = ('psnr', 'ssim', 'perceptual', 'view', 'depth', 'novel', 'seconds')
 PHOTO = ('psnr', 'ssim', 'perceptual', 'seconds')
 NOVEL = 15.         # degrees of azimuth to both sides
-LIKELY_PSI = 0.7    # truncation, where the user gave none
 
 
 class Truth(NamedTuple):
@@ -69,13 +68,13 @@ def seen(inverter, generator, latents, viewpoint, noise, degrees=0.):
     return picture, depth_of(rendering.xyz, cameras), rendering.background
 
 
-def own_image(inverter, number):
-    """(image (1,3,S,S), Truth) of the model's own, by number: identity, viewpoint of the training's distribution, and
-    noise are drawn as evaluation draws them."""
+def own_image(inverter, number, draw_noise=False):
+    """(image (1,3,S,S), Truth) of the model's own, by number: identity and viewpoint of the training's distribution are
+    drawn as evaluation draws them, and so is the noise where it is to be found too; else it is the checkpoint's."""
     opt, generator = inverter.opt, inverter.generator
     fakes = draw_fakes(opt, 'inversion', 0, [number], inverter.device)
     w = generator.map(fakes.z, inverter.psi, inverter.means)
-    noise = generator.decoder.random_noise(1, fakes.rngs[0]) if generator.full_pipeline else None
+    noise = generator.decoder.random_noise(1, fakes.rngs[0]) if draw_noise and generator.full_pipeline else None
     truth = Truth(latents_of_w(generator, w, inverter.psi, inverter.means), fakes.cameras.viewpoint, noise)
     return truth.seen(inverter)[0].clamp(-1, 1), truth
 
@@ -104,9 +103,8 @@ def measure_inversion(inverter, image, guesser, settings, truth=None):
 
     guesser.prepare()
     began = time.perf_counter()
-    photos = inverter.photos(image)
     with torch.no_grad():
-        guess = guesser.guess(photos)
+        guess = guesser.guess(image)
         latents = inverter.latents(guess.u)
     take('guess', inverter.generator, latents, guess.viewpoint, None, time.perf_counter() - began)
     began = time.perf_counter()
@@ -131,7 +129,7 @@ def measure_inversions(inverter, guesser, settings, own, photos, folder, process
 
     def row(kind, number):
         if kind == 'inversion-own':
-            image, truth = own_image(inverter, number)
+            image, truth = own_image(inverter, number, settings.fit_noise)
         else:
             image, truth = photos[number][None].to(inverter.device), None
         found = measure_inversion(inverter, image, guesser, settings, truth)

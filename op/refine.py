@@ -16,8 +16,8 @@ So the cost grows with the roughness of the field: a smooth one is interpolated 
 evaluated in the band around its visible surface, and a fog, where all samples count, at all of them. Where an evaluated
 sample was off by far more than its deviation, its surroundings are judged again. Measured: docs/performance.md.
 """
-import functools
 import itertools
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -33,7 +33,7 @@ EDGES = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
 REACH = 14           # square of how far away neighbors count in a prediction, in samples
 REACH_FACES = 9      # the same where the faces beside an edge are known
 PAD = 3              # samples beyond the ends that these reach
-PROBES = 500         # samples of a kind that are chosen at random, to measure by
+PROBES = 250         # samples of a kind that are chosen at random, to measure by
 FEWEST_PROBES = 60   # to fit weights to
 SMOOTH = 1e-3        # in scales of the density: less rough is as good as smooth
 PROBE_RAYS = 64
@@ -47,10 +47,15 @@ UNSEEN = 1e-3        # transmittance of what no ray reaches
 WEIGHTY = 1e-3       # a coarse cell is looked into if one of its samples may have so much weight
 IN_PLAY = 0.1        # of a tolerance: what may matter so much is predicted with care
 ROUNDS = 8           # of judging again
+DECISIVE_ROUNDS = 2  # exact distances may move the mesh to other edges, but hardly twice
 MOST = 0.6           # of the volume: where more is in the band, all of it is evaluated
 LEAST_SHARE = 0.2    # see Samples.true_share
 STEEPEST = 20        # exponent, only so that it stays a number
 NOTHING = 1e-8       # effect on a depth, in the world, that is none
+NEVER = float('inf')
+DOUBT_REACH = 2      # samples: how far around a surprise deviations are raised
+CUBE = tuple(itertools.product(range(-DOUBT_REACH, DOUBT_REACH + 1), repeat=3))
+PLACES_AT_ONCE = 4096  # whose surroundings are judged again
 TINY = 1e-9          # a distance, or its square, in the world, that is none
 
 
@@ -78,7 +83,7 @@ def separable(volume, matrices):
     return (first @ (second @ (volume @ third.T)).flatten(1)).unflatten(1, (len(second), len(third)))
 
 
-@functools.lru_cache(maxsize=64)
+@lru_cache(maxsize=64)
 def stencils(nodes, order, device):
     """(2 nodes - 1, nodes) weights of Lagrange interpolation at half steps, from the nearest `order` nodes."""
     positions = torch.arange(2 * nodes - 1, dtype=torch.float64) / 2
@@ -93,7 +98,7 @@ def stencils(nodes, order, device):
     return matrix.float().to(device)
 
 
-@functools.lru_cache(maxsize=64)
+@lru_cache(maxsize=64)
 def averages(cells, device):
     """(2 cells + 1, cells) matrix that gives each sample the mean of the cells that it lies in or beside."""
     place = torch.arange(2 * cells + 1)
@@ -103,7 +108,7 @@ def averages(cells, device):
     return matrix.to(device)
 
 
-@functools.lru_cache(maxsize=64)
+@lru_cache(maxsize=64)
 def constant(numbers, device):
     """Numbers as a tensor."""
     return torch.tensor(numbers).to(device)
@@ -171,33 +176,34 @@ def picked(places, count, rng):
 
 # ---------------------------------------------------------------------------------------------- what matters
 
-def transmittances(distance, density, spacing):
-    """The transmittance (…,N) behind each sample of a ray."""
-    return density.value(distance).cumsum(-1).mul_(-spacing).exp_()
+def transmittances(share, density, spacing):
+    """The transmittance (…,N) behind each sample of a ray. share: of the greatest density, see `shares`."""
+    return share.cumsum(-1).mul_(-spacing / density.scale).exp_()
 
 
-def levers(transmittance, spacing):
-    """What the density (…,N) at each sample of a ray does: |d depth / d (density x spacing)|, or a tenth of
-    |d background / d (density x spacing)|, the larger of the two. (The derivatives of the quadrature, StyleSDF C(r).)
-
-    What is behind a sample has on average the depth of the sample plus the sum of the transmittances from there.
-    """
-    upto = transmittance.cumsum(-1)
-    lever = (upto[..., -2:-1] - upto).add_(transmittance).mul_(spacing)
-    return torch.maximum(lever, 0.1 * transmittance[..., -2:-1])
+def shares(distance, density):
+    """The density of distances as a share of the greatest (volume_renderer.SigmoidDensity)."""
+    return (distance * (-1 / density.scale)).sigmoid_()
 
 
 def influence(distance, density, spacing):
     """How much the distance (…,N) of each sample of a ray matters: |d depth / d distance| of the ray, or a tenth of
-    |d background / d distance|, whichever is larger. (The derivatives of the weights that volume_renderer.py computes.)
+    |d background / d distance|, whichever is larger; and the transmittance (…,N) behind each.
+
+    These are the derivatives of the weights that volume_renderer.py computes. What is behind a sample has on average
+    the depth of the sample plus the sum of the transmittances from there.
     """
-    lever = levers(transmittances(distance, density, spacing), spacing)
-    return lever * density.slope(distance).abs() * spacing
+    share = shares(distance, density)
+    transmittance = transmittances(share, density, spacing)
+    upto = transmittance.cumsum(-1)
+    lever = (upto[..., -2:-1] - upto).add_(transmittance).clamp_(min=0.1 / spacing * transmittance[..., -2:-1])
+    slope = torch.addcmul(share, share, share, value=-1)
+    return lever.mul_(slope).mul_((spacing / density.scale) ** 2), transmittance
 
 
 # ---------------------------------------------------------------------------------------------- predictions
 
-@functools.lru_cache(maxsize=64)
+@lru_cache(maxsize=64)
 def neighbors(kind, known, reach, device):
     """The offsets (M,3) from a sample of a kind to samples of the known kinds, within the root of `reach`; and a matrix
     (M,classes) that takes the mean over those which are alike by symmetry."""
@@ -228,11 +234,12 @@ class Prediction:
         known, reach = ((*NODES, *CENTERS, *FACES), REACH_FACES) if group.faces else ((*NODES, *CENTERS), REACH)
         offsets, self.means = neighbors(group.kind, known, reach, padded.device)
         self.strides = constant(padded.stride(), padded.device)
-        self.flat, self.steps = padded.flatten(), (offsets * self.strides).sum(1)
+        self.flat, self.steps = padded.flatten(), (offsets * self.strides).sum(1).int()
 
     def around(self, places):
         """The values (M,P) around places (P,3): in this order memory is read from its beginning to its end."""
-        return self.flat[self.steps[:, None] + ((places + PAD) * self.strides).sum(1)]
+        index = self.steps[:, None] + ((places + PAD) * self.strides).sum(1).int()  # short numbers take half the time
+        return self.flat.index_select(0, index.flatten()).view(index.shape)
 
     def fit(self, places, values, variance):
         """Find the weights of each class of neighbors, which add up to 1, by least squares.
@@ -257,8 +264,13 @@ class Prediction:
 
 def beyond(volume, pad=PAD):
     """The volume with `pad` samples beyond its ends, as a line through the end and a sample before it has them."""
-    ends, mirrored = (F.pad(volume[None, None], (pad,) * 6, mode)[0, 0] for mode in ('replicate', 'reflect'))
-    return ends.mul_(2).sub_(mirrored)
+    padded = volume.new_empty([size + 2 * pad for size in volume.shape])
+    padded[(slice(pad, -pad),) * 3] = volume
+    for axis, size in enumerate(padded.shape):
+        for end, inner, outer in ((pad, pad + 1, 0), (size - pad - 1, size - 2 * pad - 1, size - pad)):
+            mirrored = padded.narrow(axis, inner, pad).flip(axis)
+            torch.sub(2 * padded.narrow(axis, end, 1), mirrored, out=padded.narrow(axis, outer, pad))
+    return padded
 
 
 # ---------------------------------------------------------------------------------------------- the search
@@ -271,7 +283,9 @@ class Field(NamedTuple):
     spacing: float       # between the samples of a ray, in the world
     tolerances: Tolerances
     hidden: bool         # whether the zero level matters where no ray sees it, as it does for a closed mesh
-    decisive: callable = None  # from distances to the index (P,3) of the samples that decide the mesh
+    # From distances and their deviations to the index (P,3) of samples that the mesh must know exactly, some of which
+    # may be known already.
+    decisive: callable = None
 
 
 class Samples:
@@ -281,42 +295,41 @@ class Samples:
         self.field, self.stride, self.rng = field, stride, rng
         self.values, self.deviation, self.exact = found
         self.spacing = stride * field.spacing
-        self.weigh()
+        self.influence, transmittance = influence(self.values, field.density, self.spacing)
+        self.reached = None if field.hidden else transmittance > UNSEEN
 
-    def weigh(self):
-        """Find out what the density of each sample matters, by the distances as they are now."""
-        density, transmittance = self.field.density, transmittances(self.values, self.field.density, self.spacing)
-        self.influence = levers(transmittance, self.spacing).mul_(density.slope(self.values).abs_()).mul_(self.spacing)
-        self.reached = None if self.field.hidden else transmittance > UNSEEN
+    def weigh(self, places):
+        """Find out anew what each sample matters on the rays through some places (P,3), whose distances changed."""
+        rays = self.rays_through(places)
+        self.influence[rays], transmittance = influence(self.values[rays], self.field.density, self.spacing)
+        if self.reached is not None:
+            self.reached[rays] = transmittance > UNSEEN
 
-    def effect(self, deviation):
+    def effect(self, deviation, influence):
         """What deviations may do to the depth of the samples' rays. Densities fall exponentially: the effect is more
         than in proportion where a deviation is not small beside their scale."""
         # What deviates by twice the scale can hardly be interpolated, and its errors are not normally distributed.
         far = (deviation * (0.5 / self.field.density.scale)).clamp_(1, 2).mul_(FAR).mul_(deviation)
-        return self.moved(far, self.influence).mul_(1 / FAR)
+        return self.moved(far, influence).mul_(1 / FAR)
 
     def moved(self, error, influence):
         """By how much a depth moves if a sample of this influence is nearer to the surface by an error."""
         scale = self.field.density.scale
         return (error * (1 / scale)).clamp_(max=STEEPEST).expm1_().mul_(influence).mul_(scale)
 
-    def near_zero(self, deviation):
-        near = self.values.abs() < ZERO * deviation
-        return near if self.field.hidden else near & self.reached
+    def wanted(self, tolerance, of=None):
+        """A mask of the samples, or of those that `of` takes of a volume, that are not known exactly and whose
+        deviation matters more than the tolerance, or leaves their side of the zero level in doubt."""
+        return self.in_doubt(lambda deviation, influence: self.effect(deviation, influence) > tolerance, of)
 
-    def wanted(self, tolerance, share=1.):
-        """A mask of the samples whose deviation, or a share of it, matters more than the tolerance."""
-        deviation = self.deviation if share == 1 else share * self.deviation
-        mask = self.effect(deviation) > tolerance
-        return self.inside(mask.logical_or_(self.near_zero(deviation)).logical_and_(self.exact.logical_not()))
-
-    def inside(self, mask):
-        """A mask without what lies beyond the result, from where nothing finer is interpolated."""
-        if self.stride == 1:
-            for axis, size in enumerate(self.field.shape):
-                mask.narrow(axis, size, mask.shape[axis] - size).fill_(False)
-        return mask
+    def in_doubt(self, matters, of=None):
+        """The same for samples for which `matters`, a function of deviations and influences, is true."""
+        values, deviation, influence, exact = (
+            of(volume) if of else volume for volume in (self.values, self.deviation, self.influence, self.exact))
+        near = values.abs() < ZERO * deviation
+        if self.reached is not None:
+            near &= of(self.reached) if of else self.reached
+        return near.logical_or_(matters(deviation, influence)).logical_and_(exact.logical_not())
 
     def look(self, places, judge=False):
         """Evaluate places (P,3). Returns by how much their distances had to be raised (P,).
@@ -331,13 +344,20 @@ class Samples:
         if judge:
             off = errors.abs()
             moved = self.moved(off, self.influence[at]) > self.field.tolerances.faces
-            off = off.where((off > SURPRISING * deviation) & (moved | (found.abs() < off)), 0.)
-            if off.any():
-                around = torch.zeros_like(self.values)
-                around[at] = off / 2
-                around = neighborhood(torch.maximum, around, 2)
-                self.deviation = torch.maximum(self.deviation, around).masked_fill_(self.exact, 0)
+            surprising = ((off > SURPRISING * deviation) & (moved | (found.abs() < off))).nonzero()[:, 0]
+            for some in surprising.split(PLACES_AT_ONCE):
+                self.doubt(places[some], off[some] / 2)
         return errors
+
+    def doubt(self, places, deviation):
+        """Raise the deviations around places (P,3) to at least these (P,)."""
+        near = places[:, None] + constant(CUBE, places.device)
+        at = tuple(near.clamp_(min=0).minimum(constant(tuple(size - 1 for size in self.values.shape), places.device))
+                   .flatten(0, 1).T)
+        deviation = deviation[:, None].expand(near.shape[:2]).flatten().masked_fill(self.exact[at], 0)
+        strides = self.deviation.stride()
+        index = sum(i * stride for i, stride in zip(at, strides, strict=True))
+        self.deviation.view(-1).scatter_reduce_(0, index, deviation, 'amax')
 
     def take(self, places, found):
         """Put in the exact distances (P,) at places (P,3). Returns by how much they had to be raised."""
@@ -346,33 +366,43 @@ class Samples:
         self.values[at], self.deviation[at], self.exact[at] = found, 0., True
         return errors
 
-    def settle_by(self, wanted):
-        """Evaluate what `wanted`, a function, gives a mask of, until that is nothing."""
+    def settle_by(self, matters):
+        """Evaluate the samples that are `in_doubt`, until there are none. Only rays near what was found are judged
+        again."""
+        rays = None
         for _ in range(ROUNDS):
-            places = wanted().nonzero()
+            if rays is None:
+                places = self.in_doubt(matters).nonzero()
+            else:
+                ray, depth = self.in_doubt(matters, lambda volume: volume[rays]).nonzero().T  # noqa: B023 (used now)
+                places = torch.stack([rays[0][ray], rays[1][ray], depth], dim=1)
             if not len(places):
                 return
             self.look(places, judge=True)
-            self.weigh()
+            self.weigh(places)
+            rays = self.rays_through(places, DOUBT_REACH)
+
+    def rays_through(self, places, reach=0):
+        """The rows and columns of the rays through places (P,3), and of those up to `reach` beside them."""
+        rays = self.values.new_zeros(self.values.shape[:2])
+        rays[tuple(places.T[:2])] = 1.
+        return tuple(F.max_pool2d(rays[None], 2 * reach + 1, 1, reach)[0].nonzero().T)
 
     # ------------------------------------------------------------------ the end
 
     def settle(self):
         """Evaluate samples until the mesh and all depths are right."""
-        self.settle_by(lambda: self.near_zero(self.deviation) & self.exact.logical_not())
-        for _ in range(ROUNDS):
-            index = self.field.decisive(self.values) if self.field.decisive else None
-            if index is None or not len(index := index[self.exact[tuple(index.T)].logical_not()]):
-                break
+        for _ in range(DECISIVE_ROUNDS if self.field.decisive else 0):
+            index = self.field.decisive(self.values, self.deviation)
+            index = index[self.exact[tuple(index.T)].logical_not()]
             self.look(index)
-        self.weigh()
+            self.weigh(index)
         limit = self.field.tolerances.ray / self.field.tolerances.sure / self.true_share()
-        self.settle_by(lambda: self.near_zero(self.deviation).logical_or_(self.too_much(limit))
-                       .logical_and_(self.exact.logical_not()))
+        self.settle_by(partial(self.too_much, limit))
 
-    def too_much(self, limit):
+    def too_much(self, limit, deviation, influence):
         """A mask of the samples with the largest effects of each ray, without which the others add up to `limit`."""
-        effect = self.effect(self.deviation)
+        effect = self.effect(deviation, influence)
         many = effect.sum(-1) > limit
         own, threshold = effect[many], min(limit, self.field.tolerances.ray / FAR)
         for _ in range(ROUNDS):
@@ -386,7 +416,7 @@ class Samples:
 
         Some rays are chosen at random, and evaluated, among those on which it may matter.
         """
-        effect = self.effect(self.deviation)
+        effect = self.effect(self.deviation, self.influence)
         total = effect.sum(-1)
         rays = picked((total > IN_PLAY * self.field.tolerances.ray).nonzero(), PROBE_RAYS, self.rng)
         if not len(rays):
@@ -394,12 +424,15 @@ class Samples:
         row, column = rays.T
 
         def depth_and_background():
-            transmittance = transmittances(self.values[row, column], self.field.density, self.spacing)
+            transmittance = transmittances(shares(self.values[row, column], self.field.density), self.field.density,
+                                           self.spacing)
             return torch.stack([self.spacing * transmittance[..., :-1].sum(-1), 0.1 * transmittance[..., -2]])
 
         before = depth_and_background()
         ray, depth = (effect[row, column] > NOTHING).nonzero().T
-        self.look(torch.cat([rays[ray], depth[:, None]], dim=1), judge=True)
+        places = torch.cat([rays[ray], depth[:, None]], dim=1)
+        self.look(places, judge=True)
+        self.weigh(places)
         errors = (depth_and_background() - before).abs().amax(0)
         return (errors / total[row, column]).square().mean().sqrt().clamp(min=LEAST_SHARE).item()
 
@@ -409,15 +442,15 @@ class Level(Samples):
 
     def __init__(self, field, nodes, roughness, stride, rng):
         """nodes: a Found. roughness: how far off an interpolation is near each node, up to a factor."""
-        values = halved(nodes.values, 6)
-        exact = torch.zeros_like(values, dtype=torch.bool)
+        values, (kind,) = halved(nodes.values, 6), CENTERS
+        exact, deviation = torch.zeros_like(values, dtype=torch.bool), torch.zeros_like(values)
         part(exact, NODES[0]).copy_(nodes.exact)
         self.inherited = halved(nodes.deviation.square(), 2)  # variance
-        self.roughness = halved(roughness, 2)
-        for axis, size in enumerate(values.shape):  # beyond the ends there are no neighbors
-            for start in (0, size - PAD):
-                self.roughness.narrow(axis, start, PAD).mul_(AT_ENDS)
-        deviation = (self.roughness + self.inherited.sqrt()).masked_fill_(exact, 0)
+        self.roughness = corners(torch.add, roughness) / 8  # of the centers at first
+        for axis, size in enumerate(self.roughness.shape):  # beyond the ends there are no neighbors
+            for end in (0, size - 1):
+                self.roughness.narrow(axis, end, 1).mul_(AT_ENDS)
+        part(deviation, kind).copy_(self.roughness + part(self.inherited, kind).sqrt())  # the others' come later
         part(deviation, NODES[0]).copy_(nodes.deviation)
         super().__init__(field, Found(values, deviation, exact), stride, rng)
 
@@ -426,42 +459,52 @@ class Level(Samples):
         tolerances = self.field.tolerances
         self.settle_centers(cells, tolerances.nodes if self.stride > 1 else tolerances.centers)
         tolerance = tolerances.nodes if self.stride > 1 else tolerances.faces
-        self.predict(FACES, tolerance)
-        self.evaluate_kinds(FACES, tolerance)
-        self.predict(EDGES, tolerance)
-        if self.stride > 1:
-            self.weigh()
-            self.settle_by(lambda: self.wanted(tolerance))
+        self.evaluate_among(self.predict(FACES, tolerance), tolerance)
+        edges = self.predict(EDGES, tolerance)
+        if self.stride == 1:  # the rest is settled for whole rays
+            self.evaluate_among(edges, NEVER)
+        else:
+            self.weigh(self.exact.nonzero())
+            self.settle_by(lambda deviation, influence: self.effect(deviation, influence) > tolerance)
         return self
 
     def found(self):
         cut = [slice(None)] * 3 if self.stride > 1 else [slice(size) for size in self.field.shape]
         return Found(*(volume[tuple(cut)].contiguous() for volume in (self.values, self.deviation, self.exact)))
 
-    def evaluate_kinds(self, kinds, tolerance):
-        """Evaluate the samples of some kinds that matter more than the tolerance. Returns places and errors."""
-        mask = self.wanted(tolerance)
-        places = torch.cat([self.places(mask, kind) for kind in kinds])
-        return places, self.look(places, judge=True)
+    def evaluate_among(self, groups, tolerance):
+        """Evaluate those of some groups that matter more than the tolerance, or whose side is in doubt."""
+        if groups:
+            places = torch.cat([group.places for group in groups])
+            at = tuple(places.T)
+            self.look(places[self.wanted(tolerance, lambda volume: volume[at])], judge=True)
 
-    def places(self, mask, kind):
-        return part(mask, kind).nonzero() * 2 + constant(kind, mask.device)
+    def places(self, tolerance, kind):
+        """The samples (P,3) of a kind that matter more than the tolerance, but none of those beyond the result, from
+        where nothing finer is interpolated."""
+        mask = self.wanted(tolerance, lambda volume: part(volume, kind).contiguous())
+        if self.stride == 1:
+            for axis, (size, odd) in enumerate(zip(self.field.shape, kind, strict=True)):
+                end = (size - odd + 1) // 2
+                mask.narrow(axis, end, mask.shape[axis] - end).fill_(False)
+        return mask.nonzero() * 2 + constant(kind, mask.device)
 
     def settle_centers(self, cells, tolerance):
         """Evaluate the centers that matter, and find out by how much the interpolation is off nearby."""
         kind, = CENTERS
         if cells is None:
-            places = picked(self.places(self.wanted(IN_PLAY * tolerance), kind), PROBES, self.rng)
+            places = picked(self.places(IN_PLAY * tolerance, kind), PROBES, self.rng)
             errors = self.look(places)
         else:
             places, distances = cells
             errors = self.take(places, distances)
         at = tuple(places.T)
-        factor = factor_of(errors, self.inherited[at], self.roughness[at])
-        expected = (part(self.roughness, kind) * factor).square()
+        factor = factor_of(errors, self.inherited[at], self.roughness[tuple((places // 2).T)])
+        expected = (self.roughness * factor).square()
         part(self.deviation, kind).copy_((expected + part(self.inherited, kind)).sqrt_()
                                          .masked_fill_(part(self.exact, kind), 0))
-        more, more_errors = self.evaluate_kinds(CENTERS, tolerance)
+        more = self.places(tolerance, kind)
+        more_errors = self.look(more, judge=True)
         known, squares = torch.zeros_like(expected), torch.zeros_like(expected)
         for some, off in ((places, errors), (more, more_errors)):
             known[tuple((some // 2).T)], squares[tuple((some // 2).T)] = 1., off.square()
@@ -475,13 +518,13 @@ class Level(Samples):
     def predict(self, kinds, tolerance):
         """Predict the samples of some kinds, faces or edges, and find their deviations.
 
-        Only those that may matter are predicted from all that is around them; the others stay interpolated.
+        Only those that may matter are predicted from all that is around them; the others stay interpolated. Returns
+        those, as Groups.
         """
         for kind in kinds:
             own = (part(self.roughness, kind).square() + part(self.inherited, kind)).sqrt_()
             part(self.deviation, kind).copy_(own.masked_fill_(part(self.exact, kind), 0))
-        mask, padded = self.wanted(IN_PLAY * tolerance), beyond(self.values)
-        groups = self.groups(mask, kinds)
+        groups, padded = self.groups(IN_PLAY * tolerance, kinds), beyond(self.values)
         probes = [picked(group.places, PROBES, self.rng) for group in groups]
         errors = self.look(torch.cat(probes)).split(list(map(len, probes))) if groups else ()
         for group, probe, error in zip(groups, probes, errors, strict=True):
@@ -498,10 +541,11 @@ class Level(Samples):
             factor = factor_of(error, inherited, roughness) * (AT_ENDS if group.at_ends else 1)
             variance = torch.maximum((factor * self.roughness[at]).square_().add_(self.inherited[at]), doubt)
             self.deviation[at] = variance.sqrt_().where(self.exact[at].logical_not(), 0.)
+        return groups
 
-    def groups(self, mask, kinds):
-        """The samples of some kinds in a mask as Groups: a list, without empty ones."""
-        own = [self.places(mask, kind) for kind in kinds]
+    def groups(self, tolerance, kinds):
+        """The samples of some kinds that matter more than the tolerance as Groups: a list, without empty ones."""
+        own = [self.places(tolerance, kind) for kind in kinds]
         places = torch.cat(own)
         upper = constant(tuple(size - PAD for size in self.values.shape), places.device)
         # 0: at the ends, 1: edges between four faces that were evaluated, 2: others

@@ -9,6 +9,8 @@ A picture needs colors and features of all samples that have weight, so nothing 
 ray of every 4th row is evaluated. Between four of these rays the distances lie between theirs, give or take as much as
 they bend nearby. What may have weight by that is evaluated, front to back. Measured: docs/performance.md.
 """
+import itertools
+
 import torch
 import torch.nn.functional as F
 
@@ -16,10 +18,12 @@ from op.refine import BENDS, COARSEST, Field, Tolerances, bends, corners, neighb
 from volume_renderer import Rendering, VolumeRenderer, pixel_directions, sample_depths
 
 # A depth is to be right to 1e-4 (docs/notes/performance.md says how these were chosen).
-SURFACE = Tolerances(nodes=5e-7, centers=1e-6, faces=4e-6, ray=7e-5, sure=7)
+SURFACE = Tolerances(nodes=5e-7, centers=1e-6, faces=4e-6, ray=7e-5, sure=8)
 NEAR_ZERO = 0.05   # in scales of the density: of a mesh, samples whose sign is in doubt are exact
 NO_WEIGHT = 3e-5   # samples of a picture that have less weight are left out
 PROBE_RAYS = 1 / 256  # of a picture: evaluated as a whole, to see whether something was overlooked
+SLAB_SAMPLES = 1 << 23  # of a surface whose distances are searched for at a time
+FEWEST_ROWS = 24   # of a slab, which the search needs
 ROUNDS = 6         # so often at most exact samples uncover others that matter
 
 
@@ -59,19 +63,50 @@ class SparseRenderer(VolumeRenderer):
         return self.perturb == 0
 
     def _surface(self, field, grid, camera, sdf, decisive):
-        """The Rendering of a surface, or None where it has too few samples to choose from."""
-        def evaluate(index):
-            return self.sdf_at(field, grid.points(index), camera)
+        """The Rendering of a surface, or None where it has too few samples to choose from.
 
-        def of_mesh(volume):
-            return decisive(volume[None, ..., None], NEAR_ZERO * grid.density.scale)
+        One of more than SLAB_SAMPLES is found in slabs of rows. What decides its mesh is then not asked for, since it
+        may lie in two slabs: all samples around the zero level count as such.
+        """
+        slabs = -(-grid.resolution ** 2 * grid.samples // SLAB_SAMPLES)
+        if slabs > 1:
+            return self._surface_in_slabs(field, grid, camera, sdf, min(slabs, grid.resolution // FEWEST_ROWS))
 
-        volume = sdf_volume(Field(evaluate, (grid.resolution, grid.resolution, grid.samples), grid.density,
-                                  grid.spacing, SURFACE, sdf, of_mesh if decisive else None))
+        def of_mesh(*volumes):
+            return decisive(*(volume[None, ..., None] for volume in volumes), NEAR_ZERO * grid.density.scale)
+
+        volume = self._slab(field, grid, camera, sdf, (0, grid.resolution), of_mesh if decisive else None)
         if volume is None:
             return None
         weights = self.weights(volume.flatten(0, 1)[None], grid.rays[None], grid.t)[0]
         return self._rendering(grid, grid.t, weights, sdf=volume[None, ..., None] if sdf else None)
+
+    def _slab(self, field, grid, camera, sdf, rows, of_mesh=None):
+        """Distances (rows,W,N) of rows from the first to before the last, or None where there are too few samples."""
+        first, last = rows
+
+        def evaluate(index):
+            return self.sdf_at(field, grid.points(index, first), camera)
+
+        return sdf_volume(Field(evaluate, (last - first, grid.resolution, grid.samples), grid.density, grid.spacing,
+                                SURFACE, sdf, of_mesh))
+
+    def _surface_in_slabs(self, field, grid, camera, sdf, slabs):
+        """The Rendering of a surface, some rows at a time."""
+        ends = [round(i * grid.resolution / slabs) for i in range(slabs + 1)]
+        volume = grid.t.new_empty(grid.resolution, grid.resolution, grid.samples) if sdf else None
+        xyz, background = [], []
+        for rows in itertools.pairwise(ends):
+            slab = self._slab(field, grid, camera, sdf, rows, around_zero if sdf else None)
+            rays = slice(*(row * grid.resolution for row in rows))
+            weights = self.weights(slab.flatten(0, 1)[None], grid.rays[None, rays], grid.t)[0]
+            xyz.append(grid.surface_points(grid.rays[rays], grid.t, weights))
+            background.append(weights[:, -1:])
+            if sdf:
+                volume[slice(*rows)] = slab
+        xyz, background = (torch.cat(values).T.unflatten(1, (grid.resolution, grid.resolution))[None]
+                           for values in (xyz, background))
+        return Rendering(None, None, xyz, background, volume[None, ..., None] if sdf else None, None)
 
     def _picture(self, field, grid, camera, features, rng):
         """The Rendering of a picture."""
@@ -86,9 +121,20 @@ class SparseRenderer(VolumeRenderer):
 
     def _rendering(self, grid, t, weights, thumbnail=None, features=None, sdf=None):
         """The Rendering from values that lie ray by ray, but sdf (1,H,W,N,1)."""
-        xyz = grid.origin * weights.sum(-1, keepdim=True) + grid.rays * (weights * t[0]).sum(-1, keepdim=True)
+        xyz = grid.surface_points(grid.rays, t, weights)
         return Rendering(*(None if values is None else values.T.unflatten(1, (grid.resolution, grid.resolution))[None]
                            for values in (thumbnail, features, xyz, weights[:, -1:])), sdf, None)
+
+
+def around_zero(volume, _):
+    """(P,3) index of the samples of a volume (H,W,N) that differ from a neighbor in sign, and of those beside them."""
+    inside, mask = volume < 0, torch.zeros_like(volume, dtype=torch.bool)
+    for axis in range(3):
+        count = volume.shape[axis] - 1
+        crosses = inside.narrow(axis, 0, count) != inside.narrow(axis, 1, count)
+        for start in (0, 1):
+            mask.narrow(axis, start, count).logical_or_(crosses)
+    return neighborhood(torch.logical_or, mask).nonzero()
 
 
 class Picture:
@@ -216,7 +262,11 @@ class ViewGrid:
         scale, self.spacing = torch.cat([renderer.density.scale, self.step[None]]).tolist()
         self.density = renderer.density._replace(scale=scale)
 
-    def points(self, index):
-        """World points (P,3) of samples (P,3): row, column, depth."""
+    def surface_points(self, rays, t, weights):
+        """Expected points (R,3) of rays (R,3) whose samples t (1,1 or R,N) have weights (R,N)."""
+        return self.origin * weights.sum(-1, keepdim=True) + rays * (weights * t[0]).sum(-1, keepdim=True)
+
+    def points(self, index, first=0):
+        """World points (P,3) of samples (P,3): row, counted from the row `first` on, column, depth."""
         row, column, depth = index.to(self.t.device, non_blocking=True).T
-        return self.origin + self.directions[row, column] * self.depths[depth, None]
+        return self.origin + self.directions[row + first, column] * self.depths[depth, None]

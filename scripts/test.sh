@@ -9,6 +9,10 @@ if [ "${CI:-}" = true ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null &
     { apt-get update && apt-get install -y --no-install-recommends chromium; } >/dev/null 2>&1 \
         || echo 'Chromium could not be installed: browser tests will skip.'
 fi
+if [ "${CI:-}" = true ] && command -v npm >/dev/null && [ ! -d .onnxruntime-web ]; then
+    npm install --silent --no-audit --no-fund --prefix .onnxruntime-web 'onnxruntime-web@^1.20' >/dev/null 2>&1 \
+        || echo 'onnxruntime-web could not be installed: tests of the page that runs a model will skip.'
+fi
 if [ $# = 0 ]; then
     cores=$(getconf _NPROCESSORS_ONLN || echo 2)
     set -- --numprocesses $((cores < 4 ? cores : 4)) --dist loadfile --no-loadscope-reorder

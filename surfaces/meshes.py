@@ -14,6 +14,10 @@ from skimage.measure import marching_cubes
 
 from volume_renderer import sample_depths
 
+VERTEX_DEVIATION = 2.5e-6  # by which a vertex may be off, in the world, as a standard deviation
+SURE = 6                 # so many deviations from zero, a value has its side for sure
+SLAB_SAMPLES = 1 << 23    # of an SDF volume that become a mesh at a time
+SAME_VERTEX = 2 ** -12    # samples: vertices of neighboring slabs that are nearer to each other are one
 SURFACE_RESOLUTION = 128  # rays along a side, and samples a ray, that surfaces are taken from (docs/conventions.md)
 
 
@@ -27,81 +31,92 @@ def grid_faces(height, width):
     return np.stack([np.stack([a, c, b], axis=-1), np.stack([b, c, d], axis=-1)], axis=2).reshape(-1, 3)
 
 
-def depth_mesh(xyz):
+def depth_mesh(xyz, surface=None):
     """Mesh of one view: a vertex for each pixel at its surface point, two triangles for each cell, facing the camera.
 
-    xyz: (3,H,W) surface points in the world.
+    xyz: (3,H,W) surface points in the world. surface: (H,W) which of them the mesh is to have, if not all: then of the
+    triangles those between such points, and no other vertices.
     """
     _, height, width = xyz.shape
-    vertices = xyz.flatten(1).T.cpu().numpy()
-    return trimesh.Trimesh(vertices, grid_faces(height, width), process=False)
+    vertices, faces = xyz.flatten(1).T.cpu().numpy(), grid_faces(height, width)
+    if surface is not None:
+        faces = faces[surface.flatten().cpu().numpy()[faces].all(1)]
+        kept, faces = np.unique(faces, return_inverse=True)
+        vertices, faces = vertices[kept], faces.reshape(-1, 3)
+    return trimesh.Trimesh(vertices, faces, process=False)
 
 
 # ---------------------------------------------------------------------------------------------- marching cubes
 
-def _box_grid(height, width, samples, near, far, device):
+def _box_grid(height, width, samples, near, far, device, slices=slice(None)):
     """(N,H,W,2) where each sample of the box lies in its depth slice of the frustum: x, y, within [-1, 1] inside.
 
     A slice of the box is as large as the frustum is at its far end, far/near times what it is at the first sample.
+    slices: which of the N slices of depth.
     """
-    scale = torch.linspace(far / near, 1., samples, device=device)[:, None, None]
+    scale = torch.linspace(far / near, 1., samples, device=device)[slices, None, None]
     x = torch.linspace(-1, 1, width, device=device)[None, None, :] * scale
     y = torch.linspace(-1, 1, height, device=device)[None, :, None] * scale
     return torch.stack([x.expand(-1, height, -1), y.expand(-1, -1, width)], dim=-1)
 
 
-def align_volume(sdf, near, far):
+def align_volume(sdf, near, far, slices=slice(None)):
     """Resample an SDF volume from the camera's frustum onto the box around it (docs/conventions.md, Meshes).
 
-    sdf: (B,H,W,N,1), its samples from near to far along each ray. Returns (B,H,W,N,1); 1 outside the frustum.
+    sdf: (B,H,W,N,1), its samples from near to far along each ray. slices: which of the N slices of depth to return.
+    Returns (B,H,W,N,1); 1 outside the frustum.
     """
-    grid = _box_grid(*sdf.shape[1:4], near, far, sdf.device)
-    slices = sdf[..., 0].permute(0, 3, 1, 2)  # (B,N,H,W): depth stays as it is, so each slice is a 2D resampling
+    grid = _box_grid(*sdf.shape[1:4], near, far, sdf.device, slices)
+    volumes = sdf[..., 0].permute(0, 3, 1, 2)[:, slices]  # (B,N,H,W): depth stays, so each slice is a 2D resampling
     aligned = torch.stack([F.grid_sample(volume[:, None], grid, padding_mode='border', align_corners=True)[:, 0]
-                           for volume in slices])
+                           for volume in volumes])
     aligned.masked_fill_((grid.abs() > 1).any(dim=-1), 1.)
     return aligned.permute(0, 2, 3, 1)[..., None]
 
 
 @functools.lru_cache(maxsize=4)
 def _resampling(size, samples, near, far, device):
-    """What align_volume does along one axis: (N,size,size) matrices from the frustum's samples to the box's, and
-    (N,size) where the box's lie outside of the frustum."""
+    """What align_volume does along one axis: (N,size,size) matrices from the frustum's samples to the box's, (N,size)
+    where the box's lie outside of the frustum, and (N,size) the first of the two samples that each is mixed of."""
     place = _box_grid(1, size, samples, near, far, 'cpu')[:, 0, :, 0]  # (N,size)
     position = ((place + 1) / 2 * (size - 1)).clamp(0, size - 1)
     low = position.floor().clamp(max=size - 2)
     matrix = torch.zeros(samples, size, size).scatter_(2, low.long()[..., None], (1 - position + low)[..., None])
     matrix.scatter_(2, low.long()[..., None] + 1, (position - low)[..., None])
-    return matrix.to(device), (place.abs() > 1).to(device)
+    return matrix.to(device), (place.abs() > 1).to(device), low.long().to(device)
 
 
-def decisive_samples(sdf, near, far, margin):
-    """(P,3) index (row, column, depth) of the samples that decide the marching-cubes mesh of an SDF volume.
+def decisive_samples(sdf, deviation, near, far, margin):
+    """(P,3) index (row, column, depth) of the samples that the marching-cubes mesh of an SDF volume must know exactly.
 
-    sdf: (1,H,W,N,1). They are those which align_volume mixes into a value on an edge that crosses zero, or into one
-    nearer to zero than `margin`, whose side is in doubt.
+    sdf, deviation: (1,H,W,N,1) distances, and how far off they may be, as standard deviations. A sample is needed if
+    its deviation could change the side of one of align_volume's values that it is mixed into, or could move a vertex on
+    an edge at that value by more than VERTEX_DEVIATION. Values that are farther from zero than `margin` keep their
+    side.
     """
     _, height, width, samples, _ = sdf.shape
-    (rows, above), (columns, beside) = (_resampling(size, samples, near, far, sdf.device) for size in (height, width))
+    (rows, above, top), (columns, beside, left) = (
+        _resampling(size, samples, near, far, sdf.device) for size in (height, width))
     aligned = rows @ sdf[0, ..., 0].permute(2, 0, 1) @ columns.mT  # (N,H,W): align_volume's values but for rounding
     aligned.masked_fill_(above[:, :, None] | beside[:, None, :], 1.)
-    needed, inside = aligned.abs() < margin, aligned < 0
-    for axis in range(3):
-        before, after = slice(None, -1), slice(1, None)
-        lead = (slice(None),) * axis
-        crosses = inside[(*lead, before)] != inside[(*lead, after)]
-        needed[(*lead, before)] |= crosses
-        needed[(*lead, after)] |= crosses
-    place = _box_grid(height, width, samples, near, far, sdf.device)[needed]
-    size = torch.tensor([width, height], device=sdf.device)
-    low = ((place + 1) / 2 * (size - 1)).floor().long()
-    depth = needed.nonzero()[:, 0]
-    decisive = torch.zeros(height, width, samples, dtype=torch.bool, device=sdf.device)
-    for dy in (0, 1):
-        for dx in (0, 1):
-            row, column = (low[:, 1] + dy).clamp(0, height - 1), (low[:, 0] + dx).clamp(0, width - 1)
-            decisive.index_put_((row, column, depth), needed.new_ones(()))
-    return decisive.nonzero()
+    limit, needed = aligned.abs().mul_(1 / SURE).flatten(), (aligned.abs() < margin).flatten()
+    inside, step, flat = aligned < 0, (far - near) / samples, aligned.flatten()
+    for axis, size in enumerate(aligned.shape):
+        cut = torch.zeros_like(inside)
+        torch.logical_xor(inside.narrow(axis, 0, size - 1), inside.narrow(axis, 1, size - 1),
+                          out=cut.narrow(axis, 0, size - 1))
+        first = cut.flatten().nonzero()[:, 0]
+        second = first + aligned.stride(axis)
+        steepness = (flat[first] - flat[second]).abs_().mul_(VERTEX_DEVIATION / step)
+        for end in (first, second):
+            limit[end], needed[end] = torch.minimum(limit[end], steepness), True
+    at, deviation = needed.nonzero()[:, 0], deviation.flatten()
+    limit, depth, place = limit[at], at // (height * width), at % (height * width)
+    corner = (top[depth, place // width] * width + left[depth, place % width]) * samples + depth
+    decisive = torch.zeros(sdf.numel(), dtype=torch.bool, device=sdf.device)
+    for offset in (0, samples, samples * width, samples * (width + 1)):
+        decisive[(corner + offset)[deviation[corner + offset] > limit]] = True
+    return decisive.view(height, width, samples).nonzero()
 
 
 def marching_cubes_mesh(sdf, dist_radius):
@@ -127,7 +142,53 @@ def surface_mesh(sdf, camera):
     if not sdf.min() < 0 < sdf.max():
         return None
     near, far = camera.near.item(), camera.far.item()
+    if sdf.numel() > SLAB_SAMPLES:
+        return mesh_in_slabs(sdf, near, far)
     return marching_cubes_mesh(align_volume(sdf, near, far)[0], (far - near) / 2)
+
+
+def mesh_in_slabs(sdf, near, far):
+    """What marching_cubes_mesh makes of an aligned SDF volume (1,H,W,N,1), from a few slices of depth at a time, so
+    that memory does not grow with their number. Neighboring slabs share a slice, and the vertices on it."""
+    _, height, width, samples, _ = sdf.shape
+    step = max(1, SLAB_SAMPLES // (height * width))
+    corners, faces, count = [], [], 0
+    for start in range(0, samples - 1, step):
+        aligned = align_volume(sdf, near, far, slice(start, start + step + 1))
+        volume = aligned[0, ..., 0].transpose(0, 1).float().cpu().numpy()
+        if volume.min() < 0 < volume.max():
+            indices, triangles, _, _ = marching_cubes(volume, 0)
+            corners.append(indices + [0, 0, start])
+            faces.append(triangles + count)
+            count += len(indices)
+    if not count:
+        return None
+    indices, faces = np.concatenate(corners), np.concatenate(faces)
+    shared = np.flatnonzero((indices[:, 2] % step == 0) & (indices[:, 2] > 0))
+    _, first, same = np.unique(np.rint(indices[shared] / SAME_VERTEX).astype(np.int64), axis=0, return_index=True,
+                               return_inverse=True)
+    number = np.arange(len(indices))
+    number[shared] = shared[first][same.reshape(-1)]
+    kept, faces = np.unique(number[faces], return_inverse=True)
+    vertices = (indices[kept] / (width, height, samples) - 0.5) * (far - near) * (1, -1, -1)
+    return trimesh.Trimesh(vertices, faces.reshape(-1, 3), process=False)
+
+
+def largest_piece(mesh):
+    """The piece of a mesh that has the largest area, of those whose triangles hang together."""
+    labels = trimesh.graph.connected_component_labels(mesh.face_adjacency, node_count=len(mesh.faces))
+    largest = np.bincount(labels, weights=mesh.area_faces).argmax()
+    kept = mesh.faces[labels == largest]
+    vertices, faces = np.unique(kept, return_inverse=True)
+    return trimesh.Trimesh(mesh.vertices[vertices], faces.reshape(-1, 3), process=False)
+
+
+def decimated(mesh, triangles):
+    """The mesh with at most about so many triangles (quadric error decimation: Garland and Heckbert 1997)."""
+    if len(mesh.faces) <= triangles:
+        return mesh
+    reduced = mesh.simplify_quadric_decimation(face_count=triangles)
+    return trimesh.Trimesh(reduced.vertices, reduced.faces, process=False)
 
 
 def volume_points(vertices, renderer, camera, size=SURFACE_RESOLUTION):

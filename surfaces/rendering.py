@@ -8,19 +8,20 @@ POINTS_AT_ONCE = 1 << 16  # of normals
 
 
 @torch.no_grad()
-def render_surface(renderer, w, cameras, *, sdf=False, resolution=None):
+def render_surface(renderer, w, cameras, *, sdf=False, resolution=None, samples=None):
     """Render w (B,style_dim) at the resolution of surfaces; a Rendering without colors, with the SDF if asked for.
 
-    renderer: a VolumeRenderer or a subclass. cameras: for the renderer's own resolution. resolution: rays a side and
-    samples a ray, if other than SURFACE_RESOLUTION.
+    renderer: a VolumeRenderer or a subclass. cameras: for the renderer's own resolution. resolution: rays a side, if
+    other than SURFACE_RESOLUTION. samples: samples a ray, if other than those.
     """
     resolution = resolution or SURFACE_RESOLUTION
+    samples = samples or resolution
     cameras = cameras.magnified(resolution / renderer.resolution)
 
-    def decisive(volume, margin):
-        return decisive_samples(volume, cameras.near[0].item(), cameras.far[0].item(), margin)
+    def decisive(volume, deviation, margin):
+        return decisive_samples(volume, deviation, cameras.near[0].item(), cameras.far[0].item(), margin)
 
-    return renderer(w, cameras, resolution=resolution, samples=resolution, color=False, sdf=sdf,
+    return renderer(w, cameras, resolution=resolution, samples=samples, color=False, sdf=sdf,
                     decisive=decisive if sdf else None)
 
 

@@ -29,6 +29,7 @@ from volume_renderer import VolumeRenderer
 BENCHMARKS = Path(__file__).resolve().parent.parent / 'benchmarks'
 sys.path.append(str(BENCHMARKS))
 
+import commands  # noqa: E402
 import compare_results  # noqa: E402
 import head  # noqa: E402
 import lite_features  # noqa: E402
@@ -239,6 +240,34 @@ def test_graphs_are_measured_where_there_are_any():
     assert image.variants(torch.device('cpu')) == ('plain', 'dense', 'ours')
     assert image.variants(torch.device('cuda')) == ('plain', 'dense', 'ours', 'graphs')
     assert surface.variants(torch.device('cuda')) == ('plain', 'dense', 'ours')
+
+
+def test_roughness_is_compared_with_dense(tmp_path):
+    found = speed.summarized({'dense': {'seconds': [6.], 'peak_memory': 1, 'memory_before': 1},
+                              'x1': {'seconds': [1.], 'peak_memory': 1, 'memory_before': 1, 'error': 5e-5},
+                              'x1.2': {'seconds': [3.], 'peak_memory': 1, 'memory_before': 1, 'error': 7e-5}}, 1)
+    assert found['x1']['faster'] == 6 and found['x1.2']['faster'] == 2
+    assert 'error 7.0e-05' in list(speed.table_lines('roughness', found))[2]
+    speed.draw_roughness(found, tmp_path / 'roughness.png')
+    assert (tmp_path / 'roughness.png').stat().st_size > 1000
+
+
+def test_the_roughness_of_a_field(monkeypatch):
+    generator, opt = tiny('generate_shapes_and_images')  # training's rays are jittered
+    w = generator.map(torch.randn(1, 8, generator=torch.Generator().manual_seed(0)))
+    weight = generator.renderer.network.pts_linears[1].weight.clone()
+    one = speed.Scene(generator.requires_grad_(False), opt, None, w, None, cameras_at(VIEWS[:1], 8))
+    monkeypatch.setattr(speed, 'scene', lambda *_: one)
+    monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 32)
+    run = speed.roughness_row(None, 'x1.5')
+    assert run()['error'] < 1e-4 and torch.equal(generator.renderer.network.pts_linears[1].weight, 1.5 * weight)
+
+
+def test_commands_run_from_start_to_end(tmp_path):
+    seconds = commands.command_seconds([(commands.GENERATE, '--help')], 'none.pt', 'ours')
+    assert 0 < seconds < 60
+    with pytest.raises(UserError, match='none.pt'):
+        commands.command_seconds([(commands.GENERATE, '--identities', '1')], tmp_path / 'none.pt', 'ours')
 
 
 def test_wrong_rows_are_named():

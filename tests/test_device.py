@@ -167,7 +167,7 @@ def test_images_by_the_kernels(tiny, command, tmp_path, twin):  # noqa: F811
     '--identities 1', '--project_noise --identities 2 --no_surface_videos', '--no_surface_videos --azim_video',
     '--interpolate 1,2 --side_by_side --depth_style normals', '--dense --depth_style depth --identities 1'])
 def test_videos(tiny, command, tmp_path, arguments):
-    arguments = [*arguments.split(), '--frames', 3, '--format', 'frames']
+    arguments = [*arguments.split(), '--frames', 2, '--format', 'frames']
     run_on('cpu', command, render_video, 'a', *arguments)
     with PretendDevice():
         run_on('cuda', command, render_video, 'b', *arguments)
@@ -253,7 +253,7 @@ def quick(monkeypatch):
     """Little for --eval_every to do."""
     monkeypatch.setattr('training.quality.EVAL_IMAGES', 4)
     monkeypatch.setattr('training.quality.EVAL_IDENTITIES', 1)
-    monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 32)
+    monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 16)
 
 
 @pytest.fixture(params=['plain', 'kernels'])
@@ -287,6 +287,7 @@ def test_evaluation(data, tiny, command, gpu, monkeypatch):
         assert images.is_cuda
         return torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1)
 
+    monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 16)
     monkeypatch.setattr(evaluate, 'load_features', lambda *_: features.Features('means', 'means', means))
     done(command(evaluate, *SMALL, '--device', 'cuda', '--dataset_path', data, '--num_images', 20, '--num_surfaces', 1,
                  '--num_workers', 0, '--eval_batch', 8, '--save_images', 'own'))

@@ -220,11 +220,12 @@ def seen_from(mesh, camera):
 
 
 def test_a_textured_mesh_lies_on_the_picture(run, tmp_path):
-    """Of the demo model, from the exported camera, in both formats; with one view and with several."""
+    """Of the demo model, from the exported camera; in both formats, and with as much detail as was asked for."""
     pytest.importorskip('xatlas', reason='needs xatlas (requirements-texture.txt)')
     pytest.importorskip('embreex', reason='needs embreex (requirements-test.txt)')
     arguments = ['--model', ROOT / 'demo/cats_demo.pt', '--expname', 'cats', '--seeds', '3', '--surface_resolution',
-                 '64', '--views', '15,5', '-20,0', '--texture', '--texture_views', '4', '--device', 'cpu']
+                 '64', '--views', '15,5', '-20,0', '--texture', '--texture_views', '4', '--device', 'cpu',
+                 '--single_surface', '--decimate', '9000']
     code, _, stderr = run(*arguments)
     assert code == 0, stderr
     folder = tmp_path / 'evaluations/cats/final_model/chosen_angles'
@@ -240,10 +241,66 @@ def test_a_textured_mesh_lies_on_the_picture(run, tmp_path):
     # trimesh takes the last of several cameras
     assert np.allclose(scene.camera_transform, cameras[-1]['camera_to_world'], atol=1e-6)
     mesh, = scene.geometry.values()
+    marched, = (trimesh.load(path) for path in (folder / 'marching_cubes_meshes').iterdir())
+    assert 8000 < len(marched.faces) <= 9000 and len(mesh.faces) == len(marched.faces)
+    assert trimesh.graph.connected_component_labels(marched.face_adjacency).max() == 0
     colors, hit = seen_from(mesh, cameras[0])
     assert 0.3 < hit.mean() < 0.9 and np.abs(colors - row[:, :128])[hit].mean() < 4
     obj = trimesh.load(folder / 'textured_meshes/sample_seed3_textured_mesh_azim15_elev5.obj', process=False)
     assert np.allclose(obj.vertices, mesh.vertices, atol=1e-6) and np.allclose(obj.visual.uv, mesh.visual.uv, atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------- maps, transparency
+
+@pytest.mark.parametrize('size, side', [('thumbnail', 8), ('surface', 64), ('image', 16)])
+def test_maps(run, tmp_path, tiny_model, small_surfaces, size, side):
+    code, _, stderr = run(*tiny_model, '--seeds', '3', '--views', '0,0', '20,0', '--maps', 'depth,position,mask',
+                          '--map_size', size, '--surface_resolution', '64', '--map_format', 'npy',
+                          '--no_surface_renderings')
+    assert code == 0, stderr
+    folder = tmp_path / 'evaluations/tiny/final_model/chosen_angles'
+    entry = json.loads((folder / 'index.json').read_text())['results']['seed0000003']
+    camera = json.loads((folder / 'cameras/seed0000003.json').read_text())['cameras'][1]
+    depth, position, mask = (np.load(folder / f'maps/seed0000003_{kind}_azim20_elev0.npy')
+                             for kind in ('depth', 'position', 'mask'))
+    assert entry['maps']['size'] == side and depth.shape == mask.shape == (side, side)
+    assert {f'maps/{path.name}' for path in (folder / 'maps').iterdir()} <= set(entry['files'])
+    # Depths and cameras together give the positions.
+    place = (np.arange(side) + 0.5 - side / 2) / (camera['focal_pixels'] * side / camera['width'])
+    local = np.stack([*np.meshgrid(place, -place), np.full((side, side), -1.)], axis=-1) * depth[..., None]
+    matrix = np.array(camera['camera_to_world'])
+    assert np.allclose(local @ matrix[:3, :3].T + matrix[:3, 3], position, atol=1e-5)
+    for kind, values in (('depth', depth), ('position', position), ('mask', mask)):
+        low, high = entry['maps']['ranges'][kind]
+        assert low - 1e-6 <= values.min() and values.max() <= high + 1e-6
+
+
+def test_transparent_pictures_and_depth_meshes(run, tmp_path, shape):
+    """Of the golden head, whose field has a background."""
+    arguments = [*shape, '--seeds', '0', '--azim', '0', '--elev', '0', '--surface_resolution', '64']
+    assert run(*arguments, '--results_dir', 'plain')[0] == 0
+    assert run(*arguments, '--transparent', '--results_dir', 'clear', '--vertex_colors')[0] == 0
+    plain, clear = (tmp_path / name / 'shape/final_model/random_angles' for name in ('plain', 'clear'))
+    for name in ('seed0000000.png', 'seed0000000_thumb.png'):
+        before, after = picture(plain / 'images' / name).astype(int), picture(clear / 'images' / name).astype(int)
+        assert before.shape[2] == 3 and after.shape[2] == 4
+        opaque = after[..., 3] > 250
+        assert 0.1 < opaque.mean() < 0.9 and (after[..., 3] < 5).mean() > 0.1
+        assert np.abs(after[..., :3] - before)[opaque].mean() < 2
+    sheet, head = (trimesh.load(next(folder.glob('depth_map_meshes/*.obj')), process=False)
+                   for folder in (plain, clear))
+    assert 0.1 < len(head.faces) / len(sheet.faces) < 0.9
+    assert head.vertices[:, 2].min() > sheet.vertices[:, 2].min() + 0.03
+    assert len(head.visual.vertex_colors) == len(head.vertices)
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['--maps', 'depth,color'], ['--maps', 'depth,normal,mask,position']),
+    (['--map_size', 'image'], ['--map_size', '--maps']), (['--map_format', 'exr'], ['--map_format', '--maps']),
+    (['--maps', 'depth', '--map_format', 'tiff'], ['--map_format', 'exr']),
+    (['--maps', 'depth', '--map_size', '99'], ['--map_size', 'thumbnail'])])
+def test_flags_of_maps_that_will_not_do(run, tiny_model, arguments, words):
+    check_refused(run(*tiny_model, *arguments), *words)
 
 
 @pytest.mark.parametrize('arguments, words', [
@@ -251,7 +308,8 @@ def test_a_textured_mesh_lies_on_the_picture(run, tmp_path):
     (['--texture_views', '3'], ['--texture_views', '--texture']),
     (['--texture', '--texture_views', '0'], ['--texture_views']),
     (['--surface_resolution', '20'], ['--surface_resolution', '64']),
-    (['--surface_resolution', '1024'], ['--surface_resolution', '512'])])
+    (['--surface_resolution', '1024'], ['--surface_resolution', '512']),
+    (['--decimate', '5'], ['--decimate', '100'])])
 def test_flags_of_surfaces_that_will_not_do(run, tiny_model, arguments, words):
     check_refused(run(*tiny_model, *arguments), *words)
 

@@ -9,15 +9,17 @@ from inference.latents import Owner
 from inversion import encoder as encoders
 from inversion import search
 from inversion.features import load_features
-from inversion.fitting import Fitting, Weights, clamped, fit_coarse
-from inversion.inverter import Guess, Inverter
+from inversion.fitting import Fitting, Weights, clamped
+from inversion.inverter import Guess, Inverter, shrunk
 from inversion.inverting import Guesser, Inversion, Settings
 from inversion.photos import cropped, sources
+from inversion.preview import Preview, to_guess, to_vector
+from inversion.solving import Stage, learned, solve
 from inversion.space import Space
 from inversion.tuning import Tuning
 from inversion.writing import verdict
 from losses import depth_roughness, edge_loss, feature_loss, noise_correlation, pyramid, pyramid_loss
-from metrics.similarity import psnr
+from model import Generator
 from utils import UserError
 
 
@@ -29,11 +31,11 @@ def inverter(loaded_tiny, monkeypatch):
 
 @pytest.fixture
 def known(inverter):
-    """(Photos, Guess of their truth) of three images of the model's own."""
+    """(three images of the model's own, the Guess of their truth)."""
     truth = inverter.draw(3, torch.Generator().manual_seed(5))
     with torch.no_grad():
         images, _ = inverter.render(inverter.latents(truth.u), truth.viewpoint)
-    return inverter.photos(images), truth
+    return images, truth
 
 
 # ---------------------------------------------------------------------------------------------- coordinates
@@ -88,18 +90,19 @@ def test_correlation_of_noise():
 # ---------------------------------------------------------------------------------------------- optimization
 
 def test_gradients_are_those_of_finite_differences(inverter, known, double):
-    photos = type(known[0])(*(images.double() for images in known[0]))
     generator = inverter.generator.double()
     generator.decoder.dtype = torch.float64
     space = Space(*(value.double() for value in inverter.w_space))
     prime = Space(*(value.double() for value in inverter.w_prime_space))
     means = type(inverter.means)(*(value.double() for value in inverter.means))
     exact = Inverter(generator, inverter.opt, means, inverter.psi, space, prime)
-    start = Guess(torch.tensor([[0.1, -0.05]]), torch.randn(1, generator.style_dim))
-    one = type(photos)(*(images[:1] for images in photos))
+    rng = torch.Generator().manual_seed(6)
+    start = Guess(torch.tensor([[0.1, -0.05]]), torch.randn(1, generator.style_dim, generator=rng))
+    one = known[0][:1].double()
 
     def loss(viewpoint, u):
         fitting = Fitting(exact, one, Guess(viewpoint, u), Weights(depth=0.))  # its background counts as given
+        fitting.error = torch.tensor([0.1])  # the pull's factor counts as given too
         total = sum(fitting.terms(fitting.latents()).values()).sum()
         return fitting, total
 
@@ -107,7 +110,7 @@ def test_gradients_are_those_of_finite_differences(inverter, known, double):
     total.backward()
     step = 1e-6
     for name, values in (('viewpoint', start.viewpoint), ('u', start.u)):
-        change = torch.randn_like(values)
+        change = torch.randn(values.shape, generator=rng)
         there = loss(*start._replace(**{name: values + step * change}))[1]
         back = loss(*start._replace(**{name: values - step * change}))[1]
         expected = ((there - back) / (2 * step)).item()
@@ -115,19 +118,21 @@ def test_gradients_are_those_of_finite_differences(inverter, known, double):
         assert found == pytest.approx(expected, rel=1e-3, abs=1e-8), name
 
 
-def test_optimization_comes_near_the_truth(inverter, known):
-    photos, truth = known
-    start = Guess(truth.viewpoint + 0.1, torch.zeros_like(truth.u))
-    before, after = (Fitting(inverter, photos, start) for _ in range(2))
-    for _ in before.run(0):
-        pass
-    for _ in after.run(40):
-        pass
-    with torch.no_grad():
-        qualities = [psnr(inverter.render(one.found.latents, one.found.viewpoint)[0], photos.images)
-                     for one in (before, after)]
-    assert (qualities[1] > qualities[0]).all() and qualities[1].mean() > qualities[0].mean() + 2
-    assert torch.equal(before.found.viewpoint, start.viewpoint)
+def test_optimization_comes_nearer_and_begins_with_the_start(inverter, known):
+    images, truth = known[0][:1], known[1].select(slice(0, 1))
+    start = Guess(truth.viewpoint + 0.02, 0.9 * truth.u)
+    fitting, losses = Fitting(inverter, images, start), []
+    for _ in fitting.run(8):
+        losses.append(fitting.found.loss)
+        if len(losses) == 1:
+            assert torch.equal(fitting.found.viewpoint, start.viewpoint) and torch.equal(fitting.found.u, start.u)
+    assert len(losses) == 9 and (losses[-1] < 0.9 * losses[0]).all()
+
+
+def test_optimization_ends_where_nothing_is_gained(inverter, known, monkeypatch):
+    monkeypatch.setattr(Fitting, 'keep', lambda self, latents, loss: False)
+    monkeypatch.setattr('inversion.fitting.PATIENCE', 2)
+    assert sum(1 for _ in Fitting(inverter, known[0][:1], known[1].select([0])).run(100)) == 2 + 1
 
 
 def test_the_best_is_kept_photo_by_photo(inverter, known):
@@ -160,38 +165,114 @@ def test_fitted_noise_is_the_pictures_own(inverter, known):
     assert sides == [(3, 1, side, side) for side in inverter.generator.decoder.noise_sizes]
 
 
-def test_coarse_fitting_takes_the_best_start(inverter, known):
-    photos, truth = known
-    far = Guess(truth.viewpoint + 0.3, -truth.u)
-    starts = Guess(*(torch.stack([a, b], dim=1).flatten(0, 1) for a, b in zip(far, truth, strict=True)))
-    photos = photos._replace(coarse=inverter.render_coarse(truth).detach())
-    found = fit_coarse(inverter, photos, starts, 0, Weights(pull=0., view=0.))
-    assert torch.equal(found.viewpoint, truth.viewpoint) and torch.equal(found.u, truth.u)
+# ---------------------------------------------------------------------------------------------- previews, least squares
+
+@pytest.fixture
+def preview(inverter, monkeypatch):
+    monkeypatch.setattr('inversion.preview.PICTURES', 8)
+    return Preview.fitted(inverter)
 
 
-def test_the_search_finds_its_own_candidates(inverter):
-    found = search.candidates(inverter)
-    guess, thumbnails = found
-    assert len(thumbnails) == len(guess.u) == 6 * 15
-    photos = inverter.photos(torch.nn.functional.interpolate(thumbnails[[20, 80]], size=16, mode='nearest'))
-    best = search.best_candidates(found, photos, 2)
+@pytest.fixture
+def field(inverter):
+    """An Inverter of the same field without its decoder, an image of it, and the Guess of its truth."""
+    generator = Generator(inverter.generator.style_dim, inverter.generator.renderer)
+    generator.style = inverter.generator.style
+    alone = Inverter.of(generator, inverter.opt, inverter.means)
+    truth = alone.draw(1, torch.Generator().manual_seed(5))
+    return alone, alone.render(alone.latents(truth.u), truth.viewpoint)[0], truth
+
+
+def test_previews_are_the_nearest_linear_map_to_pictures(inverter, preview):
+    rng = torch.Generator().manual_seed(3)  # the pictures that it was fitted to
+    errors, sizes = 0., 0.
+    for _ in range(8):
+        guess = inverter.draw(1, rng)
+        small = shrunk(inverter.render(inverter.latents(guess.u), guess.viewpoint)[0], 8)
+        errors += (preview.pictures(guess, 8) - small).square().mean()
+        sizes += small.square().mean()
+    assert errors < 0.15 * sizes
+
+
+def test_a_field_is_its_own_preview(field):
+    inverter, image, truth = field
+    assert torch.allclose(Preview.fitted(inverter).pictures(truth, 8), image, atol=1e-6)
+
+
+def test_vectors_are_guesses(inverter, known):
+    guess = known[1].select(slice(1, 2))
+    again = to_guess(to_vector(guess, inverter)[None], inverter)
+    assert torch.allclose(again.viewpoint, guess.viewpoint) and torch.equal(again.u, guess.u)
+
+
+def test_derivatives_of_previews_say_what_a_small_step_does(field):
+    inverter, image, guess = field
+    preview = Preview.fitted(inverter)
+    matrix = preview.jacobian(guess, 8, None, image)
+    step = 0.02 * torch.randn(matrix.shape[1], generator=torch.Generator().manual_seed(4))
+    there = preview.pictures(to_guess((to_vector(guess, inverter) + step)[None], inverter), 8)
+    change = (there - image).flatten()
+    assert (matrix @ step - change).norm() < 0.2 * change.norm()
+
+
+def test_learned_derivatives_explain_the_last_step_and_leave_others():
+    matrix, step = torch.zeros(3, 2), torch.tensor([2., 0.])
+    found = learned(matrix, step, torch.tensor([1., 2., 3.]))
+    assert torch.allclose(found @ step, torch.tensor([1., 2., 3.])) and not found[:, 1].any()
+
+
+def test_least_squares_find_the_truth_of_a_field(field):
+    inverter, image, truth = field
+    start = Guess(truth.viewpoint + 0.05, 0.7 * truth.u)
+    *_, (done, found, error) = solve(inverter, Preview.fitted(inverter), image, start, Weights())
+    assert done <= 1 and error < 1e-8
+    assert (found.viewpoint - truth.viewpoint).abs().max() < 1e-4 and (found.u - truth.u).abs().max() < 1e-3
+
+
+def test_least_squares_come_nearer_through_a_decoder(inverter, preview, known):
+    images, truth = known
+    start = Guess(truth.viewpoint[2:] + 0.05, 0.7 * truth.u[2:])
+    errors = [error for _, _, error in solve(inverter, preview, images[2:], start, Weights())]
+    stage = Stage(inverter, preview, images[2:], 8, True, Weights())
+    assert errors[-1] < 0.2 * stage.at(to_vector(start, inverter)).error
+    assert stage.at(to_vector(truth.select([2]), inverter)).error < 1e-9
+
+
+def test_least_squares_take_the_best_start(field):
+    inverter, image, truth = field
+    starts = Guess(torch.cat([truth.viewpoint + 0.5, truth.viewpoint]), torch.cat([-truth.u, truth.u]))
+    _, first, _ = next(solve(inverter, Preview.fitted(inverter), image, starts, Weights()))
+    assert (first.viewpoint - truth.viewpoint).abs().max() < 1e-3
+
+
+def test_least_squares_end_when_the_time_is_over(inverter, preview, known):
+    start = known[1].select(slice(0, 1))
+    assert len(list(solve(inverter, preview, known[0][:1], start, Weights(), late=lambda: True))) == 1
+
+
+def test_the_search_finds_its_own_candidates(inverter, preview):
+    found = search.candidates(inverter, preview)
+    guess, previews = found
+    assert len(previews) == len(guess.u) == 6 * 15
+    images = torch.nn.functional.interpolate(previews[[20, 80]], size=16, mode='nearest')
+    best = search.best_candidates(found, images, 2)
     assert torch.equal(best.viewpoint[[0, 2]], guess.viewpoint[[20, 80]])
     assert not torch.equal(best.u[0], best.u[1])
 
 
 def test_tuning_leaves_latents_and_mapping_alone_and_brings_the_picture_nearer(inverter, known):
     weights = {name: value.clone() for name, value in inverter.generator.state_dict().items()}
-    target = inverter.photos(torch.rand(1, 3, 16, 16))
-    inversion = Inversion(inverter, target.images, Guesser(inverter), Settings(steps=2, tune_steps=12, starts=2))
+    target = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    inversion = Inversion(inverter, target, Guesser(inverter), Settings(steps=2, tune_steps=4, starts=2))
     phases = [phase for phase, _, _ in inversion.run()]
     assert phases[0] == 'first guess' and 'latents' in phases and phases[-1] == 'decoder'
     difference, = inversion.differences
     assert difference and not any(name.startswith('style.') for name in difference)
     tuning = Tuning(inverter, target, inversion.found.select(0), Weights())
-    before = pyramid_loss(tuning.picture(), target.images).item()
-    for _ in tuning.run(12):
+    before = pyramid_loss(tuning.picture(), target).item()
+    for _ in tuning.run(6):
         pass
-    assert pyramid_loss(tuning.picture(), target.images).item() < before
+    assert pyramid_loss(tuning.picture(), target).item() < before
     assert all(torch.equal(weights[name], value) for name, value in inverter.generator.state_dict().items())
 
 
@@ -201,17 +282,24 @@ def test_the_encoder_learns_the_models_own_samples(inverter, monkeypatch, tmp_pa
     monkeypatch.setattr(encoders, 'FIRST', 32)
     monkeypatch.setattr(encoders, 'BATCH', 16)
     untrained = encoders.train_encoder(inverter, 1)
-    trained = encoders.train_encoder(inverter, 40)
-    pictures, view, u = encoders.samples(inverter, 64, torch.Generator().manual_seed(9), encoders.side_for(inverter))
+    trained = encoders.train_encoder(inverter, 25)
+    rng = torch.Generator().manual_seed(9)
+    pictures, view, u = encoders.samples(trained.preview, 64, rng, encoders.side_for(inverter))
     losses = [sum(encoders.encoder_loss(one, pictures, view, u)).item() for one in (untrained, trained)]
     assert losses[1] < 0.9 * losses[0]
     owner = Owner.of(loaded_tiny.generator, loaded_tiny.opt)
     encoders.save_encoder(tmp_path / 'e.pt', trained, owner)
     again = encoders.read_encoder(tmp_path / 'e.pt', inverter, owner)
     assert torch.allclose(again(pictures)[0], trained(pictures)[0], atol=0.05)
+    assert torch.equal(again.preview.maps[8], trained.preview.maps[8])
     assert encoders.read_encoder(tmp_path / 'none.pt', inverter, owner) is None
     with pytest.raises(UserError, match='the encoder of the model tiny'):
         encoders.read_encoder(tmp_path / 'e.pt', inverter, owner._replace(weights='x'))
+    contents = checkpoint.contents_of(tmp_path / 'e.pt')
+    for key, value, message in (('maps', {8: torch.zeros(2, 2)}, 'its maps'), ('psi', 0.2, 'truncation_ratio')):
+        checkpoint.save(tmp_path / 'f.pt', contents | {key: value})
+        with pytest.raises(UserError, match=message):
+            encoders.read_encoder(tmp_path / 'f.pt', inverter, owner)
     checkpoint.save(tmp_path / 'e.pt', {'format': 'x'})
     with pytest.raises(UserError, match='no encoder'):
         encoders.read_encoder(tmp_path / 'e.pt', inverter, owner)

@@ -20,7 +20,8 @@ QUICK = ['--steps', '3', '--starts', '2']
 @pytest.fixture
 def model(loaded_tiny, monkeypatch):
     monkeypatch.setattr('inversion.search.IDENTITIES', 4)
-    monkeypatch.setattr('inversion.inverting.COARSE_STEPS', 3)
+    monkeypatch.setattr('inversion.solving.STEPS', (2, 2))
+    monkeypatch.setattr('inversion.preview.PICTURES', 4)
     monkeypatch.setattr('inversion.encoder.FIRST', 8)
     monkeypatch.setattr('inversion.encoder.BATCH', 8)
     return loaded_tiny

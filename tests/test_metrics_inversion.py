@@ -60,7 +60,8 @@ def test_own_images_depend_on_their_number_alone(loaded_tiny):
 
 def test_evaluation_measures_every_stage(loaded_tiny, command, tmp_path, monkeypatch):
     monkeypatch.setattr('inversion.search.IDENTITIES', 4)
-    monkeypatch.setattr('inversion.inverting.COARSE_STEPS', 3)
+    monkeypatch.setattr('inversion.solving.STEPS', (2, 2))
+    monkeypatch.setattr('inversion.preview.PICTURES', 4)
     inverter = Inverter.of(loaded_tiny.generator, loaded_tiny.opt, loaded_tiny.means)
     (tmp_path / 'cats').mkdir()
     for number in range(3):

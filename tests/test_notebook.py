@@ -43,14 +43,18 @@ def test_top_to_bottom(notebook, tmp_path, monkeypatch):
     save_tiny_model(tmp_path)
     Path(tmp_path / 'full_models/tiny.pt').rename(tmp_path / 'full_models/cats_demo.pt')
     monkeypatch.setenv('PYTHONPATH', str(ROOT))
-    for cell, there, fewer in ((-2, 'FRAMES = 40\n', 'FRAMES = 3\n'), (5, '[-20., -10., 0., 10., 20.]', '[-20., 20.]'),
+    quick = ('import inversion.preview, inversion.search, web.own_photo\n'
+             'inversion.preview.PICTURES = inversion.search.IDENTITIES = 2\n'
+             'web.own_photo.STEPS = 0\n')
+    for cell, there, fewer in ((9, 'FRAMES = 40\n', 'FRAMES = 3\n'), (11, "PHOTO = ''\n", f"PHOTO = ''\n{quick}"),
+                               (5, '[-20., -10., 0., 10., 20.]', '[-20., 20.]'),
                                (5, 'SEEDS, TRUNCATION = [0, 2, 13], 0.7', 'SEEDS, TRUNCATION = [0, 13], 0.7')):
         assert there in notebook.cells[cell].source
         notebook.cells[cell].source = notebook.cells[cell].source.replace(there, fewer)
     execute(notebook, tmp_path)
     assert 'cats_demo.pt' in outputs(notebook.cells[3], 'text')
 
-    images, surface, videos = (cell for cell in notebook.cells[5:] if cell.cell_type == 'code')
+    images, surface, videos, photo = (cell for cell in notebook.cells[5:] if cell.cell_type == 'code')
     assert outputs(images, 'text') == 'Seed 0\nSeed 13\n'
     shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(png))), dtype=float)
              for png in outputs(images, 'image/png')]
@@ -69,6 +73,10 @@ def test_top_to_bottom(notebook, tmp_path, monkeypatch):
         assert data == (tmp_path / f'{video}.mp4').read_bytes()
         with av.open(io.BytesIO(data)) as file:
             assert sum(1 for _ in file.decode(video=0)) == 3
+
+    assert outputs(photo, 'text').startswith('Found: azimuth')
+    shown = [Image.open(io.BytesIO(base64.b64decode(png))).size for png in outputs(photo, 'image/png')]
+    assert shown == [(2 * 192, 192)] * 2  # the photo and what was found; two views of it
 
 
 def test_outside_of_a_checkout_it_fetches_one(notebook, tmp_path, monkeypatch):

@@ -13,14 +13,12 @@ from inference.loading import load_generator
 from inference.onnx_model import (
     compare_with,
     decoder_graph,
-    distance_graph,
-    mapping_graph,
-    renderer_graph,
+    field_graphs,
+    latents_graphs,
     session_of,
     synthesis_graph,
 )
 from model import build_generator
-from volume_renderer import Rays, Wanted, camera_directions
 
 pytest.importorskip('onnx', reason='needs onnx (requirements-onnx.txt)')
 pytest.importorskip('onnxruntime', reason='needs onnxruntime (requirements-onnx.txt)')
@@ -58,15 +56,20 @@ def run(graph, tmp_path, outputs=None, **inputs):
     return session.run(outputs, {name: value.numpy() for name, value in inputs.items()})
 
 
-def test_mapping(model, tmp_path):
+def test_latents(model, tmp_path):
     generator, means, _ = model
-    z = random(5, 8)
-    found = run(mapping_graph(generator, means), tmp_path, z=z, truncation=torch.tensor([0.6]))
-    assert_near(found[0], generator.map(z, 0.6, means))
-    if generator.full_pipeline:
-        assert_near(found[1], generator.decoder.map(generator.map(z, 0.6, means), 0.6, means.w_prime))
-    else:
-        assert len(found) == 1
+    graphs = latents_graphs(generator, means)
+    z, truncation = random(5, 8), torch.tensor([0.6])
+    w = generator.map(z, 0.6, means)
+    found = run(graphs['mapping'], tmp_path, z=z, truncation=truncation)
+    assert_near(found[0], w)
+    assert_near(run(graphs['latents'], tmp_path, z=z, truncation=truncation)[0], w)
+    if not generator.full_pipeline:
+        assert len(found) == 1 and 'style' not in graphs
+        return
+    w_prime = generator.decoder.map(w, 0.6, means.w_prime)
+    assert_near(found[1], w_prime)
+    assert_near(run(graphs['style'], tmp_path, w=w, truncation=truncation)[0], w_prime)
 
 
 @pytest.mark.parametrize('batch', [1, 3])
@@ -95,28 +98,20 @@ def test_synthesis(model, tmp_path, batch):
 
 
 def test_parts(model, tmp_path):
-    """The graphs of the page: any rays with any samples, distances anywhere, the decoder by itself."""
-    generator, _, opt = model
+    """The other graphs of the page: the field anywhere, and the decoder by itself."""
+    generator, _, _ = model
     renderer, w = generator.renderer, generator.map(random(2, 8))
-    cameras = cameras_at(VIEWS[1:], 8, 9., 0.12)
-    local = camera_directions(8, cameras.focal)[:, 5:21]
-    t = (0.88 + 0.24 * torch.rand(2, 16, 5, generator=torch.Generator().manual_seed(2))).sort(dim=-1).values
-    directions, viewdirs = renderer.directions(local, cameras)
-    expected = renderer.march(renderer.field(w), Rays(cameras, directions, viewdirs, t), Wanted(True, True, False,
-                                                                                                False))
-    found = run(renderer_graph(renderer, 0.12), tmp_path, w=w, rotation=cameras.extrinsics[..., :3].contiguous(),
-                rays=local.contiguous(), t=t)
-    for one, name in ((0, 'thumbnail'), (1, 'features'), (3, 'background')):
-        assert_near(found[one], getattr(expected, name))
-    points = 0.1 * random(2, 30, 3)
-    distances = renderer.field(w)(renderer.scale(points, cameras))[0][..., 0]
-    assert_near(run(distance_graph(renderer, 0.12), tmp_path, w=w, points=points)[0], distances)
+    points, viewdirs = 0.1 * random(2, 30, 3), torch.nn.functional.normalize(random(2, 30, 3, seed=1), dim=-1)
+    distances, features, logits = renderer.field(w)(renderer.scale(points, cameras_at(VIEWS[1:], 8)), viewdirs)
+    graphs = field_graphs(renderer, 0.12)
+    for found, expected in zip(run(graphs['field'], tmp_path, w=w, points=points, viewdirs=viewdirs),
+                               (distances[..., 0], features, torch.sigmoid(logits)), strict=True):
+        assert_near(found, expected)
+    assert_near(run(graphs['distance'], tmp_path, w=w, points=points)[0], distances[..., 0])
     if generator.full_pipeline:
         features, w_prime = random(2, 8, 8, 8), generator.decoder.map(w)
-        noise = generator.decoder.fixed_noise()
-        found, = run(decoder_graph(generator.decoder), tmp_path, features=features, w_prime=w_prime,
-                     **{f'noise_{i}': one for i, one in enumerate(noise)})
-        assert_near(found, generator.decoder(features, w_prime, noise))
+        found, = run(decoder_graph(generator.decoder), tmp_path, features=features, w_prime=w_prime)
+        assert_near(found, generator.decoder(features, w_prime, generator.decoder.fixed_noise()))
 
 
 def test_weights_that_are_exact_in_half_precision_are_stored_so(model, tmp_path):

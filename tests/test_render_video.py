@@ -97,6 +97,17 @@ def test_mp4_videos_of_the_command(run, tiny, small_surfaces):
     assert '2 identities' in out and 's a frame' in out
 
 
+def test_transparent_videos(run, tiny, small_surfaces):
+    code, _, stderr = run(*tiny(with_surface), '--frames', 2, '--transparent', '--format', 'frames', '--side_by_side')
+    assert code == 0, stderr
+    videos = Path('evaluations/tiny/final_model/videos')
+    for video, size in (('video', (16, 16)), ('depth_video', (512, 512)), ('side_by_side_video', (512, 1024))):
+        frame = np.asarray(Image.open(videos / f'sample_{video}_0_elipsoid' / '00001.png'))
+        assert frame.shape == (*size, 4) and frame[..., 3].max() > 0
+    code, _, stderr = run(*tiny(), '--transparent')
+    assert code == 2 and '--format webm' in stderr and len(stderr.strip().splitlines()) == 1
+
+
 def with_surface(state):
     """Make the tiny field's SDF cross zero: its bias moves to the middle of its values."""
     opt = parse('render_video', '', TINY)

@@ -74,6 +74,20 @@ def test_the_same_surface(head, evaluated):
     assert (depth_only.xyz - dense.xyz).norm(dim=1).max() < 1e-4
 
 
+def test_the_same_surface_in_slabs(head, monkeypatch):
+    """As large surfaces are found, here two slabs of a small one."""
+    monkeypatch.setattr('op.sparse.SLAB_SAMPLES', 140_000)
+    camera = head.cameras[:1]
+    few, dense = (render_surface(renderer, head.w[:1], camera, sdf=True, resolution=64)
+                  for renderer in (head.sparse, head.dense))
+    depth_only = render_surface(head.sparse, head.w[:1], camera, resolution=64)
+    for surface in (few, depth_only):
+        assert (surface.xyz - dense.xyz).norm(dim=1).max() < 1e-4
+        assert (surface.background - dense.background).abs().max() < 1e-3
+    mesh, expected = (surface_mesh(surface.sdf, camera) for surface in (few, dense))
+    assert np.array_equal(mesh.faces, expected.faces) and np.abs(mesh.vertices - expected.vertices).max() < 1e-5
+
+
 @pytest.mark.parametrize('samples', [24, 30, 64])
 @torch.no_grad()
 def test_the_same_picture(head, samples, given_up):
@@ -214,7 +228,7 @@ FIELDS = {  # name: (field, the largest share of samples that may be evaluated)
 }
 
 
-def cut_edges(volume):
+def cut_edges(volume, _):
     """The index (P,3) of samples at the ends of the edges that the zero level cuts."""
     inside, ends = volume < 0, torch.zeros(SIZE, SIZE, SIZE, dtype=torch.bool)
     for axis in range(3):
@@ -262,7 +276,7 @@ def test_influence_is_the_derivative_of_depth_and_background():
     depth, = torch.autograd.grad((weights @ t).sum(), sdf, retain_graph=True)
     background, = torch.autograd.grad(weights[:, -1].sum(), sdf)
     expected = torch.maximum(depth.abs(), 0.1 * background.abs())
-    assert (influence(sdf, density, 0.01) - expected).detach()[:, :-1].abs().max() < 1e-3 * expected.max()
+    assert (influence(sdf, density, 0.01)[0] - expected).detach()[:, :-1].abs().max() < 1e-3 * expected.max()
 
 
 @torch.no_grad()

@@ -4,10 +4,21 @@ import math
 import numpy as np
 import pytest
 import torch
+import trimesh
 from conftest import assert_close
 
 from camera import cameras_at
-from surfaces.meshes import align_volume, depth_mesh, grid_faces, marching_cubes_mesh, surface_mesh, volume_points
+from surfaces import meshes
+from surfaces.meshes import (
+    align_volume,
+    decimated,
+    depth_mesh,
+    grid_faces,
+    largest_piece,
+    marching_cubes_mesh,
+    surface_mesh,
+    volume_points,
+)
 from volume_renderer import VolumeRenderer
 
 
@@ -70,3 +81,36 @@ def test_no_zero_crossing_is_no_mesh(value):
 def test_a_field_of_one_sign_has_no_surface(value):
     """Neither one that is negative everywhere, whose box would have walls."""
     assert surface_mesh(torch.full((1, 8, 8, 8, 1), value), cameras_at(torch.zeros(1, 2))) is None
+
+
+def two_balls(size=40):
+    """The SDF volume (1,H,W,N,1) of two balls, one of them larger, that cross many slices."""
+    place = torch.stack(torch.meshgrid(*[torch.linspace(-1, 1, size)] * 3, indexing='ij'), dim=-1)
+    balls = [(place - torch.tensor(middle)).norm(dim=-1) - radius
+             for middle, radius in (([0.2, 0.1, 0.05], 0.5), ([-0.6, -0.5, -0.6], 0.2))]
+    return torch.minimum(*balls)[None, ..., None]
+
+
+def test_slabs_give_the_same_mesh(monkeypatch):
+    camera, sdf = cameras_at(torch.zeros(1, 2)), two_balls()
+    whole = surface_mesh(sdf, camera)
+    monkeypatch.setattr(meshes, 'SLAB_SAMPLES', 7 * 40 * 40)  # 7 slices at a time, and the last slab has fewer
+    mesh = surface_mesh(sdf, camera)
+    assert mesh.is_watertight and len(mesh.split()) == 2
+    assert (len(mesh.vertices), len(mesh.faces)) == (len(whole.vertices), len(whole.faces))
+    corners = [np.sort(one.triangles.reshape(-1, 9).round(7).astype('f4'), axis=0) for one in (mesh, whole)]
+    assert np.abs(corners[0] - corners[1]).max() < 1e-6
+    assert mesh.volume == pytest.approx(whole.volume, rel=1e-6)
+    assert surface_mesh(sdf + 10, camera) is None
+
+
+def test_the_largest_piece_and_fewer_triangles():
+    mesh = surface_mesh(two_balls(), cameras_at(torch.zeros(1, 2)))
+    large = largest_piece(mesh)
+    assert large.is_watertight and len(large.split()) == 1
+    assert large.volume == pytest.approx(max(piece.volume for piece in mesh.split()))
+    fewer = decimated(large, 500)
+    assert 400 < len(fewer.faces) <= 500 and fewer.volume == pytest.approx(large.volume, rel=0.01)
+    assert decimated(fewer, 10 ** 6) is fewer
+    ball = trimesh.creation.icosphere(2)
+    assert len(largest_piece(ball).faces) == len(ball.faces)

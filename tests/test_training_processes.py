@@ -209,13 +209,13 @@ def test_a_second_run_of_an_experiment_is_refused(data, tmp_path):
 
 # ---------------------------------------------------------------------------------------------- torchrun
 
-def torchrun(folder, arguments, *options):
-    """Start torchrun with two processes of stage 1; its output is in log.txt."""
+def torchrun(folder, arguments, *options, module='run'):
+    """Start torchrun (torch.distributed.run) with two processes of stage 1; its output is in log.txt."""
     folder.mkdir(exist_ok=True)
+    command = [sys.executable, '-m', f'torch.distributed.{module}', '--standalone', '--nproc_per_node', '2', *options,
+               ROOT / 'train_volume_renderer.py', *arguments]
     with open(folder / 'log.txt', 'ab') as log:
-        return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2',
-                                 *options, ROOT / 'train_volume_renderer.py', *arguments],
-                                cwd=folder, env=os.environ | {'OMP_NUM_THREADS': '1'}, stdout=log, stderr=log)
+        return subprocess.Popen(command, cwd=folder, env=os.environ | {'OMP_NUM_THREADS': '1'}, stdout=log, stderr=log)
 
 
 def children(pid):
@@ -249,7 +249,8 @@ def test_torchrun_restarts_a_lost_process_from_the_newest_checkpoint(data, tmp_p
 
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='finds processes in /proc')
 def test_workers_whose_torchrun_is_killed_save_and_end(data, tmp_path):
-    agent = torchrun(tmp_path, flags(data, '--iter 1000000 --no_sphere_init'))
+    """Started by torch.distributed.launch, which is torchrun that also passes --local-rank on the command line."""
+    agent = torchrun(tmp_path, flags(data, '--iter 1000000 --no_sphere_init'), module='launch')
     log = tmp_path / 'log.txt'
     wait_until(lambda: steps_done(tmp_path) > 1, log)
     workers = children(agent.pid)
@@ -259,16 +260,6 @@ def test_workers_whose_torchrun_is_killed_save_and_end(data, tmp_path):
     wait_until(lambda: not any(Path(f'/proc/{worker}').exists() for worker in workers), log, seconds=60)
     assert 'torchrun, which started this training, has ended' in log.read_text()
     assert newest(tmp_path, 'volume_renderer')[0] >= 2
-
-
-def test_launcher(data, tmp_path):
-    """torch.distributed.launch is torchrun that also passes --local-rank on the command line."""
-    done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.launch', '--nproc_per_node', '2', '--master_port', str(free_port()),
-         ROOT / 'train_volume_renderer.py', *flags(data, '--iter 2 --no_sphere_init')],
-        cwd=tmp_path, env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert newest(tmp_path, 'volume_renderer')[1]['images'] == 16
 
 
 # ---------------------------------------------------------------------------------------------- being stopped

@@ -1,11 +1,12 @@
 """Video files: formats, colors, timing, and recordings that are stopped or fail."""
 
+import av
 import numpy as np
 import pytest
 from conftest import read_video
-from PIL import Image
+from PIL import Image, ImageSequence
 
-from inference.video_files import video_path, video_writer
+from inference.video_files import WITH_ALPHA, video_path, video_writer
 
 
 def ramp(i, height=48, width=64):
@@ -76,6 +77,45 @@ def test_stopped_and_failed_recordings(tmp_path, kind):
             raise KeyboardInterrupt
         unfinished = video_path(tmp_path, 'a_unfinished', kind)
         assert count(path) == 6 and count(unfinished) == frames and sorted(tmp_path.iterdir()) == [path, unfinished]
+
+
+def frames_with_alpha(path, kind):
+    """The frames (H,W,4) of a video with alpha."""
+    if kind == 'frames':
+        return [np.asarray(Image.open(file)) for file in sorted(path.iterdir())]
+    if kind == 'webp':
+        with Image.open(path) as video:
+            return [np.asarray(frame.convert('RGBA')) for frame in ImageSequence.Iterator(video)]
+    with av.open(str(path)) as video:
+        stream = video.streams.video[0]
+        assert stream.metadata['ALPHA_MODE'] == '1'  # which tells browsers of it
+        decoder = av.CodecContext.create('libvpx-vp9', 'r')  # FFmpeg's own decoder leaves out alpha
+        return [frame.to_ndarray(format='rgba') for packet in video.demux(stream) for frame in decoder.decode(packet)]
+
+
+@pytest.mark.parametrize('kind', WITH_ALPHA)
+def test_videos_with_alpha(tmp_path, kind):
+    path, pictures = video_path(tmp_path, 'a', kind), []
+    for i in range(4):
+        alpha = np.roll(np.linspace(0, 255, 64), 3 * i).astype(np.uint8)
+        pictures.append(np.dstack([ramp(i), np.tile(alpha, (48, 1))]))
+    with video_writer(path, kind, 20) as add:
+        for picture in pictures:
+            add(picture)
+    frames = frames_with_alpha(path, kind)
+    assert len(frames) == 4
+    for frame, picture in zip(frames, pictures, strict=True):
+        assert np.abs(frame[..., 3].astype(int) - picture[..., 3]).mean() < 2
+        seen = picture[..., 3] > 20  # elsewhere WebP does not keep colors
+        assert np.abs(frame[..., :3].astype(int) - picture[..., :3])[seen].mean() < 5
+
+
+def test_webm_without_alpha(tmp_path):
+    with video_writer(tmp_path / 'a.webm', 'webm', 20) as add:
+        for i in range(3):
+            add(ramp(i))
+    facts, frames = read_video(tmp_path / 'a.webm')
+    assert facts[:2] == ('vp9', 'yuv420p') and np.abs(frames[2].astype(int) - ramp(2)).mean() < 4
 
 
 def test_a_folder_of_frames_keeps_what_is_no_frame(tmp_path):

@@ -25,10 +25,18 @@ WAITING = 1000          # requests in the queue; further ones are told to come b
 CACHE_SECONDS = 3600    # how long results can be downloaded
 MAX_FRAMES = 120
 AROUND, WALK = 'one identity from around', 'the way to the second seed and back'
-# Fonts and colors are those of the page of results; on a phone the pictures come before the sliders.
-CSS = '''
+# Fonts and colors are those of the other pages; on a phone the pictures come before the sliders.
+CSS = (Path(__file__).with_name('colors.css')).read_text() + '''
+:root, .dark, .gradio-container {
+  --body-background-fill: var(--back); --background-fill-primary: var(--card); --background-fill-secondary: var(--back);
+  --block-background-fill: var(--card); --panel-background-fill: var(--back); --block-border-color: var(--line);
+  --border-color-primary: var(--line); --body-text-color: var(--text); --body-text-color-subdued: var(--quiet);
+  --block-label-text-color: var(--quiet); --block-title-text-color: var(--text); --block-info-text-color: var(--quiet);
+  --block-radius: 12px; --button-primary-background-fill: var(--link); --button-primary-text-color: var(--back);
+  --button-primary-background-fill-hover: var(--link); --slider-color: var(--link); --color-accent: var(--link);
+}
 .gradio-container { font-family: system-ui, sans-serif; }
-.picture img { width: 100%; height: 100%; object-fit: contain; border-radius: 6px; }
+.picture img { width: 100%; height: 100%; object-fit: contain; border-radius: 12px; }
 @media (max-width: 640px) { .pictures { order: -1; } }
 '''
 

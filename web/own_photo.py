@@ -8,7 +8,6 @@ import functools
 import os
 from pathlib import Path
 
-import torch
 from munch import Munch
 from PIL import Image
 
@@ -20,15 +19,14 @@ from inversion.encoder import encoder_path, read_encoder
 from inversion.inverter import Inverter
 from inversion.inverting import Guesser, Inversion, Settings
 from inversion.photos import as_tensor
-from inversion.writing import picture_of, saved_of, verdict
-from metrics.similarity import psnr
+from inversion.writing import outcome_of
 from surfaces.files import save_mesh
 from utils import UserError, to_uint8
 
 UPLOAD_BYTES = 20 << 20   # of one photo
 MAX_PIXELS = 50_000_000   # of one photo
 KEPT_SECONDS = 3600       # how long a page that nobody uses keeps what was found
-STEPS, TUNE_STEPS, SECONDS = 100, 60, 90.  # of the optimization of a photo; the time is a limit
+STEPS, TUNE_STEPS, SECONDS = 15, 60, 60.  # of the optimization of a photo; the time is a limit
 SHOWN_EVERY = 10          # steps between the pictures that are shown on the way
 EDITS = 3                 # sliders of shape, and of color
 MOST = 3.                 # standard deviations that a slider reaches
@@ -92,16 +90,12 @@ def invert_steps(room, image, tune):
     yield None, None, 'Looking for a first guess …'
     settings = Settings(STEPS, SECONDS, TUNE_STEPS if tune else 0, 3)
     inversion = Inversion(inverter, target, room.guesser, settings)
-    for step, (phase, done, _) in enumerate(inversion.run()):
+    for step, progress in enumerate(inversion.run()):
         if inversion.found is not None and step % SHOWN_EVERY == 0:
-            saved = saved_of(inverter, inversion.found, inversion.differences[0], 'photo', 'an uploaded photo')
-            yield None, to_uint8(picture_of(inverter, saved)[0])[0], f'{phase}: {100 * done:.0f}%'
-    saved = saved_of(inverter, inversion.found, inversion.differences[0], 'photo', 'an uploaded photo')
-    picture = picture_of(inverter, saved)[0]
-    decibels = psnr(picture, target).item()
-    azimuth, elevation = torch.rad2deg(saved.viewpoints[0]).tolist()
-    yield saved, to_uint8(picture)[0], (f'Seen from azimuth {azimuth:.0f}°, elevation {elevation:.0f}°; {decibels:.1f} '
-                                        f'dB; {verdict(inverter, inversion.found, decibels)}.')
+            outcome = outcome_of(inversion, source='an uploaded photo')
+            yield None, to_uint8(outcome.picture)[0], f'{progress.phase}: {100 * progress.done:.0f}%'
+    outcome = outcome_of(inversion, source='an uploaded photo')
+    yield outcome.saved, to_uint8(outcome.picture)[0], f'Found: {outcome.line}.'
 
 
 def photo_requests(room, gr, request_file, refusal):

@@ -151,7 +151,8 @@ def add_meshes(meshes):
         entry['id'] = f'mesh-{i}'
         view = entry['view']
         entry['draped'] = bool(view and (view['image'] or view['thumbnail'])) and mesh.visual.kind != 'vertex'
-        if view and math.isqrt(len(mesh.vertices)) ** 2 == len(mesh.vertices):
+        side = math.isqrt(len(mesh.vertices))
+        if view and (side ** 2, 2 * (side - 1) ** 2) == (len(mesh.vertices), len(mesh.faces)):
             view['depth'] = depth_picture(mesh, entry['camera'])
 
 
@@ -205,10 +206,10 @@ def video_entry(path, root, name, budget):
         return {'name': name, 'file': f'{link}/', 'picture': frames and f'{link}/{frames[0].name}',
                 'size': f'{len(frames)} frames'}
     size = path.stat().st_size
-    inside = budget.takes(size)
+    inside = path.suffix != '.webm' and budget.takes(size)
     data = base64.b64encode(path.read_bytes()).decode() if inside else None
     entry = {'name': name, 'file': link, 'size': file_size(size)}
-    if path.suffix == '.mp4':
+    if path.suffix in ('.mp4', '.webm'):
         return entry | {'data': data, 'picture': None, 'poster': first_frame(path)}
     return entry | {'picture': f'data:image/{path.suffix[1:]};base64,{data}' if inside else link}
 
