@@ -78,6 +78,7 @@ class Group(NamedTuple):
     agent: object   # subprocess.Popen, or None
     folder: Path    # in which all of them work
     restarts: int = 0  # that torchrun makes
+    logged: int = 0    # bytes in log0.txt at the start
 
     def processes(self):
         """The numbers of the processes that train or load images, also of those whose parent is gone."""
@@ -93,6 +94,10 @@ class Group(NamedTuple):
         if self.workers:
             return sorted({worker.pid for worker in self.workers} & set(self.processes()))
         return [process for process in self.processes() if parent_of(process) == self.agent.pid]
+
+    def joined(self):
+        """Whether the processes have found each other: then the first one says what it goes on from."""
+        return (self.folder / 'log0.txt').stat().st_size > self.logged
 
     def running(self):
         return bool((self.agent and self.agent.poll() is None) or any(worker.is_alive() for worker in self.workers)
@@ -131,9 +136,11 @@ class Round:
                      '--max_restarts', str(restarts), __file__, *arguments], cwd=folder, stdout=log, stderr=log,
                     env=os.environ | {'RANDOM_FAULTS': f'{self.stage}\n{self.before}'}, start_new_session=True)
             return Group([], agent, folder, restarts)
-        port = free_port()
+        port, log = free_port(), folder / 'log0.txt'
+        log.touch()
+        logged = log.stat().st_size
         return Group([start(self.stage, folder, arguments, rank=rank, size=size, port=port, before=self.before)
-                      for rank in range(size)], None, folder)
+                      for rank in range(size)], None, folder, logged=logged)
 
     def undisturbed(self):
         """The newest checkpoint of a run without faults, in the first shape."""
@@ -148,6 +155,10 @@ class Round:
         """Wait until all processes have ended; raises Wrong if they do not."""
         end = time.monotonic() + seconds
         while group.running():
+            if group.workers and not group.joined() and any(worker.exitcode for worker in group.workers):
+                time.sleep(1)  # a process that is lost before all have joined: torchrun ends the others then
+                for process in group.processes():
+                    send(process, signal.SIGTERM)
             if time.monotonic() > end:
                 raise Wrong(f'still running {seconds} seconds after {self.last}: {group.processes()}')
             time.sleep(0.05)

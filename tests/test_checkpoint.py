@@ -1,5 +1,7 @@
 """Checkpoints: strict and safe loading, sizes read off the file, where files are looked for."""
+import errno
 import io
+import os
 import pickle
 import resource
 import tarfile
@@ -212,6 +214,22 @@ def test_a_field_without_sdf_or_decoder_is_recognized(tmp_path):
     assert fitted.rendering.no_sdf and fitted.model.size == 32
     with pytest.raises(UserError, match='--no_sdf'):
         checkpoint.reconcile(opt, {'g_ema': build_generator(options()).state_dict()}, 'sdf.pt')
+
+
+def test_what_is_no_file_is_never_read_and_a_failing_disk_is_told(tmp_path, monkeypatch):
+    """Reading from a pipe would wait for ever."""
+    os.mkfifo(tmp_path / 'pipe.pt')
+    for path in tmp_path / 'pipe.pt', tmp_path, Path('/dev/null'):
+        with pytest.raises(UserError, match='is no file; check the path'):
+            checkpoint.contents_of(path)
+
+    def fail(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    (tmp_path / 'a.pt').write_bytes(b'a')
+    monkeypatch.setattr(torch, 'load', fail)
+    with pytest.raises(UserError, match='a.pt cannot be read .Input/output error.*the disk'):
+        checkpoint.contents_of(tmp_path / 'a.pt')
 
 
 def test_where_models_are_looked_for(tmp_path, monkeypatch):
