@@ -270,7 +270,7 @@ def test_tuning_leaves_latents_and_mapping_alone_and_brings_the_picture_nearer(i
     assert difference and not any(name.startswith('style.') for name in difference)
     tuning = Tuning(inverter, target, inversion.found.select(0), Weights())
     before = pyramid_loss(tuning.picture(), target).item()
-    for _ in tuning.run(6):
+    for _ in tuning.run(25):
         pass
     assert pyramid_loss(tuning.picture(), target).item() < before
     assert all(torch.equal(weights[name], value) for name, value in inverter.generator.state_dict().items())
@@ -296,7 +296,9 @@ def test_the_encoder_learns_the_models_own_samples(inverter, monkeypatch, tmp_pa
     with pytest.raises(UserError, match='the encoder of the model tiny'):
         encoders.read_encoder(tmp_path / 'e.pt', inverter, owner._replace(weights='x'))
     contents = checkpoint.contents_of(tmp_path / 'e.pt')
-    for key, value, message in (('maps', {8: torch.zeros(2, 2)}, 'its maps'), ('psi', 0.2, 'truncation_ratio')):
+    for key, value, message in (('maps', {8: torch.zeros(2, 2)}, 'its maps'), ('psi', 0.2, 'truncation_ratio'),
+                                ('maps', {8: 1, 'x': 2, None: 3}, 'its maps'), ('side', torch.ones(3), 'no encoder'),
+                                ('psi', torch.ones(3), 'truncation_ratio'), ('encoder', torch.ones(3), 'f.pt')):
         checkpoint.save(tmp_path / 'f.pt', contents | {key: value})
         with pytest.raises(UserError, match=message):
             encoders.read_encoder(tmp_path / 'f.pt', inverter, owner)
