@@ -187,7 +187,7 @@ def read_latents(path, generator, owner):
             noise = _listed(contents['noise'], decoder.noise_sizes, path)
             noise = [tensor('noise', one, 1, 1, side, side) for one, side in zip(noise, decoder.noise_sizes,
                                                                                   strict=True)]
-        if contents.get('tuned'):
+        if contents.get('tuned') is not None:
             tuned = _tuned(contents['tuned'], decoder, path, tensor)
     viewpoints = tensor('viewpoints', contents.get('viewpoints'), None, 2)
     if not 1 <= len(viewpoints) <= MAX_VIEWS or viewpoints.abs().max() > 2 * torch.pi:

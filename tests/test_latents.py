@@ -145,6 +145,7 @@ def test_the_same_weights_in_half_precision_are_the_same_model(model):
     (lambda c: c | {'viewpoints': torch.zeros(1, 1).expand(10 ** 9, 2)}, 'its viewpoints'),
     (lambda c: c | {'noise': [torch.zeros(1, 1, 8, 8)]}, 'noise maps'),
     (lambda c: c | {'tuned': {'unknown': torch.zeros(1)}}, 'tuned weights'),
+    (lambda c: c | {'tuned': torch.zeros(3)}, 'tuned weights'),
     (lambda c: c | {'tuned': {'conv1.conv.weight': torch.zeros(1)}}, 'tuned weights'),
     (lambda c: [], 'holds no latents')])
 def test_a_damaged_file_is_refused_in_one_sentence(model, latents, change, message):
