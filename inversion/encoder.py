@@ -16,7 +16,7 @@ from tqdm import tqdm
 import checkpoint
 from inversion.inverter import Guess, shrunk
 from inversion.preview import Preview, sides
-from utils import UserError
+from utils import UserError, printable
 
 FORMAT = 'StyleSDF encoder 2'
 SMALLEST_SIDE = 16         # of the pictures that it sees
@@ -179,7 +179,7 @@ def maps_of(maps, inverter, path):
     generator = inverter.generator
     sizes = sides(inverter) if generator.full_pipeline else []
     shape = (generator.decoder.conv1.conv.weight.shape[1] + 1, 3) if sizes else None
-    if not isinstance(maps, dict) or set(maps) != set(sizes) or not all(
+    if not isinstance(maps, dict) or maps.keys() != set(sizes) or not all(
             isinstance(one, torch.Tensor) and checkpoint.is_plain(one) and one.shape == shape and one.isfinite().all()
             for one in maps.values()):
         raise UserError(f'{path} is damaged: its maps are not those of this model; remove it, and train an encoder '
@@ -193,16 +193,15 @@ def read_encoder(path, inverter, owner):
     if not Path(path).exists():
         return None
     contents = checkpoint.contents_of(path)
-    # Types first: what a file holds may be anything, and tensors compare to tensors.
-    if not isinstance(contents, dict) or contents.get('format') != FORMAT or not isinstance(
-            contents.get('side'), int) or contents['side'] != side_for(inverter):
+    side = contents.get('side') if isinstance(contents, dict) and contents.get('format') == FORMAT else None
+    if not isinstance(side, int) or side != side_for(inverter):
         raise UserError(f'{path} is no encoder of this model; remove it, and train one with --train_encoder.')
     owner.check(contents.get('model'), path, 'the encoder')
     psi = contents.get('psi')
     if not isinstance(psi, int | float) or psi != inverter.psi:
-        raise UserError(f'{path} was trained with another --truncation_ratio than {inverter.psi}; give the same, or '
-                        'train another encoder with --train_encoder.')
+        raise UserError(f'{path} was trained with --truncation_ratio {printable(psi)}, not {inverter.psi}; give the '
+                        'same, or train another encoder with --train_encoder.')
     preview = Preview(inverter, maps_of(contents.get('maps'), inverter, path))
-    encoder = Encoder(inverter.generator.style_dim, contents['side'], preview)
+    encoder = Encoder(inverter.generator.style_dim, side, preview)
     checkpoint.load_state(encoder, contents.get('encoder'), path)
     return encoder.to(inverter.device).eval().requires_grad_(False)

@@ -7,6 +7,7 @@ import pytest
 import torch.distributed as dist
 
 from training import joining
+from training.processes import Processes
 from utils import UserError
 
 
@@ -55,6 +56,24 @@ def test_a_process_that_does_not_appear_is_named(store, monkeypatch):
     monkeypatch.setattr(joining, 'TIMEOUT', datetime.timedelta(seconds=0.2))
     with pytest.raises(UserError, match='process 1 of this training did not appear within 0:00:00.2'):
         joining.own_part(store, 0, 2)
+
+
+@pytest.mark.parametrize('more', ({'RANK': ''}, {'RANK': 'abc'}, {'RANK': '2'}, {'WORLD_SIZE': '0'},
+                                  {'WORLD_SIZE': '-1'}, {'WORLD_SIZE': 'abc'}, {'MASTER_ADDR': ''},
+                                  {'MASTER_PORT': '\x1b[31m'}))
+def test_an_environment_that_makes_no_sense(monkeypatch, more):
+    """Such as another program's leftovers: there was a traceback."""
+    for name, value in ({'RANK': '0', 'WORLD_SIZE': '2', 'MASTER_ADDR': 'here', 'MASTER_PORT': '1'} | more).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match='names no place in a group .*start them with torchrun') as error:
+        Processes('cpu')
+    assert str(error.value).isprintable()
+
+
+def test_without_a_launcher_a_process_is_alone(monkeypatch):
+    monkeypatch.setenv('RANK', '7')
+    monkeypatch.delenv('WORLD_SIZE', raising=False)
+    assert (Processes('cpu').rank, Processes('cpu').size) == (0, 1)
 
 
 def test_a_process_that_ends_while_the_others_join_is_told(store, monkeypatch):

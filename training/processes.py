@@ -8,13 +8,30 @@ import torch.distributed as dist
 
 from training.heartbeat import Heartbeat, end_process
 from training.joining import join
-from utils import UserError, keep_freed_memory, select_device
+from utils import UserError, keep_freed_memory, printable, select_device
 
 DEATH_TIMEOUT = datetime.timedelta(minutes=30)  # of a process that hangs; one that dies is noticed at once
 
 
 class PeerLost(UserError):
     """Another process of this run has ended, or cannot be reached any more."""
+
+
+def place_in_group():
+    """(rank, number of processes), as a launcher names them in the environment; (0, 1) without one.
+
+    Raises UserError where they make no sense, as leftovers of another program may.
+    """
+    texts = {name: os.environ.get(name, usual) for name, usual in (
+        ('RANK', ''), ('WORLD_SIZE', '1'), ('MASTER_ADDR', ''), ('MASTER_PORT', ''))}
+    if texts['WORLD_SIZE'] == '1':
+        return 0, 1
+    sound = all(texts[name].isascii() and texts[name].isdecimal() for name in ('RANK', 'WORLD_SIZE', 'MASTER_PORT'))
+    if not sound or not int(texts['RANK']) < int(texts['WORLD_SIZE']) or not texts['MASTER_ADDR']:
+        values = ', '.join(f'{name}={printable(text)}' for name, text in texts.items() if text)
+        raise UserError(f'the environment names no place in a group of processes that train together ({values}); start '
+                        'them with torchrun, or unset these variables to train alone.')
+    return int(texts['RANK']), int(texts['WORLD_SIZE'])
 
 
 class Processes:
@@ -25,7 +42,7 @@ class Processes:
     """
 
     def __init__(self, device_name='auto'):
-        self.rank, self.size = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+        self.rank, self.size = place_in_group()
         self.device = select_device(device_name)
         self.rescue = lambda: ''  # called before the process ends for a lost one: saves, and returns words about it
         self._heartbeat = Heartbeat(self.rank, self._on_lost)
