@@ -32,6 +32,14 @@ LONG_FILES = ('test_training_processes', 'test_app', 'test_web', 'test_notebook'
               'test_prepare_data', 'test_generate_shapes_and_images', 'test_training_resuming', 'test_device')
 
 
+def pytest_configure():
+    """A suite that is started in the background ignores some signals, and so would the processes that tests start."""
+    for name in ('SIGINT', 'SIGHUP', 'SIGQUIT'):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if name == 'SIGINT' else signal.SIG_DFL)
+
+
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONG_FILES.index(item.path.stem) if item.path.stem in LONG_FILES else len(LONG_FILES))
 

@@ -133,7 +133,8 @@ def tiny_checkout(tmp_path):
 
 def test_the_demo(tiny_checkout):
     """With a tiny model and few frames: pictures, meshes, video, page, and the page's path at the end."""
-    result = tiny_checkout('demo.sh', '--device', 'cpu', SEEDS='0-1', VIDEO_SEED='0', FRAMES='2')
+    result = tiny_checkout('demo.sh', '--device', 'cpu', '--surface_resolution', '64', SEEDS='0-1', VIDEO_SEED='0',
+                           FRAMES='2')
     assert result.returncode == 0, result.stderr
     results = tiny_checkout.root / 'evaluations' / 'cats_demo' / 'final_model'
     assert result.stdout.splitlines()[-1] == f'Open this page in a browser: {results / "index.html"}'
@@ -149,9 +150,10 @@ def test_parity_is_checked_with_another_program(tiny_checkout, tmp_path):
     original.mkdir()
     command = original / 'generate_shapes_and_images.py'
     command.write_text(f'import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\n'
+                       f'sys.argv += ["--surface_resolution", "64"]\n'
                        f'runpy.run_path({str(ROOT / command.name)!r}, run_name="__main__")\n')
-    result = tiny_checkout('check_parity.sh', str(original), '--device', 'cpu', MODEL='cats_demo', SIZE='16',
-                           IDENTITIES='1', ORIGINAL_PYTHON=sys.executable)
+    result = tiny_checkout('check_parity.sh', str(original), '--device', 'cpu', '--surface_resolution', '64',
+                           MODEL='cats_demo', SIZE='16', IDENTITIES='1', ORIGINAL_PYTHON=sys.executable)
     assert result.returncode == 0, result.stderr
     assert 'All files are alike.' in result.stdout and 'images/0000000.png (levels of 255)' in result.stdout
     assert 'marching_cubes_meshes' in result.stdout and '.obj (distance)' in result.stdout
