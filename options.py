@@ -189,10 +189,10 @@ def mix_list(text):
     for part in text.split():
         match = re.fullmatch(r'(\d{1,19}),(\d{1,19})@(\d{1,3})', part, re.ASCII)
         if not match or max(int(match[1]), int(match[2])) > MAX_SEED or int(match[3]) < 1:
-            raise ValueError('must be two seeds and a layer from 1 on, such as 3,8@4 (several: "3,8@4 5,9@2")')
+            raise ValueError('must be two seeds and a layer from 1 on, such as 3,8@2 (several: "3,8@2 5,9@1")')
         mixes.append(tuple(map(int, match.groups())))
     if not mixes:
-        raise ValueError('must be two seeds and a layer, such as 3,8@4')
+        raise ValueError('must be two seeds and a layer, such as 3,8@2')
     return tuple(dict.fromkeys(mixes))
 
 
@@ -466,7 +466,7 @@ GROUPS = {
         Flag('save_latents', False, GENERATION, 'also write the latents of each identity, a file that --latents takes',
              bool),
         Flag('mix', None, GENERATION_AND_VIDEO,
-             'mix two seeds: 3,8@4 has the shape of seed 3, and the decoder layers from 4 on are of seed 8', mix_list),
+             'mix two seeds: 3,8@2 has the shape of seed 3, and the decoder layers from 2 on are of seed 8', mix_list),
         Flag('edit', None, GENERATION_AND_VIDEO,
              'move all identities along directions of --directions, such as shape2=+1.5,color1=-2, in standard '
              'deviations', edit_list),

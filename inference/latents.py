@@ -188,7 +188,7 @@ def read_latents(path, generator, owner):
             noise = [tensor('noise', one, 1, 1, side, side) for one, side in zip(noise, decoder.noise_sizes,
                                                                                   strict=True)]
         if contents.get('tuned') is not None:
-            tuned = _tuned(contents['tuned'], decoder, path, tensor)
+            tuned = _tuned(contents['tuned'], decoder, path, tensor) or None
     viewpoints = tensor('viewpoints', contents.get('viewpoints'), None, 2)
     if not 1 <= len(viewpoints) <= MAX_VIEWS or viewpoints.abs().max() > 2 * torch.pi:
         raise UserError(f'{path} is damaged: its viewpoints are no angles.')
