@@ -119,10 +119,10 @@ def write_maps(folder, identity, maps, facts, view_names, progress, later):
     return files
 
 
-def write_surfaces(folder, identity, generator, w, cameras, size, pictures, opt, progress, later):
+def write_surfaces(folder, identity, generator, w, cameras, size, pictures, facts, opt, progress, later):
     """Write the meshes, maps and cameras of an identity w (1,style_dim), as the flags ask for them.
 
-    size: of its images. pictures: that a texture is painted from. Returns the files' names.
+    size: of its images. pictures: that a texture is painted from. facts: of map_facts. Returns the files' names.
     """
     names, files = results.view_names(cameras.viewpoint.tolist()), []
     entries = camera_entries(cameras, names, size, generator.renderer.resolution)
@@ -133,7 +133,7 @@ def write_surfaces(folder, identity, generator, w, cameras, size, pictures, opt,
         meshes = generate_meshes(generator, w, cameras, opt, pictures)
         files += write_meshes(folder, identity, meshes, entries, opt.inference.mesh_format, progress, later)
     maps = generate_maps(generator, w, cameras, opt) if opt.inference.maps else ()
-    return files + write_maps(folder, identity, maps, map_facts(generator, opt), names, progress, later)
+    return files + write_maps(folder, identity, maps, facts, names, progress, later)
 
 
 def index_entry(identity, viewpoints, files, model, maps, opt):
@@ -180,7 +180,7 @@ def main(opt):
 
     rng = seeded(opt.experiment.seed, device)
     means = generator.mean_latents(opt.inference.truncation_mean, rng)
-    image_seconds = mesh_seconds = 0.
+    facts, image_seconds, mesh_seconds = map_facts(generator, opt), 0., 0.
     count = identity_count(opt, saved)
     with BackgroundWriter() as later, \
             tqdm(identities(opt, rng, saved), total=count, unit='identity', desc='generating') as bar:
@@ -201,12 +201,12 @@ def main(opt):
                              **kept_of(identity.saved))
             pictured = time.perf_counter()
             pictures = texture_pictures(tuned, latents, cameras, shown, opt, noise or 'fixed')
-            files += write_surfaces(folder, identity, generator, latents.w, cameras, len(shown[0]), pictures, opt,
-                                    progress, later)
+            files += write_surfaces(folder, identity, generator, latents.w, cameras, len(shown[0]), pictures, facts,
+                                    opt, progress, later)
             image_seconds += pictured - started
             mesh_seconds += time.perf_counter() - pictured
             later(results.add_to_index, folder, identity.long_name,
-                  index_entry(identity, viewpoints, files, model, map_facts(generator, opt), opt))
+                  index_entry(identity, viewpoints, files, model, facts, opt))
     print(f'{count} {"identity" if count == 1 else "identities"} in {folder}: '
           f'{(image_seconds + mesh_seconds) / count:.1f} s each '
           f'({image_seconds / count:.1f} s images, {mesh_seconds / count:.1f} s surfaces)')
