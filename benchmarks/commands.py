@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+import options
 from utils import UserError
 
 HOUSE = Path(__file__).resolve().parent.parent
@@ -56,6 +57,7 @@ def command_row(name, load):
 
     def prepare(settings, variant):
         model, kept = DEMO, None
+        device = options.parse(GENERATE.removesuffix('.py'), __doc__, list(settings.flags)).machine.device
         if not bundled:
             generator, opt = load(settings, 'generate_shapes_and_images', variant)
             kept = tempfile.TemporaryDirectory()
@@ -63,18 +65,8 @@ def command_row(name, load):
             torch.save({'g_ema': generator.state_dict()}, model)
 
         def run():
-            flags = ['--device', settings_device(settings)]
+            flags = ['--device', device]
             return command_seconds(lines, model, variant, flags, settings.threads)
         run.kept = kept  # the folder lives as long as the function
         return run
     return prepare
-
-
-def settings_device(settings):
-    """What --device says among a benchmark's flags; auto if nothing."""
-    for first, second in zip(settings.flags, (*settings.flags[1:], ''), strict=True):
-        if first.startswith('--device='):
-            return first.partition('=')[2]
-        if first == '--device':
-            return second
-    return 'auto'
