@@ -8,15 +8,16 @@ Both print how many inputs were tried, the second after each round, and end with
 A property is a function of hypothesis's arguments. It raises where it finds a fault.
 """
 import argparse
-import contextlib
 import importlib
 import sys
 import time
 import traceback
 from pathlib import Path
 
-with contextlib.suppress(ImportError):  # Windows has none
+try:
     import resource
+except ImportError:  # on Windows
+    resource = None
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
@@ -85,7 +86,7 @@ def main(checks, show_rounds=False):
     parser.add_argument('--minutes', type=float, default=10)
     parser.add_argument('--seed', type=int, default=int(time.time()))
     flags, started = parser.parse_args(), time.time()
-    if 'resource' in globals():
+    if resource:
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
 
     def told(counts, findings):
