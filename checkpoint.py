@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from model import build_generator, sizes_of
 from options import FLAGS, adopted_flags, checked, fixed_flags, replaced
@@ -385,13 +386,28 @@ def _shape(value):
     return tuple(value.shape) if isinstance(value, torch.Tensor) else 'no tensor'
 
 
+class _ShapesOnly(TorchFunctionMode):
+    """Inside, weights are made on the meta device, which holds shapes and no numbers.
+
+    What `torch.device('meta')` does besides makes PyTorch import its compiler, which takes seconds.
+    """
+    MADE = (torch.empty, torch.randn, torch.zeros, torch.ones)
+    KEEP_THEIR_SHAPE = (torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.div)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in self.MADE:
+            return torch.empty(*args, **kwargs | {'device': 'meta'})
+        return args[0] if function in self.KEEP_THEIR_SHAPE and args[0].is_meta else function(*args, **kwargs)
+
+
 def check_fits(opt, state, path):
     """Raise UserError where a generator's state dict does not have the shapes that the flags describe.
 
     Nothing is allocated for it, so a small file cannot ask for an enormous model.
     """
     try:
-        with torch.device('meta'):
+        with _ShapesOnly():
             model = build_generator(opt, full_pipeline=any(name.startswith('decoder.') for name in state))
     except (RuntimeError, OverflowError, ValueError):
         raise UserError(f'{path} is not a StyleSDF generator: its tensors claim an impossible size.') from None

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.interpolate import CubicSpline, PchipInterpolator
 
 from camera import cameras_of, video_viewpoints
 from utils import UserError
@@ -72,6 +71,8 @@ def cameras_on(opt, track, device):
 
 def interpolated(key_frames, frames):
     """{column: (frames,)} on a smooth curve through key frames {column or 'time': (K,)}, equally spaced in time."""
+    from scipy.interpolate import CubicSpline, PchipInterpolator  # takes a while to import, and few paths need it
+
     time = key_frames['time']
     at = np.linspace(time[0], time[-1], frames)
     columns = {name: key_frames[name] for name in COLUMNS}

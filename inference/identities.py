@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.interpolate import CubicSpline
 
 import options
 from camera import fixed_viewpoints, sample_viewpoints
@@ -157,6 +156,8 @@ def closed_walk(stops, steps):
     The curve is a periodic cubic spline. It goes through w rather than z, where straight lines pass through unlikely
     latents.
     """
+    from scipy.interpolate import CubicSpline  # takes a while to import, and few commands need it
+
     loop = torch.cat([stops, stops[:1]]).cpu().double().numpy()
     curve = CubicSpline(np.linspace(0, 1, len(loop)), loop, bc_type='periodic')
     return torch.from_numpy(curve(np.linspace(0, 1, steps))).to(stops)

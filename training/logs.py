@@ -185,7 +185,8 @@ def plot_progress(lines, path):
         for name in names:
             points = np.array([(line['iteration'], line[name]) for line in lines if name in line])
             shares = np.array_split(points, min(len(points), CURVE_POINTS))
-            axes.plot(*np.array([share.mean(0) for share in shares]).T, label=name, linewidth=1)
+            marker = 'o' if len(shares) == 1 else None  # a line of one point cannot be seen
+            axes.plot(*np.array([share.mean(0) for share in shares]).T, label=name, linewidth=1, marker=marker)
         if 'beta' in names:
             axes.axhline(SHARP_BETA, color='gray', linestyle='--', linewidth=1, label=f'sharp: {SHARP_BETA:g}')
         axes.set(title=title, xlabel='steps', yscale='log' if log else 'linear')
