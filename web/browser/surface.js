@@ -5,7 +5,7 @@ import {rotationOf} from './sparse.js';
 
 const DRAWING = 12;
 const SMALLEST = 0.35, LARGEST = 2;  // pixels of the picture to one of the page
-const PAUSE = 80;                    // milliseconds between drawings that move, without a graphics card
+const PAUSE = 50;                    // milliseconds between drawings that move, without a graphics card
 
 const VERTEX = `#version 300 es
 uniform mat3 rotation;   // its columns: the camera's axes in the world; the third is also its place
