@@ -1,7 +1,8 @@
-"""The readers of latents and of directions on damaged and hostile files: what they hold, or one UserError.
+"""The readers of latents, directions and encoders on damaged and hostile files: what they hold, or one UserError.
 
-A file has its bytes damaged, or entries of its archive, or it is sound and its contents are not. Of what is read a
-picture is made. Tables of key frames, the other file that a video is made from, are any text.
+A file has its bytes damaged, or entries of its archive, or it is sound and its contents are not. What is read is used:
+latents and directions for a picture, an encoder for a guess. Tables of key frames, the other file that a video is made
+from, are any text.
 
 See running.py for the development mode.
 """
@@ -32,6 +33,9 @@ import options
 from camera import cameras_at
 from inference import directions, latents
 from inference.camera_paths import path_cameras
+from inversion.encoder import Encoder, guess_of, read_encoder, save_encoder, side_for
+from inversion.inverter import Inverter
+from inversion.preview import Preview
 from model import build_generator
 from utils import UserError
 
@@ -49,8 +53,15 @@ def model(full):
 
 
 @cache
+def inverter(full):
+    """What an encoder of a model belongs to."""
+    generator, _, opt = model(full)
+    return Inverter.of(generator, opt, generator.mean_latents(100))
+
+
+@cache
 def sound_contents(kind, full):
-    """What a file of this kind holds before anything is changed: of latents or of directions, with all that it can."""
+    """What a file of this kind holds before anything is changed, with all that it can."""
     generator, owner, _ = model(full)
     w = generator.style(torch.ones(1, generator.style_dim))
     one = latents.latents_of_w(generator, w)
@@ -59,6 +70,9 @@ def sound_contents(kind, full):
         if kind == 'directions':
             directions.save_directions(path, {'shape1': directions.Direction(w, None),
                                               'color1': directions.Direction(None, one.w_prime)}, owner)
+        elif kind == 'encoder':
+            own = inverter(full)
+            save_encoder(path, Encoder(generator.style_dim, side_for(own), Preview.fitted(own)), owner)
         else:
             noise = tuned = None
             if full:
@@ -95,7 +109,14 @@ def use_directions(path, full):
     assert not full or moved.w_prime.shape == start.w_prime.shape
 
 
-USES = {'latents': use_latents, 'directions': use_directions}
+def use_encoder(path, full):
+    """Read an encoder and let it guess."""
+    encoder = read_encoder(path, inverter(full), model(full)[1])
+    guess = guess_of(encoder, inverter(full), torch.zeros(1, 3, 16, 16))
+    assert guess.viewpoint.shape == (1, 2) and guess.u.shape == (1, model(full)[0].style_dim)
+
+
+USES = {'latents': use_latents, 'directions': use_directions, 'encoder': use_encoder}
 
 
 def check_file(kind, full, data):
