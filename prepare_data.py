@@ -226,7 +226,7 @@ class Writer:
         if shutil.disk_usage(self.path).free < SPARE_BYTES:
             raise UserError(f'cannot write to {self.path} (less than {SPARE_BYTES >> 20} MiB are free on its disk); '
                             'free some space or choose another --out_path.')
-        return lmdb.open(str(self.path), map_size=SPARE_BYTES)
+        return lmdb.open(os.fsencode(self.path), map_size=SPARE_BYTES)
 
     def close(self):
         if self._environment is not None:

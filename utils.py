@@ -43,6 +43,7 @@ def run_command(module, read_flags):
     exit code 2 and one sentence on stderr for bad input (UserError, or an OSError that the user can mend), 130 after
     Ctrl-C and 143 after SIGTERM. Anything else is a bug and keeps its traceback.
     """
+    _replace_closed_streams()
     _prepare_for_pytorch()
     name = Path(sys.argv[0]).name
     interruptible = signal.getsignal(signal.SIGINT) != signal.SIG_IGN  # shells start background jobs that ignore it
@@ -70,6 +71,14 @@ def run_command(module, read_flags):
         sys.exit(_fail(name, f'cannot read or write {what}: {error.strerror}; {_remedy(error)}.'))
     except KeyboardInterrupt as stop:
         sys.exit(_say_stopped(stop.number if isinstance(stop, Terminated) else signal.SIGINT))
+
+
+def _replace_closed_streams():
+    """Send what is printed nowhere where a parent process has closed stdout or stderr: there Python has None instead of
+    a stream. A file that the command opens later must not get the number of one of them."""
+    for stream in ('stdout', 'stderr'):
+        if getattr(sys, stream) is None:
+            setattr(sys, stream, open(os.devnull, 'w', encoding='utf-8'))
 
 
 def _prepare_for_pytorch():

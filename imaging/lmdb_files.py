@@ -68,7 +68,8 @@ def open_lmdb(path):
     """
     data = Path(path, 'data.mdb')
     try:
-        environment = lmdb.open(str(path), readonly=True, lock=False, readahead=False, meminit=False, create=False)
+        environment = lmdb.open(os.fsencode(path), readonly=True, lock=False, readahead=False, meminit=False,
+                                create=False)
     except lmdb.Error as error:
         raise UserError(f'{data} cannot be opened ({error}); {remedy(error) or f"mend that, or {MAKE_AGAIN}"}.'
                         ) from None

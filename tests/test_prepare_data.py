@@ -201,10 +201,12 @@ def test_names_that_are_no_text(tmp_path, run):
     for name in (b'caf\xe9.png', 'Ümläut 猫.png'.encode(), b'broken \xff.png'):
         Path(os.fsdecode(os.fsencode(photos) + b'/' + name)).write_bytes(
             b'' if name.startswith(b'broken') else (photos / '0000.png').read_bytes())
+    out = tmp_path / os.fsdecode(b'out \xff')
     for written in 3, 0:
-        code, report, _ = run('--out_path', tmp_path / 'out', '--size', 8, photos)
+        code, report, _ = run('--out_path', out, '--size', 8, photos)
         assert code == 0
         assert f'3 images at 8; {written} of them' in report and r'broken \udcff.png: ' in report
+    out.rename(tmp_path / 'out')
     assert dump(tmp_path / 'out')[b'source-00001'].endswith(b' caf\xe9.png')
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from utils import atomic_path, duration
+from utils import atomic_path, duration, run_command
 
 # The commands that read their flags before they import what is slow, and the arguments that they cannot do without.
 # Those that import PyTorch, and so can be stopped meanwhile.
@@ -39,6 +39,20 @@ before = resident()
 torch.ones(1 << 26)  # 256 MiB, freed at once
 print(resident() - before)
 '''
+
+
+@pytest.mark.parametrize('stream', ['stdout', 'stderr'])
+def test_a_stream_that_the_parent_has_closed_ends_no_command(tmp_path, monkeypatch, stream):
+    (tmp_path / 'prints_much.py').write_text(
+        'import sys\ndef main(flags):\n    sys.stdout.write("a")\n    sys.stderr.write("b")\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(sys, stream, None)
+    with pytest.raises(SystemExit) as ended:
+        run_command('prints_much', dict)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    assert ended.value.code == 0
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='asks /proc, and is for glibc')
