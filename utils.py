@@ -78,7 +78,7 @@ def _replace_closed_streams():
     a stream. A file that the command opens later must not get the number of one of them."""
     for stream in ('stdout', 'stderr'):
         if getattr(sys, stream) is None:
-            setattr(sys, stream, open(os.devnull, 'w', encoding='utf-8'))
+            setattr(sys, stream, open(os.devnull, 'w', encoding='utf-8'))  # noqa: SIM115 (it stays open)
 
 
 def _prepare_for_pytorch():
