@@ -36,7 +36,7 @@ from inference.latents import Owner, save_latents, tuned_generator
 from inference.loading import load_generator
 from inference.maps import check_maps, generate_maps, map_facts
 from inference.meshes import generate_meshes
-from inference.pictures import check_row, generate_images
+from inference.pictures import check_row, generate_images, proportioned
 from inference.textures import check_texture, texture_pictures
 from surfaces.camera_files import camera_entries, save_cameras
 from surfaces.files import save_mesh
@@ -65,11 +65,11 @@ def report_missing_parts(generator, path, opt):
               f'{" and no textured ones" if opt.inference.texture else ""}.')
 
 
-def write_pictures(folder, identity, batches, views, progress, later):
+def write_pictures(folder, identity, batches, views, shaped, progress, later):
     """Write an identity's rows of images and thumbnails, from the batches of generate_images of so many views.
 
-    progress: called with a text. later: a BackgroundWriter. Returns the files' names, and the uint8 images (S,S,3), or
-    thumbnails where there is no decoder.
+    shaped: gives a picture its proportions in the file. progress: called with a text. later: a BackgroundWriter.
+    Returns the files' names, and the uint8 images (S,S,3), or thumbnails where there is no decoder.
     """
     rows = {kind: [] for kind in results.PICTURES}
     for image, thumbnail in batches:
@@ -78,7 +78,7 @@ def write_pictures(folder, identity, batches, views, progress, later):
         progress(f'view {len(rows["thumbnail"])} of {views}')
     files = {results.picture_file(identity.long_name, kind): row for kind, row in rows.items() if row}
     for file, row in files.items():
-        later(save_image_row, folder / file, row)
+        later(save_image_row, folder / file, [shaped(picture) for picture in row])
     return list(files), rows['image'] or rows['thumbnail']
 
 
@@ -171,6 +171,7 @@ def main(opt):
     check_views(opt)
     check_texture(opt)
     check_maps(opt)
+    shaped = proportioned(opt)
     folder = writable_folder(results.generation_folder(opt, model_name), '--results_dir')
     results.read_index(folder)  # an unusable one is noticed before the work
     saved, directions = files_for(opt, generator, results.model_folder(opt, model_name))
@@ -194,7 +195,7 @@ def main(opt):
                 tuned = tuned_generator(generator, identity.saved.tuned)
                 noise = generator.noise(identity.saved.decoder_noise, 1)
             batches = generate_images(tuned, latents, cameras, opt, identity.rng, noise)
-            files, shown = write_pictures(folder, identity, batches, len(cameras), progress, later)
+            files, shown = write_pictures(folder, identity, batches, len(cameras), shaped, progress, later)
             if owner:
                 files.append(results.latents_file(identity.long_name))
                 save_latents(folder / files[-1], latents, owner, viewpoints, source=source_of(identity, opt),

@@ -483,6 +483,9 @@ GROUPS = {
         Flag('transparent', False, GENERATION_AND_VIDEO,
              'leave out the background: images with alpha, depth meshes without the sheet behind them, and videos with '
              'alpha (--format webm, webp or frames)', bool),
+        Flag('proportions_of', None, GENERATION_AND_VIDEO,
+             'give pictures and videos the proportions of the photos of this data set, which prepare_data.py --fit pad '
+             'or squeeze made square'),
         Flag('maps', (), GENERATION,
              f'also write maps of each view, some of {",".join(MAPS)}', map_list),
         Flag('map_size', 'surface', GENERATION,

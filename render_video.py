@@ -24,6 +24,7 @@ from inference.identities import check_identities, files_for, identity_count, se
 from inference.latents import tuned_generator
 from inference.loading import load_generator
 from inference.meshes import frontal_mesh
+from inference.pictures import proportioned
 from inference.video_files import WITH_ALPHA, check_encoder
 from surfaces.files import save_mesh
 from surfaces.noise import SLOW, frontal_noise, pixels_a_frame
@@ -88,6 +89,7 @@ def main(opt):
     device = select_device(opt.machine.device)
     generator, opt, path, model_name = load_generator(opt, device, graphs=not opt.inference.latents)
     check(opt, generator, path)
+    shaped = proportioned(opt)
     saved, directions = files_for(opt, generator, results.model_folder(opt, model_name))
     folder = writable_folder(results.video_folder(opt, model_name), '--results_dir')
     if not generator.full_pipeline:
@@ -111,7 +113,8 @@ def main(opt):
             own = subject.saved and subject.saved.noise or fixed
             shown, noise = surface_and_noise(generator, subject, own, folder, opt)
             tuned = tuned_generator(generator, subject.saved and subject.saved.tuned)
-            frames = render_frames(tuned, subject.latents, cameras, noise, opt, surfaces=shown)
+            frames = render_frames(tuned, subject.latents, cameras, noise, opt, surfaces=shown,
+                                   shaped=shaped)
             record(frames, folder, subject.name, path_name(path_of_camera), opt, bar)
         seconds = bar.format_dict['elapsed'] / bar.n
     print(f'{count} {"identity" if count == 1 else "identities"} in {folder}: {seconds:.2f} s a frame')

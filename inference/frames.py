@@ -17,12 +17,12 @@ IMAGE_CRF, DEPTH_CRF = 10, 1  # H.264 quality of images and of surfaces, as the 
 
 
 @torch.no_grad()
-def render_frames(generator, latents, cameras, noise, opt, surfaces=True):
+def render_frames(generator, latents, cameras, noise, opt, surfaces=True, shaped=lambda picture: picture):
     """Yield each camera's pictures, uint8 arrays (H,W,3) by the kind of their video (results.VIDEO_KINDS), or with
     --transparent (H,W,4), the last of them alpha.
 
     latents: Latents of one identity, or of a frame for each camera. noise: a function from a camera to the decoder's
-    noise maps. surfaces: False for the image alone.
+    noise maps. surfaces: False for the image alone. shaped: gives a picture its proportions (inference/pictures.py).
     """
     renderer, (w, w_prime), still = generator.renderer, latents, len(latents.w) == 1
     weights = generator.decoder.modulate(w_prime) if generator.full_pipeline and still else None  # once a video
@@ -40,7 +40,7 @@ def render_frames(generator, latents, cameras, noise, opt, surfaces=True):
             surface = render_surface(renderer, w[frame], camera)
             shaded = shade_surface(surface.xyz[0], surface.background[0], camera, opt.video.depth_style)
             views['depth_video'] = with_alpha(shaded, surface.background) if opt.inference.transparent else shaded
-        pictures = {kind: to_uint8(view) for kind, view in views.items()}  # last, since it waits for a GPU's work
+        pictures = {kind: shaped(to_uint8(view)) for kind, view in views.items()}  # last: it waits for a GPU's work
         if surfaces and opt.video.side_by_side:
             pictures['side_by_side_video'] = side_by_side(pictures['video'], pictures['depth_video'])
         yield pictures
@@ -51,8 +51,9 @@ def side_by_side(image, surface):
     height = max(len(image), len(surface))
 
     def at_height(picture):
+        width = round(picture.shape[1] * height / len(picture))
         return picture if len(picture) == height else np.asarray(
-            Image.fromarray(picture).resize((height, height), Image.Resampling.BICUBIC))
+            Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
 
     return np.concatenate([at_height(image), at_height(surface)], axis=1)
 

@@ -1,6 +1,9 @@
-"""The pictures of one identity: images and thumbnails from all its viewpoints."""
+"""The pictures of one identity: images and thumbnails from all its viewpoints, and their proportions."""
+import numpy as np
 import torch
+from PIL import Image
 
+from imaging.lmdb_files import read_fit
 from inference.latents import render_latents
 from surfaces.matting import without_background
 from utils import UserError
@@ -21,6 +24,23 @@ def check_row(opt):
     if views > limit:
         raise UserError(f'{flag}: a row of pictures of {opt.model.size} pixels holds at most {limit}, not {views}; ask '
                         'for fewer views, or use --seeds and several runs.')
+
+
+def proportioned(opt):
+    """A function that brings a uint8 picture (S,S,C) into the proportions that --proportions_of asks for.
+
+    Without that flag, and where the photos of that data set were cropped or are square, it returns the picture as it
+    is. Raises UserError where there is no data set.
+    """
+    path = opt.inference.proportions_of
+    if not path:
+        return lambda picture: picture
+    fit, aspect = read_fit(path)
+    if fit.mode not in ('pad', 'squeeze') or aspect == 1:
+        print(f'--proportions_of {path}: its photos {"are square" if aspect == 1 else "were cropped to squares"}, so '
+              'pictures stay square.')
+        return lambda picture: picture
+    return lambda picture: np.asarray(fit.undone(Image.fromarray(picture), aspect))
 
 
 @torch.no_grad()

@@ -17,6 +17,8 @@ from PIL import Image
 
 import checkpoint
 import generate_shapes_and_images as generate
+import prepare_data
+import render_video
 from inference.pictures import PIXELS_AT_ONCE
 from model import build_generator
 from options import parse
@@ -119,6 +121,34 @@ def test_chunks_of_views_do_not_change_the_pictures(run, tmp_path, tiny_model, m
     a, b = (picture(tmp_path / name / 'tiny/final_model/random_angles/images/0000000.png') for name in 'ab')
     assert a.shape == (16, 11 * 16, 3)
     assert np.abs(a.astype(int) - b).max() <= 1
+
+
+@pytest.mark.parametrize('fit, shape', [('squeeze', (16, 12)), ('pad', (16, 12)), ('crop', (16, 16))])
+def test_pictures_in_the_proportions_of_the_photos(command, run, tmp_path, tiny_model, fit, shape):
+    (tmp_path / 'photos').mkdir()
+    Image.new('RGB', (30, 40)).save(tmp_path / 'photos' / 'portrait.png')
+    assert command(prepare_data, '--out_path', 'data', '--size', 16, '--n_worker', 1, '--fit', fit, 'photos')[0] == 0
+    arguments = [*tiny_model, '--seeds', '3', '--views', '0,0', '20,0', '--no_surface_renderings']
+    assert run(*arguments, '--results_dir', 'square')[0] == 0
+    code, out, error = run(*arguments, '--proportions_of', 'data', '--results_dir', 'shaped')
+    assert code == 0, error
+    assert ('pictures stay square' in out) == (fit == 'crop')
+    square, shaped = (picture(tmp_path / name / 'tiny/final_model/chosen_angles/images/seed0000003.png')
+                      for name in ('square', 'shaped'))
+    assert shaped.shape == (shape[0], 2 * shape[1], 3)
+    second = Image.fromarray(square[:, 16:])
+    expected = {'squeeze': second.resize((12, 16), Image.Resampling.LANCZOS), 'pad': second.crop((2, 0, 14, 16)),
+                'crop': second}[fit]
+    assert np.array_equal(shaped[:, shape[1]:], np.asarray(expected))
+    assert command(render_video, *tiny_model, '--seeds', '3', '--frames', '1', '--format', 'frames',
+                   '--no_surface_videos', '--proportions_of', 'data')[0] == 0
+    videos = tmp_path / 'evaluations/tiny/final_model/videos'
+    assert picture(videos / 'sample_video_seed3_elipsoid/00000.png').shape == (*shape, 3)
+
+
+def test_proportions_of_what_is_no_data_set(run, tmp_path, tiny_model):
+    code, _, error = run(*tiny_model, '--proportions_of', 'nothing')
+    assert code == 2 and 'nothing' in error and not (tmp_path / 'evaluations').exists()
 
 
 def test_index_lists_what_was_made_and_keeps_earlier_results(run, tmp_path, tiny_model, small_surfaces):

@@ -7,7 +7,7 @@ from tiny_model import TINY, save_tiny_model
 
 from camera import cameras_of
 from inference import identities, pictures, results
-from inference.frames import render_frames
+from inference.frames import render_frames, side_by_side
 from inference.latents import latents_of_w
 from inference.loading import load_generator
 from inference.meshes import generate_meshes
@@ -35,6 +35,12 @@ def drawn(opt, rng):
 
 
 # ---------------------------------------------------------------------------------------------- identities
+
+def test_pictures_beside_each_other_keep_their_proportions():
+    image, surface = np.zeros((32, 24, 3), np.uint8), np.full((16, 12, 3), 255, np.uint8)
+    both = side_by_side(image, surface)
+    assert both.shape == (32, 48, 3) and not both[:, :24].any() and (both[:, 24:] == 255).all()
+
 
 def test_one_stream_draws_z_then_azimuths_then_elevations():
     opt = options('--identities', '2', '--num_views_per_id', '3')
