@@ -7,6 +7,7 @@ page or the API, passes the `guard` of its field before a function sees it.
 import contextlib
 import math
 import os
+import re
 import tempfile
 import warnings
 from pathlib import Path
@@ -25,13 +26,21 @@ WAITING = 1000          # requests in the queue; further ones are told to come b
 CACHE_SECONDS = 3600    # how long results can be downloaded
 MAX_FRAMES = 120
 AROUND, WALK = 'one identity from around', 'the way to the second seed and back'
-# Fonts and colors are those of the other pages; on a phone the pictures come before the sliders.
-CSS = (Path(__file__).with_name('colors.css')).read_text() + '''
-:root, .dark, .gradio-container {
+# Fonts and colors are those of the other pages; on a phone the pictures come before the sliders. Gradio marks dark mode
+# with a class, and puts its own selector before those of a style sheet, where media queries are lost.
+COLORS = (Path(__file__).with_name('colors.css')).read_text()
+LIGHT, DARK = re.findall(r':root \{\s*(.*?)\s*\}', COLORS, re.DOTALL)
+CSS = f':root, .gradio-container {{ {LIGHT} }} .dark, .dark .gradio-container {{ {DARK} }}' + '''
+:root, .dark, .gradio-container, .dark .gradio-container {
   --body-background-fill: var(--back); --background-fill-primary: var(--card); --background-fill-secondary: var(--back);
   --block-background-fill: var(--card); --panel-background-fill: var(--back); --block-border-color: var(--line);
   --border-color-primary: var(--line); --body-text-color: var(--text); --body-text-color-subdued: var(--quiet);
   --block-label-text-color: var(--quiet); --block-title-text-color: var(--text); --block-info-text-color: var(--quiet);
+  --block-label-background-fill: var(--card); --input-background-fill: var(--back); --input-border-color: var(--line);
+  --checkbox-label-background-fill: var(--back); --checkbox-label-text-color: var(--text);
+  --checkbox-background-color: var(--card); --checkbox-background-color-selected: var(--link);
+  --button-secondary-background-fill: var(--stage); --button-secondary-background-fill-hover: var(--line);
+  --button-secondary-text-color: var(--text);
   --block-radius: 12px; --button-primary-background-fill: var(--link); --button-primary-text-color: var(--back);
   --button-primary-background-fill-hover: var(--link); --slider-color: var(--link); --color-accent: var(--link);
 }
