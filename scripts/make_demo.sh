@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # How the model in demo/ was made: a small field trained on two CPU cores (hours), from its weights a wider one on a GPU
-# (eight minutes), and the last steps of the decoder on the CPU cores again. demo/README.md says what it is like.
+# (eight minutes), the last steps of the decoder on the CPU cores again, and the encoder for photos. demo/README.md says
+# what it is like.
 #     FEATURES=lite0_maps.pt bash scripts/make_demo.sh cats.zip
 # cats.zip held the first 5,000 of the 5,069 photos; FEATURES is the file of
 # `python benchmarks/lite_features.py maps lite0 --out lite0_maps.pt`. Without it torchvision's network is taken.
@@ -30,3 +31,4 @@ python train_full_pipeline.py --expname cats_last --dataset_path datasets/cats_1
 weights_as_average full_models/cats_last.pt cats_train.pt
 python export_model.py --model cats_train.pt --out demo/cats_demo.pt
 # demo/cats_train.pt is cats_train.pt in half precision.
+python invert_photos.py --model demo/cats_demo.pt --train_encoder
