@@ -307,8 +307,9 @@ class Round:
             raise Wrong(f'exit codes {group.codes()} after {self.last}')
         for where, lines in self.logs().items():
             for i, line in enumerate(lines):
-                # torchrun's own, and that of a worker which was about to start when its process ended
-                if line.startswith('Traceback') and not re.search('runpy|forkserver', lines[i + 1]):
+                # Not ours: torchrun's own, that of a worker which was about to start when its process ended, and that
+                # of a signal which came while Python itself was starting.
+                if line.startswith('Traceback') and not re.search('<frozen |forkserver', lines[i + 1]):
                     raise Wrong(f'a traceback in {where} after {self.last}')
 
     def logs(self):
