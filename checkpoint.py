@@ -392,7 +392,7 @@ class _ShapesOnly(TorchFunctionMode):
     What `torch.device('meta')` does besides makes PyTorch import its compiler, which takes seconds.
     """
     MADE = (torch.empty, torch.randn, torch.zeros, torch.ones)
-    KEEP_THEIR_SHAPE = (torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.div)
+    KEEP_THEIR_SHAPE = (torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.div, torch.Tensor.__truediv__)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
