@@ -3,25 +3,32 @@ import contextlib
 import datetime
 import os
 import signal
+import threading
 import time
 import uuid
 
 import torch.distributed as dist
 
+from training.heartbeat import end_process
 from utils import UserError
 
 TIMEOUT = datetime.timedelta(minutes=30)  # for all processes to appear
+TORCHRUN_TIMEOUT = datetime.timedelta(minutes=1)  # for torchrun's store, which is there before the processes are
 POLL = 0.05  # seconds
+WATCH = 1.  # seconds between two looks at whether torchrun is still there
 
 
-def join(backend, rank, size, timeout):
+def join(backend, rank, size, timeout, orphaned=lambda: False):
     """Make torch.distributed's default group of the processes that the environment names (RANK, MASTER_ADDR, …).
 
-    timeout: of the group's operations. Raises UserError where a process does not appear, or ends meanwhile.
+    timeout: of the group's operations. orphaned(): whether torchrun, which started this process, is gone; this process
+    ends then. Raises UserError where a process does not appear, or ends meanwhile.
     """
+    by_torchrun = os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
     try:
-        with _ends_at_once():
-            store, *_ = next(dist.rendezvous('env://', timeout=TIMEOUT))
+        with _ends_at_once(), _ends_with(orphaned):
+            store, *_ = next(dist.rendezvous('env://', timeout=TORCHRUN_TIMEOUT if by_torchrun else TIMEOUT))
+            store.set_timeout(TIMEOUT)
             own = own_part(store, rank, size)
             dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
     except RuntimeError as error:  # of PyTorch: the connection to another process, or to the store in the first
@@ -78,3 +85,23 @@ def _ends_at_once():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _ends_with(orphaned):
+    """Inside, the process ends with torchrun. The main thread cannot notice, because it waits for the store, which
+    torchrun keeps, or for other processes."""
+    joined = threading.Event()
+
+    def watch():
+        while not joined.wait(WATCH):
+            if orphaned():
+                end_process('torchrun, which started this training, has ended, and so it ends too')
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        joined.set()
+        thread.join()

@@ -57,7 +57,7 @@ class Processes:
 
     def __enter__(self):
         if self.size > 1:
-            join(self._backend(), self.rank, self.size, DEATH_TIMEOUT)
+            join(self._backend(), self.rank, self.size, DEATH_TIMEOUT, lambda: self.orphaned)
         if self.rank:  # one process speaks for all; errors still go to stderr
             sys.stdout = open(os.devnull, 'w')
         if self.size > 1:
