@@ -3,6 +3,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from golden_head import FLAGS, GOLDEN, head_state, write_head
 from tiny_model import save_tiny_model
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import options
 from camera import cameras_at, video_viewpoints
@@ -27,9 +29,11 @@ SHARED = ROOT.parent / 'shared'  # what is too large for the repository; tests t
 os.environ.setdefault('STYLESDF_OPS', 'auto')
 
 
-# Their tests take minutes. They come first, so that at the end no process is left alone with one of them.
-LONG_FILES = ('test_training_processes', 'test_app', 'test_web', 'test_notebook', 'test_training_network', 'test_model',
-              'test_prepare_data', 'test_generate_shapes_and_images', 'test_training_resuming', 'test_device')
+# These take longest. They come first, so that at the end no process is left alone with one of them. Files that wait for
+# processes and browsers take turns with files that compute, because two processes take the first four in turn.
+LONG_FILES = ('test_training_processes', 'test_device', 'test_app', 'test_losses', 'test_web',
+              'test_generate_shapes_and_images', 'test_notebook', 'test_training_network', 'test_prepare_data',
+              'test_scripts', 'test_sparse', 'test_evaluate')
 
 
 def pytest_configure():
@@ -50,6 +54,14 @@ def pytest_runtest_setup():
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def impatience():
+    """PyTorch looks every five seconds whether worker processes live; here it does so more often."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, '__defaults__', (0.2,))
+        yield
 
 
 @pytest.fixture(scope='session')
@@ -74,21 +86,57 @@ def head_checkpoint(tmp_path_factory):
     return path
 
 
+def made_once(tmp_path_factory, name, make):
+    """The folder of this name, which make(folder) fills once for all processes of pytest-xdist."""
+    import fcntl  # Windows has none
+
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
+    with open(base / f'{name}.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (base / name).exists():
+            (base / f'{name}.unfinished').mkdir()
+            make(base / f'{name}.unfinished')
+            (base / f'{name}.unfinished').rename(base / name)
+    return base / name
+
+
 @pytest.fixture(scope='session')
-def head_views():
-    """The golden head: generator, latents, and its surface in three views of a video of 60 frames."""
+def fresh_process(tmp_path_factory):
+    """(what fresh_process.py found, the path of the golden head that it wrote)."""
+    def make(folder):
+        environment = {name: value for name, value in os.environ.items()
+                       if name not in ('PYTHONPATH', 'MALLOC_MMAP_MAX_')}
+        with open(folder / 'found.json', 'w') as file:
+            tests = Path(__file__).parent
+            subprocess.run([sys.executable, tests / 'fresh_process.py', tests, 'full_models/shape.pt'], cwd=folder,
+                           stdout=file, env=environment, check=True)
+
+    folder = made_once(tmp_path_factory, 'fresh', make)
+    return json.loads((folder / 'found.json').read_text()), folder / 'full_models/shape.pt'
+
+
+@pytest.fixture(scope='session')
+def head_model():
+    """The golden head: generator and latents."""
     opt = options.parse('render_video', '', FLAGS)
     generator = build_generator(opt, **fast_parts(opt)).requires_grad_(False)
     generator.load_state_dict(head_state())
     rng = torch.Generator().manual_seed(1234)
     means = generator.mean_latents(10000, rng)
     z = torch.randn(1, 64, generator=rng)
-    w = generator.map(z, 0.5, means)
+    return dict(generator=generator, z=z, w=generator.map(z, 0.5, means), means=means)
+
+
+@pytest.fixture(scope='session')
+def head_views(head_model):
+    """The same, and its surface in three views of a video of 60 frames."""
+    renderer, w = head_model['generator'].renderer, head_model['w']
     with torch.no_grad():
         viewpoints = torch.cat([torch.zeros(1, 2), video_viewpoints(60, 0.3, 0.15)[11:13]])
         cameras = [cameras_at(viewpoint[None]) for viewpoint in viewpoints]
-        surfaces = [render_surface(generator.renderer, w, camera, sdf=i == 0) for i, camera in enumerate(cameras)]
-    return dict(generator=generator, z=z, w=w, means=means, cameras=cameras, surfaces=surfaces)
+        surfaces = [render_surface(renderer, w, camera, sdf=i == 0) for i, camera in enumerate(cameras)]
+    return head_model | dict(cameras=cameras, surfaces=surfaces)
 
 
 @pytest.fixture

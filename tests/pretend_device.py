@@ -13,9 +13,11 @@ map_location='cpu'.
 """
 import collections
 import contextlib
+import functools
 import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -24,7 +26,7 @@ from torch.cuda._utils import _get_device_index
 from torch.overrides import TorchFunctionMode
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map, tree_map_only
+from torch.utils._pytree import tree_map
 
 from op import kernels
 
@@ -73,15 +75,45 @@ class ResidentGenerator(Generator):
     device = property(lambda self: self.place)
 
 
+def mapped(tree, kind, change):
+    """An operation's operands or results, with change(x) in place of each x of a type. (PyTorch's own trees are slow.)
+    """
+    if isinstance(tree, kind):
+        return change(tree)
+    if isinstance(tree, (list, tuple)):
+        return type(tree)([mapped(part, kind, change) for part in tree])
+    if isinstance(tree, dict):
+        return {name: mapped(part, kind, change) for name, part in tree.items()}
+    return tree
+
+
 def held(tree):
     """A tree with what its Residents hold."""
-    return tree_map_only(Resident, lambda tensor: tensor.held, tree)
+    return mapped(tree, Resident, lambda tensor: tensor.held)
+
+
+class Facts(NamedTuple):
+    """What is asked of each ATen operation."""
+    name: str
+    written: list      # (place, name) of the operands that it writes
+    returns: int       # how many results
+    tags: frozenset
+    sizes_from_values: bool
+
+
+@functools.cache
+def facts(function):
+    schema, tags = function._schema, frozenset(function.tags)
+    written = [(i, argument.name) for i, argument in enumerate(schema.arguments)
+               if argument.alias_info and argument.alias_info.is_write]
+    return Facts(function.name().removeprefix('aten::'), written, len(schema.returns), tags,
+                 bool(SIZES_FROM_VALUES & tags) or function is aten._local_scalar_dense.default)
 
 
 def perform(function, arguments, keywords, waits=lambda what: None):
     """Run an ATen operation: devices as a GPU would have them, values by the CPU. waits(what): the host would wait."""
-    target = keywords.get('device')
-    tensors = [leaf for leaf in tree_iter((arguments, keywords)) if isinstance(leaf, torch.Tensor)]
+    target, tensors = keywords.get('device'), []
+    mapped((arguments, keywords), torch.Tensor, tensors.append)
     resident = [isinstance(tensor, Resident) for tensor in tensors]
     if not any(resident) and target != STAND_IN:
         return function(*arguments, **keywords)
@@ -102,36 +134,34 @@ def perform(function, arguments, keywords, waits=lambda what: None):
                 waits('index by a mask')
             if not all(isinstance(index, Resident) for index in indices):
                 waits('index on the CPU')
-        elif SIZES_FROM_VALUES & set(function.tags) or function is aten._local_scalar_dense.default:
-            waits(function.name().removeprefix('aten::'))
+        elif facts(function).sizes_from_values:
+            waits(facts(function).name)
     if target is not None:
         keywords = keywords | {'device': CPU}
     found = function(*held(arguments), **held({name: value for name, value in keywords.items()
                                                if name != 'pin_memory'}))
-    schema = function._schema
-    written = [arguments[i] if i < len(arguments) else keywords.get(argument.name)
-               for i, argument in enumerate(schema.arguments) if argument.alias_info and argument.alias_info.is_write]
+    written = [arguments[i] if i < len(arguments) else keywords.get(name) for i, name in facts(function).written]
     if written:
-        if torch.Tag.inplace_view in function.tags:  # the wrapper takes the new shape too
+        if torch.Tag.inplace_view in facts(function).tags:  # the wrapper takes the new shape too
             with no_dispatch():
                 function(*arguments, **keywords)
-        return written[0] if len(schema.returns) == 1 else tuple(written) if schema.returns else None
-    return tree_map_only(torch.Tensor, Resident, found) if there else found
+        return written[0] if facts(function).returns == 1 else tuple(written) if facts(function).returns else None
+    return mapped(found, torch.Tensor, Resident) if there else found
 
 
 def check(function, arguments, tensors, resident):
     """Raise RuntimeError, as PyTorch does, where operands of one operation lie on different devices."""
     if all(resident):
         return
-    numbers_join = (torch.Tag.pointwise in function.tags or function in TAKE_NUMBERS
-                    or function.name().startswith('aten::_foreach'))
+    numbers_join = (torch.Tag.pointwise in facts(function).tags or function in TAKE_NUMBERS
+                    or facts(function).name.startswith('_foreach'))
     strangers = [tensor for tensor, own in zip(tensors, resident, strict=True)
                  if not own and not (numbers_join and tensor.dim() == 0)]
     if function in INDEXING and isinstance(arguments[0], Resident):
         indices = [id(index) for index in arguments[1] if index is not None]
         strangers = [tensor for tensor in strangers if id(tensor) not in indices and tensor.dim()]
-    into = [arguments[i] for i, argument in enumerate(function._schema.arguments[:len(arguments)])
-            if argument.alias_info and argument.alias_info.is_write and isinstance(arguments[i], torch.Tensor)]
+    into = [arguments[i] for i, _ in facts(function).written
+            if i < len(arguments) and isinstance(arguments[i], torch.Tensor)]
     if strangers or any(not isinstance(tensor, Resident) for tensor in into):
         raise RuntimeError(f'Expected all tensors to be on the same device, but found at least two devices, cuda:0 and '
                            f'cpu! ({function})')

@@ -18,7 +18,7 @@ from options import parse
 from utils import UserError
 
 TINY = ['--size', '32', '--style_dim', '8', '--width', '8', '--depth', '2', '--channel_multiplier', '1',
-        '--renderer_spatial_output_dim', '8', '--N_samples', '4']
+        '--channel_max', '4', '--renderer_spatial_output_dim', '8', '--N_samples', '4']
 
 
 def options(arguments=TINY, *more):
@@ -33,6 +33,10 @@ def tiny(tmp_path):
     path = tmp_path / 'tiny.pt'
     checkpoint.save(path, {'g_ema': generator.state_dict()})
     return path, generator
+
+
+def test_loading_does_not_import_the_compiler(fresh_process):
+    assert fresh_process[0]['loading imports the compiler'] is False
 
 
 def test_round_trip(tiny):

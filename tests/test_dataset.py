@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import signal
+import time
 import zipfile
 from collections import Counter
 from multiprocessing import get_context
@@ -207,7 +208,7 @@ def test_ranks_and_batches_split_the_stream():
     assert steps(2, 2, 0, 6) + steps(3, 1, 24, 5) == whole[:24 + 15]
 
 
-@pytest.mark.parametrize('workers', [0, 1, 3, COUNT + 2])
+@pytest.mark.parametrize('workers', [0, 3, COUNT + 2])
 def test_loader_is_the_same_with_any_number_of_workers_and_resumes(made, workers):
     dataset = ImageDataset(made[1], 96)
     items = reference(COUNT, 5, 27)
@@ -275,6 +276,7 @@ def test_reading_while_prepare_data_adds(tmp_path):
     opened.set()
     while process.is_alive():
         assert torch.equal(dataset[1], before)
+        time.sleep(0.005)
     process.join()
     assert process.exitcode == 0 and (path / 'data.mdb').stat().st_size > 11 << 20  # lmdb maps 10 MiB at least
     assert torch.equal(dataset[1], before) and len(dataset) == 2

@@ -33,7 +33,6 @@ import commands
 import head
 import speed
 
-SIZES = [*TINY, '--channel_max', '4']
 SMALL = ['--expname', 'tiny', '--truncation_mean', '50', '--N_samples', '4']
 
 
@@ -48,7 +47,6 @@ def tiny(tmp_path, monkeypatch):
     """full_models/tiny.pt in the current folder; surfaces of 32 samples along each side, which sparse.py takes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 32)
-    monkeypatch.setattr('tiny_model.TINY', SIZES)
     save_tiny_model(tmp_path)
 
 
@@ -145,7 +143,7 @@ def assert_same_files(a, b, levels=1):
 
 
 @pytest.mark.parametrize('arguments', [
-    '--num_views_per_id 2 --vertex_colors --identities 2',
+    '--num_views_per_id 2 --vertex_colors --identities 1',
     '--fixed_camera_angles --identities 1 --dense --no_surface_renderings',
     '--seeds 3,5 --precision bf16 --truncation_ratio 1 --no_surface_renderings',
     '--seeds 3 --precision fp16 --no_surface_renderings'])
@@ -165,7 +163,7 @@ def test_images_by_the_kernels(tiny, command, tmp_path, twin):  # noqa: F811
 
 
 @pytest.mark.parametrize('arguments', [
-    '--identities 1', '--project_noise --identities 2 --no_surface_videos', '--no_surface_videos --azim_video',
+    '--project_noise --identities 1', '--no_surface_videos --azim_video --identities 2',
     '--interpolate 1,2 --side_by_side --depth_style normals', '--dense --depth_style depth --identities 1'])
 def test_videos(tiny, command, tmp_path, arguments):
     arguments = [*arguments.split(), '--frames', 2, '--format', 'frames']
@@ -202,8 +200,8 @@ SEARCH = 60
     ('--project_noise --no_surface_videos', [PICTURE, NOISE])])
 def test_waits_of_a_frame(gpu, monkeypatch, arguments, expected):
     """Of a video on a GPU, once the first frame is done; no caches are emptied."""
-    if '--dense' in arguments:
-        monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 32)
+    if arguments:  # the search is bounded at the usual size
+        monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 32 if '--dense' in arguments else 64)
     dense = ['--dense'] if '--dense' in arguments else []
     flags = ['--expname', 'cats_demo', '--device', 'cuda', '--truncation_mean', '50', *dense]
     model = load(options.parse('app', '', flags))
@@ -257,30 +255,26 @@ def quick(monkeypatch):
     monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 16)
 
 
-@pytest.fixture(params=['plain', 'kernels'])
-def calls(request, gpu):
-    """A Counter of the kernels' calls, or None where no kernel is used."""
-    if request.param == 'plain':
-        yield None
-        return
-    with kernels_used(request.getfixturevalue('twin')) as calls:
-        yield calls
-
-
-def test_training(data, tmp_path, gpu, quick, calls):
+def test_training(data, tmp_path, gpu, quick):
     """Both stages, and each goes on from its checkpoint."""
-    plain = calls is None
-    sample, loss = '--device cuda --save_every 1', '--sphere_lambda 1 --sphere_until 5 --chunk 2'
-    if plain:
-        sample += ' --eval_every 2'
+    sample, loss = '--device cuda --save_every 1 --eval_every 2', '--sphere_lambda 1 --sphere_until 5 --chunk 2'
     train('volume_renderer', tmp_path, flags(data, f'{sample} {loss} --iter 1 --sphere_iters 1'))
     (tmp_path / 'pretrained_renderer/debug_vol_renderer.pt').unlink()
     train('volume_renderer', tmp_path, flags(data, f'{sample} {loss} --iter 2 --sphere_iters 1 --continue_training'))
-    loss = '--thumbnail_lambda 1 --mixing 1' + (' --precision bf16' if plain else '')
+    loss = '--thumbnail_lambda 1 --mixing 1 --precision bf16'
     train('full_pipeline', tmp_path, flags(data, f'{sample} {loss} --iter 1 --chunk 4'))
     (tmp_path / 'full_models/debug.pt').unlink()
     train('full_pipeline', tmp_path, flags(data, f'{sample} {loss} --iter 3 --chunk 2 --continue_training'))
-    assert plain or min(calls[name] for name in ('leaky_relu', 'upfirdn2d', 'field')) > 0
+
+
+def test_training_by_the_kernels(data, tmp_path, gpu, quick, twin):  # noqa: F811
+    """A step of each stage, all regularizers included."""
+    with kernels_used(twin) as calls:
+        train('volume_renderer', tmp_path, flags(data, '--device cuda --sphere_lambda 1 --sphere_until 5 --chunk 2 '
+                                                 '--iter 1 --sphere_iters 1'))
+        train('full_pipeline', tmp_path, flags(data, '--device cuda --thumbnail_lambda 1 --mixing 1 --iter 1 '
+                                               '--chunk 2'))
+    assert min(calls[name] for name in ('leaky_relu', 'upfirdn2d', 'field')) > 0
 
 
 def test_evaluation(data, tiny, command, gpu, monkeypatch):
@@ -295,8 +289,9 @@ def test_evaluation(data, tiny, command, gpu, monkeypatch):
 
 
 @pytest.mark.parametrize('row', [row for row in speed.ROWS if row not in commands.COMMANDS])
-def test_benchmark(tiny, gpu, row):
-    settings = speed.Settings((*SIZES, '--device', 'cuda', '--batch', '4', '--discriminator_width', '0.02'), True,
+def test_benchmark(tiny, gpu, row, monkeypatch):
+    monkeypatch.setattr('plain.SURFACE_RESOLUTION', 32)
+    settings = speed.Settings((*TINY, '--device', 'cuda', '--batch', '4', '--discriminator_width', '0.02'), True,
                               'full_models/tiny.pt', None, 0, 2)
     for variant in ('plain', 'ours') if row != 'surface' else ('ours', 'dense'):
         speed.ROWS[row].prepare(settings, variant)()

@@ -2,7 +2,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 import types
 import urllib.error
@@ -13,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from forked import start_command
 from PIL import Image
 from test_training_processes import free_port
-from tiny_training import differences, flags, newest, train
+from tiny_training import differences, ended, finish, flags, newest, train
 
 import checkpoint
 import evaluate
@@ -231,15 +230,12 @@ def test_two_processes_measure_the_same(run, networks, tmp_path):
     assert run(*arguments)[0] == 0
     alone = results()
     os.remove(RESULTS)
-    code = ('import sys, surfaces.rendering; surfaces.rendering.SURFACE_RESOLUTION = 16; import evaluate; '
-            'import options; evaluate.main(options.parse("evaluate", ""))')
-    environment = os.environ | {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port()),
-                                'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
-    pair = [subprocess.Popen([sys.executable, '-c', code, *arguments], env=environment | {'RANK': str(rank)},
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in range(2)]
-    outputs = [process.communicate(timeout=120) for process in pair]
-    assert [process.returncode for process in pair] == [0, 0], outputs
-    assert 'fid' in outputs[0][0] and not outputs[1][0]
+    environment = {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port())}
+    pair = [start_command('evaluate', arguments, tmp_path, f'log{rank}.txt', environment | {'RANK': str(rank)})
+            for rank in range(2)]
+    with ended(*pair):
+        assert finish(*pair) == [0, 0], [process.log.read_text() for process in pair]
+    assert 'fid' in pair[0].log.read_text() and 'fid' not in pair[1].log.read_text()
     together = results()
     assert set(alone) == set(together)
     for name, entry in alone.items():

@@ -54,16 +54,16 @@ def test_a_direction_between_groups_joins_the_others(model, command, tmp_path):
         'long', 'shape1', 'shape2', 'color1', 'color2']
 
 
-@pytest.mark.parametrize('flags, message', [
-    (['--edit', 'shape1=2'], 'directions.pt does not exist'),
-    (['--edit', 'shape9=2', '--directions', 'd.pt'], 'shape9: d.pt holds no such direction; it has shape1'),
-    (['--directions', 'd.pt'], 'nothing is edited'),
-    (['--edit', 'shape1'], '--edit'), (['--edit', 'shape1=1e9'], '--edit'),
-    (['--edit', 'shape1=1', '--directions', 'full_models/tiny.pt'], 'holds no directions')])
-def test_bad_edits_end_in_one_sentence(model, command, flags, message):
-    command(find_directions, *TINY, '--out', 'd.pt', '--no_surface_renderings', '--count', 1)
-    code, _, error = command(generate, *TINY, '--seeds', 3, *flags)
-    assert code == 2 and message in error and error.count('\n') == 1
+def test_bad_edits_end_in_one_sentence(model, command):
+    assert command(find_directions, *TINY, '--out', 'd.pt', '--no_surface_renderings', '--count', 1)[0] == 0
+    for flags, message in (
+            (['--edit', 'shape1=2'], 'directions.pt does not exist'),
+            (['--edit', 'shape9=2', '--directions', 'd.pt'], 'shape9: d.pt holds no such direction; it has shape1'),
+            (['--directions', 'd.pt'], 'nothing is edited'),
+            (['--edit', 'shape1'], '--edit'), (['--edit', 'shape1=1e9'], '--edit'),
+            (['--edit', 'shape1=1', '--directions', 'full_models/tiny.pt'], 'holds no directions')):
+        code, _, error = command(generate, *TINY, '--seeds', 3, *flags)
+        assert code == 2 and message in error and error.count('\n') == 1, flags
     code, _, error = command(find_directions, *TINY, '--name', 'smile')
     assert code == 2 and '--with_latents' in error
 

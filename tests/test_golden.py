@@ -1,11 +1,8 @@
 """The golden numbers: small enough to travel with the code, cut from the originals, and the head drawn as it was."""
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, ROOT, SHARED
+from conftest import GOLDEN, SHARED
 from golden import make
 from golden_head import DRAWN, FLAGS, drawn_decoder, head_state
 from PIL import Image
@@ -62,8 +59,6 @@ def test_the_head_is_a_whole_checkpoint():
     assert all(torch.isfinite(tensor).all() for tensor in generator.state_dict().values())
 
 
-def test_the_head_can_be_written_for_commands(tmp_path):
-    script = ROOT / 'tests' / 'golden_head.py'
-    subprocess.run([sys.executable, script, 'full_models/shape.pt'], cwd=tmp_path, check=True)
-    state, expected = checkpoint.read(tmp_path / 'full_models' / 'shape.pt')['g_ema'], head_state()
+def test_the_head_can_be_written_for_commands(fresh_process):
+    state, expected = checkpoint.read(fresh_process[1])['g_ema'], head_state()
     assert state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in state)

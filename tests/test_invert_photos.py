@@ -22,6 +22,7 @@ def model(loaded_tiny, monkeypatch):
     monkeypatch.setattr('inversion.search.IDENTITIES', 4)
     monkeypatch.setattr('inversion.solving.STEPS', (2, 2))
     monkeypatch.setattr('inversion.preview.PICTURES', 4)
+    monkeypatch.setattr('inversion.writing.FRAMES', 4)
     monkeypatch.setattr('inversion.encoder.FIRST', 8)
     monkeypatch.setattr('inversion.encoder.BATCH', 8)
     return loaded_tiny

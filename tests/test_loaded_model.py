@@ -51,8 +51,8 @@ def test_a_walk_reaches_both_seeds(model, tmp_path):
     frames = frames_of(model.video(tmp_path / 'walk.mp4', w, 0.7, frames=5))
     still = frames_of(model.video(tmp_path / 'still.mp4', w[1:], 0.7, frames=5))
     assert len(frames) == len(still) == 5
-    assert np.abs(frames[2] - still[2]).mean() < 1  # half way round: the second seed, from the same camera
-    assert np.abs(frames[0] - still[0]).mean() > 2 * np.abs(frames[2] - still[2]).mean()
+    near, far = (np.abs(frames[i] - still[i]).mean() for i in (2, 0))
+    assert near < 4 and far > 2 * near  # half way round: the second seed, from the same camera
     assert frames_of(model.video(tmp_path / 'both.mp4', w[:1], 0.7, 2, with_surface=True))[0].shape == (512, 1024, 3)
 
 

@@ -1,4 +1,6 @@
 """Losses, gradients and one whole optimizer step of each stage against the original's numbers."""
+from typing import NamedTuple
+
 import pytest
 import torch
 from conftest import assert_close, formula, load_formula_weights
@@ -66,6 +68,7 @@ def step(module, optimizer, accumulate):
 def test_stage_1_discriminator_losses(golden, manifest):
     expected = golden('discriminators')
     discriminator = load_formula_weights(VolumeDiscriminator(), manifest['small.volume_renderer.d'])
+    discriminator.requires_grad_(False).final_conv.requires_grad_()  # whose gradient is compared
     images = formula('im64', (2, 3, 64, 64), 0.5).requires_grad_()
     prediction, view = discriminator(images)
     r1 = losses.r1_penalty(prediction, images)
@@ -80,12 +83,12 @@ def test_stage_1_discriminator_losses(golden, manifest):
 def test_stage_2_r1(golden, manifest):
     expected = golden('discriminators')
     discriminator = load_formula_weights(Discriminator(256, 1), manifest['small.full.d'])
+    last = discriminator.requires_grad_(False).final_linear[1].weight.requires_grad_()
     images = formula('im256', (4, 3, 256, 256), 0.5).requires_grad_()
     prediction = discriminator(images)
     assert_close(prediction, expected['full_pred'])
     r1 = losses.r1_penalty(prediction, images)
     assert_close(r1, expected['full_r1'], 2e-5)
-    last = discriminator.final_linear[1].weight
     gradient, = torch.autograd.grad(prediction.sum() + r1, last)
     assert_close(gradient, expected['full_grad:final_linear.1.weight'], 2e-5)
 
@@ -135,55 +138,112 @@ def test_the_sphere_is_where_training_begins():
 
 # ---------------------------------------------------------------------------------------------- whole steps
 
+class Stepped(NamedTuple):
+    """A discriminator after its step, which is most of a step's work and is the same whatever makes the fakes."""
+    discriminator: torch.nn.Module
+    terms: dict            # of its loss
+    before: dict           # its weights before the step
+    fakes: torch.Tensor    # that the generator's definition showed it
+    rendered: object       # what stage 2's fakes are decoded from
+
+
 @pytest.fixture(params=['definition', 'fast'])
 def parts_of(request):
     """A function from an option tree to the classes of a generator's parts: the definitions, or what training takes."""
     return (lambda opt, **_: {}) if request.param == 'definition' else fast_parts
 
 
-def test_one_step_of_stage_1(golden, manifest, parts_of):
-    expected = golden('training')
+def field_of(opt, manifest, parts=None):
+    """Stage 1's generator, of the definitions where no parts are given."""
+    return load_formula_weights(build_generator(opt, full_pipeline=False, **parts or {}),
+                                manifest['small.volume_renderer.g'])
+
+
+def pipeline_of(opt, manifest, parts=None):
+    """Stage 2's generator, of which the decoder is trained."""
+    generator = load_formula_weights(build_generator(opt, **parts or {}), manifest['small.full.g'])
+    generator.requires_grad_(False).decoder.requires_grad_(True)
+    return generator
+
+
+def rendered_of(generator, golden):
+    rendered = stage2.render(generator, fakes_of(golden('generator')), None)
+    return rendered._replace(noise=[noise.expand(2, -1, -1, -1) for noise in generator.decoder.fixed_noise()])
+
+
+@torch.no_grad()
+def shown(generator, made_from):
+    """The fakes that a generator shows the discriminator: of stage 1 from its Fakes, of stage 2 from what is rendered.
+    """
+    if isinstance(made_from, stage2.Rendered):
+        return stage2.decode(generator, made_from)[0]
+    return generator(made_from.z, made_from.cameras, rng=made_from.rngs).rendering.thumbnail
+
+
+@pytest.fixture(scope='module')
+def stage_1(golden, manifest):
+    """Stage 1's discriminator after its step (Stepped)."""
     opt = small_options('train_volume_renderer')
-    generator = load_formula_weights(build_generator(opt, full_pipeline=False, **parts_of(opt, sparse=False)),
-                                     manifest['small.volume_renderer.g'])
+    generator = field_of(opt, manifest)
     discriminator = load_formula_weights(VolumeDiscriminator(), manifest['small.volume_renderer.d'])
-    g_optim = run.adam(generator.parameters(), opt.training.lr_g, stage1.BETAS)
-    d_optim = run.adam(discriminator.parameters(), opt.training.lr_d, stage1.BETAS)
+    optimizer = run.adam(discriminator.parameters(), opt.training.lr_d, stage1.BETAS)
     fakes, real = fakes_of(golden('generator')), formula('im64', (2, 3, 64, 64), 0.5)
-
-    terms, before = step(discriminator, d_optim, lambda: stage1.accumulate_discriminator(
+    terms, before = step(discriminator, optimizer, lambda: stage1.accumulate_discriminator(
         discriminator, generator, real, fakes, opt, chunk=2))
-    for name in ('d', 'r1', 'd_view'):
-        assert_close(terms[name], expected[f'stage1_loss:{name}'], 2e-5, name)
-    check_steps(discriminator, before, expected, 'stage1_d_step:')
+    return Stepped(discriminator, terms, before, shown(generator, fakes), None)
 
-    terms, before = step(generator, g_optim, lambda: stage1.accumulate_generator(
-        generator, discriminator, fakes, opt, chunk=1))
+
+@pytest.fixture(scope='module')
+def stage_2(golden, manifest):
+    """Stage 2's discriminator after its step (Stepped)."""
+    opt = small_options('train_full_pipeline')
+    generator = pipeline_of(opt, manifest)
+    discriminator = load_formula_weights(Discriminator(256, 1), manifest['small.full.d'])
+    optimizer = run.adam(discriminator.parameters(), *stage2.lazy(opt.training.d_reg_every, opt.training.lr))
+    real, rendered = formula('im256', (4, 3, 256, 256), 0.5)[:2].clone(), rendered_of(generator, golden)
+    terms, before = step(discriminator, optimizer, lambda: stage2.accumulate_discriminator(
+        discriminator, generator, real, rendered, opt, 2, regularize=True))
+    return Stepped(discriminator, terms, before, shown(generator, rendered), rendered)
+
+
+def test_the_discriminators_step_of_stage_1(golden, stage_1):
+    expected = golden('training')
+    for name in ('d', 'r1', 'd_view'):
+        assert_close(stage_1.terms[name], expected[f'stage1_loss:{name}'], 2e-5, name)
+    check_steps(stage_1.discriminator, stage_1.before, expected, 'stage1_d_step:')
+
+
+def test_the_discriminators_step_of_stage_2(golden, stage_2):
+    expected = golden('training')
+    for name in ('d', 'r1'):  # with one thread rounding is 2e-5 of R1; in float64 it agrees to 1.5e-6
+        assert_close(stage_2.terms[name], expected[f'stage2_loss:{name}'], 5e-5, name)
+    check_steps(stage_2.discriminator, stage_2.before, expected, 'stage2_d_step:')
+
+
+def test_the_generators_step_of_stage_1(golden, manifest, stage_1, parts_of):
+    expected, opt = golden('training'), small_options('train_volume_renderer')
+    generator = field_of(opt, manifest, parts_of(opt, sparse=False))
+    fakes = fakes_of(golden('generator'))
+    assert_close(shown(generator, fakes), stage_1.fakes, 1e-5)
+    optimizer = run.adam(generator.parameters(), opt.training.lr_g, stage1.BETAS)
+    terms, before = step(generator, optimizer, lambda: stage1.accumulate_generator(
+        generator, stage_1.discriminator, fakes, opt, chunk=1))
     for name in ('g', 'g_view', 'g_eikonal', 'g_minimal_surface'):
         assert_close(terms[name], expected[f'stage1_loss:{name}'], 2e-5, name)
     check_gradients(generator, expected, 'stage1_grad:', 1e-4)
     check_steps(generator, before, expected, 'stage1_g_step:')
 
 
-def test_one_step_of_stage_2(golden, manifest, parts_of):
-    expected = golden('training')
-    opt = small_options('train_full_pipeline')
-    generator = load_formula_weights(build_generator(opt, **parts_of(opt, sparse=False)), manifest['small.full.g'])
-    generator.requires_grad_(False).decoder.requires_grad_(True)
-    discriminator = load_formula_weights(Discriminator(256, 1), manifest['small.full.d'])
-    g_optim = run.adam(generator.decoder.parameters(), *stage2.lazy(opt.training.g_reg_every, opt.training.lr))
-    d_optim = run.adam(discriminator.parameters(), *stage2.lazy(opt.training.d_reg_every, opt.training.lr))
-    real = formula('im256', (4, 3, 256, 256), 0.5)[:2].clone()
-    rendered = stage2.render(generator, fakes_of(golden('generator')), None)
-    rendered = rendered._replace(noise=[noise.expand(2, -1, -1, -1) for noise in generator.decoder.fixed_noise()])
-
-    terms, before = step(discriminator, d_optim, lambda: stage2.accumulate_discriminator(
-        discriminator, generator, real, rendered, opt, 2, regularize=True))
-    for name in ('d', 'r1'):  # with one thread rounding is 2e-5 of R1; in float64 it agrees to 1.5e-6
-        assert_close(terms[name], expected[f'stage2_loss:{name}'], 5e-5, name)
-    check_steps(discriminator, before, expected, 'stage2_d_step:')
-
-    terms, before = step(generator, g_optim, lambda: stage2.accumulate_generator(generator, discriminator, rendered, 2))
+def test_the_generators_step_of_stage_2(golden, manifest, stage_2, parts_of):
+    expected, opt = golden('training'), small_options('train_full_pipeline')
+    generator = pipeline_of(opt, manifest, parts_of(opt, sparse=False))
+    rendered = rendered_of(generator, golden)
+    for name in ('features', 'thumbnails'):
+        assert_close(getattr(rendered, name), getattr(stage_2.rendered, name), 1e-5, name)
+    assert_close(shown(generator, rendered), stage_2.fakes, 1e-5)
+    optimizer = run.adam(generator.decoder.parameters(), *stage2.lazy(opt.training.g_reg_every, opt.training.lr))
+    terms, before = step(generator, optimizer, lambda: stage2.accumulate_generator(
+        generator, stage_2.discriminator, rendered, 2))
     assert_close(terms['g'], expected['stage2_loss:g'], 1e-4)
     check_gradients(generator, expected, 'stage2_grad:', 1e-3)
     check_steps(generator, before, expected, 'stage2_g_step:')

@@ -66,13 +66,15 @@ def test_generator(golden, manifest, decoder):
     means = MeanLatents(expected['mean_renderer'], expected['mean_decoder'])
     with torch.no_grad():
         plain = generator(expected['z'], cameras, noise='fixed')
-        truncated = generator(expected['z'], cameras, noise='fixed', psi=0.5, means=means)
         mixed = generator((expected['z'], expected['z2']), cameras, noise='fixed', switch=3)
     assert_close(plain.rendering.thumbnail[:, :, ::4, ::4], expected['plain_thumb_grid'])
     assert_close(plain.w_prime, expected['decoder_latent'])
+    if decoder is Decoder:  # the others have its mapping, which truncates
+        with torch.no_grad():
+            truncated = generator(expected['z'], cameras, noise='fixed', psi=0.5, means=means)
+        assert_close(truncated.image[:, :, ::8], expected['truncated_rgb_lines'], 6e-4)
     # the golden images are float16: half a unit in the last place is 2^-11 of a value
     assert_close(plain.image[:, :, ::8], expected['plain_rgb_lines'], 6e-4)
-    assert_close(truncated.image[:, :, ::8], expected['truncated_rgb_lines'], 6e-4)
     assert_close(mixed.image[:, :, ::8], expected['mixed_rgb_lines'], 6e-4)
     lines = expected['plain_rgb_lines'].float()
     difference = (plain.image[:, :, ::8].half().float() - lines).abs()

@@ -314,8 +314,8 @@ def kill_after(count):
 
 @pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_stop_cleanly(tmp_path, number, code):
-    photos, out, log = make_photos(tmp_path / 'photos', 300), tmp_path / 'out', tmp_path / 'log'
-    arguments = '--out_path', out, '--size', 128, '--n_worker', 2, photos
+    photos, out, log = make_photos(tmp_path / 'photos', 120), tmp_path / 'out', tmp_path / 'log'
+    arguments = '--out_path', out, '--size', 64, '--n_worker', 2, photos
     process = child(log, *arguments, before=commit_slowly)
     wait_until_stored(process, out, 5)
     if number == signal.SIGINT:
@@ -326,8 +326,8 @@ def test_signals_stop_cleanly(tmp_path, number, code):
     assert process.exitcode == code, log.read_text()
     assert 'Traceback' not in log.read_text() and 'stopped; whatever was finished is on disk' in log.read_text()
     done = stored(out)
-    assert 5 <= done < 300 and contents_of(out).length is None
-    assert prepare(Photos(photos), out, [128], n_worker=2)[:2] == (300, 300 - done)
+    assert 5 <= done < 120 and contents_of(out).length is None
+    assert prepare(Photos(photos), out, [64], n_worker=2)[:2] == (120, 120 - done)
 
 
 def test_a_dead_worker_is_told(tmp_path, monkeypatch, run):

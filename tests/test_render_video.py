@@ -26,7 +26,7 @@ from utils import to_uint8
 
 SHAPE = [*golden_head.FLAGS, '--identities', '1']
 TINY = ['--size', '16', '--style_dim', '8', '--width', '8', '--depth', '2', '--channel_multiplier', '1',
-        '--renderer_spatial_output_dim', '8', '--truncation_mean', '50', '--device', 'cpu']
+        '--channel_max', '16', '--renderer_spatial_output_dim', '8', '--truncation_mean', '50', '--device', 'cpu']
 VIDEOS = Path('evaluations/shape/final_model/videos')
 
 
@@ -57,7 +57,7 @@ def small_surfaces(monkeypatch):
 
 # ---------------------------------------------------------------------------------------------- the command
 
-def test_the_originals_frames(run, tmp_path, head_views, head_checkpoint):
+def test_the_originals_frames(run, tmp_path, head_model, head_checkpoint):
     (tmp_path / 'full_models').mkdir()
     os.symlink(head_checkpoint, tmp_path / 'full_models' / 'shape.pt')
     code, _, error = run(*SHAPE, '--frames', 4, '--format', 'frames', '--side_by_side')
@@ -82,7 +82,7 @@ def test_the_originals_frames(run, tmp_path, head_views, head_checkpoint):
     opt = parse('render_video', '', SHAPE)
     assert opt.rendering.N_samples == 64
     with torch.no_grad():
-        generated = head_views['generator'](head_views['z'], cameras[1:2], psi=0.5, means=head_views['means'],
+        generated = head_model['generator'](head_model['z'], cameras[1:2], psi=0.5, means=head_model['means'],
                                             noise='fixed')
     assert np.abs(to_uint8(generated.image)[0].astype(int) - picture('video', 1)).max() <= 1
 

@@ -5,10 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from forked import start_command
 from tiny_model import save_tiny_model
+from tiny_training import ended, finish
 
 # Stands in for python: it notes its arguments, makes an environment of links to itself, and does nothing else.
 RECORDER = '''#!/usr/bin/env bash
@@ -103,41 +106,72 @@ def test_a_failed_installation_ends_the_script_and_is_tried_again(checkout):
         assert code != 0 and calls == ['system: -m pip install --quiet --no-compile -r requirements.txt']
 
 
+# Stands in for python: it installs nothing, and asks the tests' process, which has imported PyTorch, to run commands.
+ASKING = '''#!/bin/sh
+[ "$2" = pip ] && exit 0
+[ "$1" = -c ] && exec echo "$VIRTUAL_ENV"
+case "$1" in */*) exec "$PYTHON" "$@" ;; esac
+request="$REQUESTS/$$"
+printf '%s\\n' "$PWD" "$@" > "$request.new"
+mv "$request.new" "$request.asked"
+until [ -e "$request.code" ]; do sleep 0.02; done
+cat "$request.log"
+exit "$(cat "$request.code")"
+'''
+
+
+def answer(asked):
+    """Run the command that a file of ASKING names, in a process of its own, and tell its exit code."""
+    folder, script, *arguments = asked.read_text().splitlines()
+    asked.unlink()
+    process = start_command(Path(script).stem, arguments, Path(folder), asked.with_suffix('.log'))
+    with ended(process):
+        code, = finish(process)
+    asked.with_suffix('.new').write_text(str(code))
+    asked.with_suffix('.new').rename(asked.with_suffix('.code'))
+
+
 @pytest.fixture
 def tiny_checkout(tmp_path):
-    """run(script, *arguments, **environment) -> the finished process, in a checkout whose models are tiny."""
+    """run(script, *arguments, **environment) -> (exit code, stdout, stderr), in a checkout whose models are tiny."""
     root = tmp_path / 'my checkout'
     (root / 'scripts').mkdir(parents=True)
     for path in (*ROOT.glob('*.py'), *ROOT.glob('requirements*.txt'), *(ROOT / 'scripts').glob('*.sh'),
                  ROOT / 'benchmarks'):
         (root / path.relative_to(ROOT)).symlink_to(path)
-    prefix = tmp_path / 'environment'
+    prefix, requests = tmp_path / 'environment', tmp_path / 'requests'
     (prefix / 'bin').mkdir(parents=True)
+    requests.mkdir()
     python = prefix / 'bin' / 'python'
-    # Runs the commands, but installs nothing, and nothing into the environment that the tests run in.
-    python.write_text(f'#!/bin/sh\n[ "$2" = pip ] && exit 0\n[ "$1" = -c ] && exec echo "{prefix}"\n'
-                      f'exec "{sys.executable}" "$@"\n')
+    python.write_text(ASKING)
     python.chmod(0o755)
     save_tiny_model(root)
     (root / 'full_models' / 'tiny.pt').rename(root / 'full_models' / 'cats_demo.pt')
 
     def run(script, *arguments, **environment):
-        return subprocess.run(
-            ['bash', f'scripts/{script}', *arguments], cwd=root, capture_output=True, text=True, timeout=300,
-            env=os.environ | {'VIRTUAL_ENV': str(prefix), 'PATH': f'{prefix / "bin"}:{os.environ["PATH"]}'}
-            | environment)
+        with open(tmp_path / 'out', 'w+') as out, open(tmp_path / 'error', 'w+') as error:
+            process = subprocess.Popen(
+                ['bash', f'scripts/{script}', *arguments], cwd=root, stdout=out, stderr=error,
+                env=os.environ | {'VIRTUAL_ENV': str(prefix), 'PATH': f'{prefix / "bin"}:{os.environ["PATH"]}',
+                                  'PYTHON': sys.executable, 'REQUESTS': str(requests)} | environment)
+            with ended(process):
+                while process.poll() is None:
+                    for asked in requests.glob('*.asked'):
+                        answer(asked)
+                    time.sleep(0.02)
+        return process.returncode, (tmp_path / 'out').read_text(), (tmp_path / 'error').read_text()
 
     run.root = root
     return run
 
 
-def test_the_demo(tiny_checkout):
+def test_the_demo(tiny_checkout, monkeypatch):
     """With a tiny model and few frames: pictures, meshes, video, page, and the page's path at the end."""
-    result = tiny_checkout('demo.sh', '--device', 'cpu', '--surface_resolution', '64', SEEDS='0-1', VIDEO_SEED='0',
-                           FRAMES='2')
-    assert result.returncode == 0, result.stderr
+    monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 32)
+    code, out, error = tiny_checkout('demo.sh', '--device', 'cpu', SEEDS='0-1', VIDEO_SEED='0', FRAMES='2')
+    assert code == 0, out + error
     results = tiny_checkout.root / 'evaluations' / 'cats_demo' / 'final_model'
-    assert result.stdout.splitlines()[-1] == f'Open this page in a browser: {results / "index.html"}'
+    assert out.splitlines()[-1] == f'Open this page in a browser: {results / "index.html"}'
     assert len(list(results.glob('random_angles/images/seed*.png'))) == 4
     assert len(list(results.glob('random_angles/depth_map_meshes/*.obj'))) == 2
     text = (results / 'index.html').read_text()
@@ -152,14 +186,14 @@ def test_parity_is_checked_with_another_program(tiny_checkout, tmp_path):
     command.write_text(f'import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\n'
                        f'sys.argv += ["--surface_resolution", "64"]\n'
                        f'runpy.run_path({str(ROOT / command.name)!r}, run_name="__main__")\n')
-    result = tiny_checkout('check_parity.sh', str(original), '--device', 'cpu', '--surface_resolution', '64',
-                           MODEL='cats_demo', SIZE='16', IDENTITIES='1', ORIGINAL_PYTHON=sys.executable)
-    assert result.returncode == 0, result.stderr
-    assert 'All files are alike.' in result.stdout and 'images/0000000.png (levels of 255)' in result.stdout
-    assert 'marching_cubes_meshes' in result.stdout and '.obj (distance)' in result.stdout
-    assert tiny_checkout('check_parity.sh').returncode == 2
-    result = tiny_checkout('check_parity.sh', str(tmp_path))
-    assert result.returncode == 2 and 'folder of the original' in result.stderr
+    code, out, error = tiny_checkout('check_parity.sh', str(original), '--device', 'cpu', '--surface_resolution', '64',
+                                     MODEL='cats_demo', SIZE='16', IDENTITIES='1', ORIGINAL_PYTHON=sys.executable)
+    assert code == 0, out + error
+    assert 'All files are alike.' in out and 'images/0000000.png (levels of 255)' in out
+    assert 'marching_cubes_meshes' in out and '.obj (distance)' in out
+    assert tiny_checkout('check_parity.sh')[0] == 2
+    code, _, error = tiny_checkout('check_parity.sh', str(tmp_path))
+    assert code == 2 and 'folder of the original' in error
 
 
 # ---------------------------------------------------------------------------------------------- SLURM

@@ -13,6 +13,7 @@ from conftest import ROOT
 
 METHOD = ('model', 'volume_renderer')
 METHOD_MAY_IMPORT = {'torch', 'op', 'camera', *METHOD}
+IMPORTERS = 'import_module', '__import__'
 LONGEST_FUNCTION = 60
 LONGEST_METHOD_FILE = 399
 TEXTS = ('.py', '.md', '.sh', '.toml', '.html', '.ipynb', '.yaml', '.yml', '.cff', '.cu', '.h', '.txt')
@@ -80,7 +81,7 @@ def imported(path, known, anywhere):
             for alias in node.names:
                 inner = f'{package}.{alias.name}'
                 yield inner if inner in known else package
-        elif (isinstance(node, ast.Call) and ast.unparse(node.func).split('.')[-1] in ('import_module', '__import__')
+        elif (isinstance(node, ast.Call) and getattr(node.func, 'attr', getattr(node.func, 'id', '')) in IMPORTERS
               and node.args and isinstance(node.args[0], ast.Constant)):
             yield node.args[0].value
 
@@ -146,7 +147,7 @@ def long_files_of_the_method(root):
 
 def matches(root, pattern):
     """'file:line: what was found' of a pattern in the project's texts."""
-    return [f'{name}:{number}: {match[0]}' for name, text in texts(root)
+    return [f'{name}:{number}: {match[0]}' for name, text in texts(root) if pattern.search(text)
             for number, line in enumerate(text.splitlines(), 1) for match in pattern.finditer(line)]
 
 

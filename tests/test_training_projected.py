@@ -41,6 +41,13 @@ def features(tmp_path_factory):
     return path
 
 
+@pytest.fixture
+def narrow(monkeypatch):
+    """An eighth of the usual channels, in the usual proportion."""
+    monkeypatch.setattr('training.projected.MIXED_CHANNELS', 8)
+    monkeypatch.setattr('training.projected.MOST_CHANNELS', 64)
+
+
 def test_only_the_heads_are_trained_and_saved(features):
     network = load_feature_network(features, 16, 'cpu')
     discriminator = ProjectedDiscriminator(network, 16)
@@ -65,7 +72,7 @@ def test_mixing_goes_from_coarse_to_fine():
         assert [not torch.equal(*pair) for pair in zip(mixed, others, strict=True)] == [k <= changed for k in range(4)]
 
 
-def test_scales_count_alike_after_calibration(features):
+def test_scales_count_alike_after_calibration(narrow, features):
     network, images = load_feature_network(features, 16, 'cpu'), torch.rand(4, 3, 16, 16)
     discriminator = ProjectedDiscriminator(network, 16)
     before = discriminator(images)
@@ -78,7 +85,7 @@ def test_scales_count_alike_after_calibration(features):
     assert_close(louder(images), discriminator(images), 1e-4)
 
 
-def test_the_heads_are_held_in_check(features):
+def test_the_heads_are_held_in_check(narrow, features):
     discriminator = ProjectedDiscriminator(load_feature_network(features, 16, 'cpu'), 16)
     before = discriminator.state_dict()['heads.0.0.parametrizations.weight.0._u'].clone()
     with torch.no_grad():
@@ -86,7 +93,7 @@ def test_the_heads_are_held_in_check(features):
             parameter *= 5
     discriminator(torch.zeros(1, 3, 16, 16))
     assert torch.equal(before, discriminator.state_dict()['heads.0.0.parametrizations.weight.0._u'])
-    for _ in range(30):
+    for _ in range(60):
         discriminator.renormalize()
     for head in discriminator.heads:
         for layer in head:
@@ -95,7 +102,7 @@ def test_the_heads_are_held_in_check(features):
 
 
 @pytest.mark.parametrize('augmented', (False, True))
-def test_chunks_do_not_change_the_gradient(double, augmented):
+def test_chunks_do_not_change_the_gradient(narrow, double, augmented):
     opt = tiny('train_full_pipeline', 4)
     generator = tiny_generator(opt)
     network = TinyFeatures().requires_grad_(False)
@@ -121,7 +128,7 @@ def test_chunks_do_not_change_the_gradient(double, augmented):
         check_same(*found)
 
 
-def test_a_run_with_it_resumes_exactly(features, data, renderer, tmp_path):
+def test_a_run_with_it_resumes_exactly(narrow, features, data, renderer, tmp_path):
     text = f'--renderer_ckpt {renderer} --discriminator projected --augment --features {features} --thumbnail_lambda 1'
     train('full_pipeline', tmp_path / 'whole', flags(data, f'{text} --iter 3'))
     train('full_pipeline', tmp_path / 'parts', flags(data, f'{text} --iter 1'))
@@ -137,7 +144,7 @@ def test_a_run_with_it_resumes_exactly(features, data, renderer, tmp_path):
               [*flags(data, f'{text} --iter 4 --continue_training'), '--features', str(tmp_path / 'other.pt')])
 
 
-def test_chunks_do_not_change_the_gradient_of_stage_1(double):
+def test_chunks_do_not_change_the_gradient_of_stage_1(narrow, double):
     opt = tiny('train_volume_renderer', 4, '--discriminator projected')
     torch.manual_seed(0)
     generator = build_generator(opt, full_pipeline=False, **fast_parts(opt, sparse=False))
@@ -161,7 +168,7 @@ def test_chunks_do_not_change_the_gradient_of_stage_1(double):
         assert terms[f'{name[0]}_projected'] != 0
 
 
-def test_a_run_of_stage_1_with_it_resumes_exactly(features, data, tmp_path):
+def test_a_run_of_stage_1_with_it_resumes_exactly(narrow, features, data, tmp_path):
     text = f'--no_sphere_init --discriminator projected --features {features}'
     train('volume_renderer', tmp_path / 'whole', flags(data, f'{text} --iter 3'))
     train('volume_renderer', tmp_path / 'parts', flags(data, f'{text} --iter 1'))

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -30,16 +29,6 @@ for wait in (0, 60):
         raise ImportError('swallowed')
 '''
 
-KEPT = '''
-import torch, utils
-def resident():  # MiB
-    return int(open('/proc/self/statm').read().split()[1]) * 4096 / 2 ** 20
-utils.keep_freed_memory()
-before = resident()
-torch.ones(1 << 26)  # 256 MiB, freed at once
-print(resident() - before)
-'''
-
 
 @pytest.mark.parametrize('stream', ['stdout', 'stderr'])
 def test_a_stream_that_the_parent_has_closed_ends_no_command(tmp_path, monkeypatch, stream):
@@ -56,11 +45,9 @@ def test_a_stream_that_the_parent_has_closed_ends_no_command(tmp_path, monkeypat
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='asks /proc, and is for glibc')
-@pytest.mark.parametrize('environment, kept', [({}, True), ({'MALLOC_MMAP_MAX_': '65536'}, False)])
-def test_freed_memory_is_kept_unless_the_user_decides(environment, kept):
-    result = subprocess.run([sys.executable, '-c', KEPT], cwd=Path(__file__).parents[1], capture_output=True, text=True,
-                            env=os.environ | environment, check=True)
-    assert (float(result.stdout) > 200) == kept
+def test_freed_memory_is_kept_unless_the_user_decides(fresh_process):
+    found, _ = fresh_process
+    assert found['MiB kept'] > 200 > found['MiB kept where the user decides']
 
 
 def test_a_failed_file_leaves_nothing_and_is_named_as_the_user_knows_it(tmp_path):
@@ -111,12 +98,8 @@ def test_flags_are_read_before_anything_slow_is_imported(tmp_path, arguments, co
     assert 'Traceback' not in error
 
 
-def test_importing_the_modules_changes_no_handler():
-    code = ('import signal; numbers = signal.SIGINT, signal.SIGTERM; before = [*map(signal.getsignal, numbers)]\n'
-            'import utils, options, train_volume_renderer, train_full_pipeline\n'
-            'print(before == [*map(signal.getsignal, numbers)])')
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == 'True\n'
+def test_importing_the_modules_changes_no_handler(fresh_process):
+    assert fresh_process[0]['handlers are kept']
 
 
 def test_errors_name_the_file_that_the_user_knows(tmp_path):

@@ -264,8 +264,8 @@ def test_other_kinds_of_videos(tmp_path):
 def test_both_commands_write_the_page(tmp_path, monkeypatch, command):
     monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 16)
     tiny = ['--size', '16', '--style_dim', '8', '--width', '8', '--depth', '2', '--channel_multiplier', '1',
-            '--renderer_spatial_output_dim', '8', '--truncation_mean', '50', '--device', 'cpu', '--expname', 'tiny',
-            '--identities', '1', '--page']
+            '--channel_max', '16', '--renderer_spatial_output_dim', '8', '--truncation_mean', '50', '--device', 'cpu',
+            '--expname', 'tiny', '--identities', '1', '--page']
     torch.manual_seed(0)
     state = build_generator(parse('generate_shapes_and_images', '', tiny)).state_dict()
     checkpoint.save('full_models/tiny.pt', {'g_ema': state})
@@ -335,7 +335,7 @@ def test_a_folder_without_results(tmp_path, command):
 @pytest.fixture(scope='module')
 def window(results):
     """The page in a browser that has no network; it must raise no error, and ask for nothing from outside."""
-    with browser_page('file:', 800, 700, offline=True) as page:
+    with browser_page('file:', 400, 500, offline=True) as page:  # small, because software draws it
         page.goto((results / 'index.html').as_uri())
         page.evaluate("document.querySelector('model-viewer').scrollIntoView()")  # it loads what is in view
         page.wait_for_function("document.querySelector('model-viewer').loaded", timeout=60_000)

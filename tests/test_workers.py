@@ -1,4 +1,5 @@
 """imaging/workers.py: errors in worker processes, and their death."""
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -49,17 +50,21 @@ def test_a_dead_worker_is_told():
 
 def test_a_death_is_told_where_items_are_taken_and_nowhere_else():
     """PyTorch's own handler raises wherever the program is at that moment, in the middle of a training step."""
+    taken, others = multiprocessing.Event(), multiprocessing.active_children()
+
     def die_later(index):
         if index:
-            time.sleep(2)  # until the first item has been taken
+            taken.wait(60)
             os.kill(os.getpid(), signal.SIGKILL)
         return index
 
     before = signal.getsignal(signal.SIGCHLD)
     items = load_in_workers(Items(die_later), 1, batch_size=None)
     assert next(items) == 0
-    time.sleep(4)  # the worker is dead by now
-    assert signal.getsignal(signal.SIGCHLD) == before
+    worker, = set(multiprocessing.active_children()) - set(others)
+    taken.set()
+    worker.join(60)
+    assert worker.exitcode == -signal.SIGKILL and signal.getsignal(signal.SIGCHLD) == before
     with pytest.raises(DeadWorker):
         list(items)
 

@@ -11,7 +11,7 @@ from op.fast import fast_parts
 from options import parse
 
 TINY = ['--size', '16', '--style_dim', '8', '--width', '8', '--depth', '2', '--channel_multiplier', '1',
-        '--renderer_spatial_output_dim', '8']
+        '--channel_max', '16', '--renderer_spatial_output_dim', '8']
 
 
 def save_tiny_model(folder):

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
 
@@ -124,8 +125,13 @@ def start(stage, folder, arguments, rank=0, size=1, port=0, file_limit=None, bef
     rank, size, address, port: one of several processes that train together. file_limit: bytes that a file may have.
     before: code to run first.
     """
-    # torch.optim imports the last one when the first optimizer is made, which takes seconds.
-    _context.set_forkserver_preload([*STAGES.values(), 'torch._dynamo'])
+    # A process begins with importing this file, and torch.optim imports torch._dynamo for the first optimizer. Both
+    # take seconds. The processes of benchmarks/speed.py may come from here too.
+    _context.set_forkserver_preload([*STAGES.values(), Path(__file__).stem, 'torch._dynamo', 'speed'])
+    here = Path(__file__).resolve().parent
+    places = here, here.parent, here.parent / 'benchmarks'
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(map(str, places))):
+        forkserver.ensure_running()
     folder.mkdir(parents=True, exist_ok=True)
     environment = {'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': size, 'MASTER_ADDR': address,
                    'MASTER_PORT': port}
