@@ -139,12 +139,13 @@ def test_the_same_jittered_picture(head, monkeypatch, evaluated):
 
 def test_where_gradients_or_slopes_are_wanted_it_is_the_definition(head, evaluated):
     w = head.w[:1].clone().requires_grad_()
-    few, dense = (renderer(w, head.cameras[:1], samples=24) for renderer in (head.sparse, head.dense))
+    small = {'resolution': 32, 'samples': 24}
+    few, dense = (renderer(w, head.cameras[:1], **small) for renderer in (head.sparse, head.dense))
     assert torch.equal(few.thumbnail, dense.thumbnail)
     slopes = [torch.autograd.grad(view.xyz.sum(), w)[0] for view in (few, dense)]
     assert torch.equal(*slopes) and slopes[0].abs().max() > 0
     with torch.no_grad():
-        few, dense = (renderer(head.w[:1], head.cameras[:1], color=False, eikonal=True)
+        few, dense = (renderer(head.w[:1], head.cameras[:1], color=False, eikonal=True, **small)
                       for renderer in (head.sparse, head.dense))
     assert torch.equal(few.eikonal, dense.eikonal) and not evaluated
 
