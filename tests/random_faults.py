@@ -97,8 +97,9 @@ class Group(NamedTuple):
         return [process for process in self.processes() if parent_of(process) == self.agent.pid]
 
     def joined(self):
-        """Whether the processes have found each other: then the first one says what it goes on from."""
-        return (self.folder / 'log0.txt').stat().st_size > self.logged
+        """Whether the processes have found each other: then the first one says what it goes on from, if anything."""
+        said = (self.folder / 'log0.txt').read_bytes()[self.logged:]
+        return b'Going on from' in said or b'No checkpoint to continue from' in said
 
     def running(self):
         return bool((self.agent and self.agent.poll() is None) or any(worker.is_alive() for worker in self.workers)
