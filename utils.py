@@ -11,9 +11,11 @@ import re
 import signal
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 MAX_SENTENCE = 10_000  # characters of an error that are shown
+MAX_REASON = 200  # characters of what another library says
 SPINS = 1000  # rounds of waiting, some microseconds, before a thread of OpenMP goes to sleep
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
 
@@ -33,6 +35,12 @@ class Terminated(KeyboardInterrupt):
     def __init__(self, number=signal.SIGTERM):
         super().__init__()
         self.number = number
+
+
+def shortened(error):
+    """What an error of another program or library says, as one line of at most 200 characters, for a sentence of ours.
+    """
+    return textwrap.shorten(str(error), MAX_REASON, placeholder=' …')
 
 
 def run_command(module, read_flags):

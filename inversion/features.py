@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from checkpoint import contents_of, load_state
 from discriminators import Discriminator
 from metrics.features import load_torchscript
-from utils import UserError
+from utils import UserError, shortened
 
 VGG = 'vgg16'
 VGG_LAYERS = (3, 8, 15, 22)  # the last rectified convolution of each of its first four blocks, as LPIPS takes them
@@ -68,7 +68,7 @@ def _vgg(device):
         from torchvision.models import VGG16_Weights, vgg16
         layers = vgg16(weights=VGG16_Weights.IMAGENET1K_V1).features[:max(VGG_LAYERS) + 1]
     except Exception as error:  # no network, a broken transfer, a damaged file, …
-        reason = ' '.join(str(error).split())[:200]
+        reason = shortened(error)
         raise UserError(f"--features vgg16: torchvision's weights cannot be loaded ({reason}); give a "
                         'TorchScript file, or leave the flag out.') from None
     layers = layers.to(device).eval().requires_grad_(False)

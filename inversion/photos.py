@@ -38,6 +38,8 @@ def sources(paths):
     """
     found, taken = [], {}
     for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(f'{path} does not exist; name the photos to invert: files, folders or zips of them.')
         alone = path.is_file() and path.suffix.lower() != '.zip'
         photos = Photos.single(path) if alone else Photos(path)
         for file in photos.files:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from checkpoint import file_hash
-from utils import UserError
+from utils import UserError, shortened
 
 IMAGES_AT_ONCE = 32
 LAYER = '2048'  # of Inception: the pooled features that FID and KID are defined on
@@ -91,7 +91,7 @@ def _inception(device):
         torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, map_location='cpu', check_hash=True, weights_only=True)
         network = torch_fidelity.FeatureExtractorInceptionV3('inception-v3-compat', [LAYER])
     except Exception as error:  # no network, a broken transfer, a damaged file, …
-        raise UserError(f'the Inception weights cannot be loaded ({" ".join(str(error).split())[:200]}); put '
+        raise UserError(f'the Inception weights cannot be loaded ({shortened(error)}); put '
                         f'{URL_INCEPTION_V3} into {torch.hub.get_dir()}/checkpoints, or give a network of your own '
                         'with --features.') from None
     network = network.to(device).eval()

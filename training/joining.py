@@ -10,7 +10,7 @@ import uuid
 import torch.distributed as dist
 
 from training.heartbeat import end_process
-from utils import UserError
+from utils import UserError, shortened
 
 TIMEOUT = datetime.timedelta(minutes=30)  # for all processes to appear
 TORCHRUN_TIMEOUT = datetime.timedelta(minutes=1)  # for torchrun's store, which is there before the processes are
@@ -34,7 +34,7 @@ def join(backend, rank, size, timeout, orphaned=lambda: False):
     except RuntimeError as error:  # of PyTorch: the connection to another process, or to the store in the first
         raise UserError('the processes of this training did not find each other: one has ended, or cannot be reached '
                         f'under {os.environ.get("MASTER_ADDR")}; look at its messages, and start all processes again '
-                        f'({" ".join(str(error).split())[:200]}).') from None
+                        f'({shortened(error)}).') from None
 
 
 def own_part(store, rank, size):

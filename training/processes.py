@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from training.heartbeat import Heartbeat, end_process
 from training.joining import join
-from utils import UserError, keep_freed_memory, printable, select_device
+from utils import UserError, keep_freed_memory, printable, select_device, shortened
 
 DEATH_TIMEOUT = datetime.timedelta(minutes=30)  # of a process that hangs; one that dies is noticed at once
 
@@ -154,4 +154,4 @@ class Processes:
             operation(*arguments)
         except RuntimeError as error:
             raise PeerLost('another process of this run has ended, and so this one ends too; see the message of the '
-                           f'one that ended first ({str(error).splitlines()[0][:200]}).') from None
+                           f'one that ended first ({shortened(error)}).') from None

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from metrics.features import load_torchscript
-from utils import UserError
+from utils import UserError, shortened
 
 SCALES = 4
 CALIBRATION_IMAGES = 16  # the first of the data set
@@ -64,7 +64,7 @@ def _torchvision(device):
         from torchvision.models import EfficientNet_B0_Weights, efficientnet_b0
         network = efficientnet_b0(weights=EfficientNet_B0_Weights.IMAGENET1K_V1)
     except Exception as error:  # no network, a broken transfer, a damaged file, …
-        raise UserError(f"torchvision's EfficientNet-B0 cannot be loaded ({' '.join(str(error).split())[:200]}); give "
+        raise UserError(f"torchvision's EfficientNet-B0 cannot be loaded ({shortened(error)}); give "
                         'a TorchScript network with --features (docs/training.md).') from None
     stages = network.features.to(device).eval().requires_grad_(False)
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
