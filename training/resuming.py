@@ -1,5 +1,6 @@
 """Where a run begins: a checkpoint of its own, the weights of another, or nothing; and whether what it finds fits."""
 import os
+import socket
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,13 +36,15 @@ def _look_for_start(opt, stage, processes):
     start, folder = Start(), checkpoint.stage_folder(opt, stage)
     if opt.experiment.continue_training or int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):  # torchrun restarts it
         newest = checkpoint.newest_whole(opt, stage)
+        # Of several machines it is the first one's folder.
+        where = f'{folder} on {socket.gethostname()}' if processes > 1 else folder
         if newest is not None:
             path, saved = newest
             start = Start(path, saved, resumed=True)
         elif (folder / 'sphere_init.pt').exists():
-            print(f'No checkpoint to continue from in {folder} yet: going on with its unfinished sphere_init.pt.')
+            print(f'No checkpoint to continue from in {where} yet: going on with its unfinished sphere_init.pt.')
         else:
-            print(f'No checkpoint to continue from in {folder}: starting anew.')
+            print(f'No checkpoint to continue from in {where}: starting anew.')
     elif checkpoint.iteration_paths(opt, stage):
         raise UserError(f'{folder} holds checkpoints already; add --continue_training to go on from the newest, or '
                         'choose another --expname.')
