@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 
 import av
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -88,12 +89,9 @@ def head_checkpoint(tmp_path_factory):
 
 def made_once(tmp_path_factory, name, make):
     """The folder of this name, which make(folder) fills once for all processes of pytest-xdist."""
-    import fcntl  # Windows has none
-
     base = tmp_path_factory.getbasetemp()
     base = base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
-    with open(base / f'{name}.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with filelock.FileLock(base / f'{name}.lock'):
         if not (base / name).exists():
             (base / f'{name}.unfinished').mkdir()
             make(base / f'{name}.unfinished')
