@@ -230,7 +230,7 @@ class Round:
         """The disk has lost the end of the newest checkpoint, and the training is killed."""
         self.kill_all(group)
         paths = sorted(self.checkpoints.glob('models_*.pt'))
-        if len(paths) > 1:
+        if len(paths) > 1 and not self.finished():  # nothing would make the last one again
             with open(paths[-1], 'r+b') as file:
                 file.truncate(self.rng.randrange(os.path.getsize(paths[-1])))
         return True
