@@ -5,7 +5,7 @@ import numpy as np
 import torch
 import trimesh
 
-from utils import UserError, atomic_path
+from utils import UserError, atomic_path, shortened
 
 FARTHEST = 1e6  # from the origin that a vertex of a mesh may lie; ours lie within 2
 
@@ -100,7 +100,7 @@ def load_mesh(path):
                                      skip_materials=True)
         check_mesh(mesh)
     except Exception as error:  # each of trimesh's readers fails in its own way
-        reason = ' '.join(str(error).split())[:200] or type(error).__name__
+        reason = shortened(error) or type(error).__name__
         raise UserError(f'{path} is not a mesh that can be read ({reason}); remove it, or generate it again.') from None
     if suffix == '.glb' and mesh.visual.kind == 'vertex':
         colors = mesh.visual.vertex_colors.copy()

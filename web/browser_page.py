@@ -26,7 +26,7 @@ from inference.directions import find_directions, read_directions
 from inference.identities import draw_z, seeded
 from inference.latents import Owner
 from inference.onnx_model import decoder_graph, field_graphs, latents_graphs
-from utils import UserError, to_uint8
+from utils import UserError, shortened, to_uint8
 from volume_renderer import sample_depths
 
 HERE = Path(__file__).resolve().parent
@@ -69,7 +69,7 @@ def fetched_runtime(folder):
             archive.extractall(folder, filter='data')
     except (subprocess.SubprocessError, StopIteration, tarfile.TarError) as error:
         lines = (getattr(error, 'stderr', None) or str(error)).strip().splitlines()
-        reason = lines[-1][:200] if lines else 'no reason given'
+        reason = shortened(lines[-1]) if lines else 'no reason given'
         raise UserError(f'--browser: npm could not fetch onnxruntime-web ({reason}); try again, {remedy}.') from None
     return runtime_files(folder)
 
