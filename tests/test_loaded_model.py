@@ -46,13 +46,14 @@ def test_the_mesh_is_the_commands(model):
     assert mesh.visual.kind == 'vertex'
 
 
-def test_a_walk_reaches_both_seeds(model, tmp_path):
+def test_a_walk_reaches_both_seeds(model, tmp_path, monkeypatch):
+    monkeypatch.setattr('inference.loaded_model.IMAGE_CRF', 0)  # lossless: noisy pictures suffer from compression
     w = model.w_of([3, 8], 0.7)
     frames = frames_of(model.video(tmp_path / 'walk.mp4', w, 0.7, frames=5))
     still = frames_of(model.video(tmp_path / 'still.mp4', w[1:], 0.7, frames=5))
     assert len(frames) == len(still) == 5
     near, far = (np.abs(frames[i] - still[i]).mean() for i in (2, 0))
-    assert near < 4 and far > 2 * near  # half way round: the second seed, from the same camera
+    assert near < 1 and far > 2 * near  # half way round: the second seed, from the same camera
     assert frames_of(model.video(tmp_path / 'both.mp4', w[:1], 0.7, 2, with_surface=True))[0].shape == (512, 1024, 3)
 
 
