@@ -67,6 +67,14 @@ def doubled(*arguments):
             yield images.double()
 run.make_loader = doubled
 """
+# The program of torchrun's processes. Importing this file takes seconds, before the training answers signals itself.
+WORKER = """
+import os, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+sys.argv.pop(0)
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
 
 
 class Wrong(Exception):
@@ -135,7 +143,8 @@ class Round:
             with open(folder / 'torchrun.txt', 'ab') as log:
                 agent = subprocess.Popen(
                     [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(size),
-                     '--max_restarts', str(restarts), __file__, *arguments], cwd=folder, stdout=log, stderr=log,
+                     '--max_restarts', str(restarts), '--no_python', sys.executable, '-c', WORKER, __file__,
+                     *arguments], cwd=folder, stdout=log, stderr=log,
                     env=os.environ | {'RANDOM_FAULTS': f'{self.stage}\n{self.before}'}, start_new_session=True)
             return Group([], agent, folder, restarts)
         port, log = free_port(), folder / 'log0.txt'
