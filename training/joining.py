@@ -3,6 +3,7 @@ import contextlib
 import datetime
 import os
 import signal
+import socket
 import threading
 import time
 import uuid
@@ -27,14 +28,26 @@ def join(backend, rank, size, timeout, orphaned=lambda: False):
     by_torchrun = os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
     try:
         with _ends_at_once(), _ends_with(orphaned):
+            if by_torchrun:
+                _reach_torchrun()
             store, *_ = next(dist.rendezvous('env://', timeout=TORCHRUN_TIMEOUT if by_torchrun else TIMEOUT))
             store.set_timeout(TIMEOUT)
             own = own_part(store, rank, size)
             dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
-    except RuntimeError as error:  # of PyTorch: the connection to another process, or to the store in the first
+    except (RuntimeError, OSError) as error:  # of the connection to another process, or to the store in the first
         raise UserError('the processes of this training did not find each other: one has ended, or cannot be reached '
                         f'under {os.environ.get("MASTER_ADDR")}; look at its messages, and start all processes again '
                         f'({shortened(error)}).') from None
+
+
+def _reach_torchrun():
+    """Raise OSError where torchrun no longer keeps its store.
+
+    PyTorch would try again for minutes, and `orphaned` cannot tell where torchrun was lost before this process had
+    imported PyTorch and asked who its parent is.
+    """
+    address = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT'])
+    socket.create_connection(address, TORCHRUN_TIMEOUT.total_seconds()).close()
 
 
 def own_part(store, rank, size):
