@@ -34,16 +34,9 @@ from inference.identities import (
 )
 from inference.latents import Owner, save_latents, tuned_generator
 from inference.loading import load_generator
-from inference.maps import check_maps, generate_maps, map_facts
-from inference.meshes import generate_meshes
-from inference.pictures import check_row, generate_images, proportioned
-from inference.textures import check_texture, texture_pictures
-from surfaces.camera_files import camera_entries, save_cameras
-from surfaces.files import save_mesh
-from surfaces.maps import save_map
-from surfaces.textured_files import save_textured_glb, save_textured_obj
+from inference.parallel import two_at_a_time, two_at_once
+from inference.pictures import check_row, generate_images, proportioned, skip_noise
 from utils import UserError, save_image_row, select_device, to_uint8, writable_folder
-from web.results_page import write_page
 
 
 def check_views(opt):
@@ -82,60 +75,6 @@ def write_pictures(folder, identity, batches, views, shaped, progress, later):
     return list(files), rows['image'] or rows['thumbnail']
 
 
-def write_meshes(folder, identity, meshes, cameras, suffix, progress, later):
-    """Write an identity's meshes, as generate_meshes yields them.
-
-    cameras: camera_entries of the views. suffix: the meshes' format. progress: called with a text. later: a
-    BackgroundWriter. Returns the files' names.
-    """
-    name, files = identity.short_name, []
-    for kind, view, mesh in meshes:
-        view_name = cameras[view]['name']
-        progress(f'{kind} {view_name}')
-        if mesh is None:
-            tqdm.write(f'identity {name}: ' + (
-                f'view {view_name} shows only background; no depth mesh.' if kind == 'depth_mesh' else
-                f'the SDF does not cross zero in view {view_name}; no marching-cubes mesh.'))
-            continue
-        if kind == 'textured_mesh':
-            glb, obj, mtl, png = (results.mesh_file(name, kind, view_name, suffix)
-                                  for suffix in ('glb', 'obj', 'mtl', 'png'))
-            later(save_textured_glb, folder / glb, mesh, cameras)
-            later(save_textured_obj, folder / obj, mesh)
-            files += [glb, obj, mtl, png]
-            continue
-        files.append(results.mesh_file(name, kind, view_name, suffix))
-        later(save_mesh, folder / files[-1], mesh)
-    return files
-
-
-def write_maps(folder, identity, maps, facts, view_names, progress, later):
-    """Write an identity's maps, as generate_maps yields them. facts: of map_facts. Returns the files' names."""
-    files = []
-    for kind, view, values in maps:
-        progress(f'{kind} map {view_names[view]}')
-        files.append(results.map_file(identity.long_name, kind, view_names[view], facts['format']))
-        later(save_map, folder / files[-1], values, *facts['ranges'][kind])
-    return files
-
-
-def write_surfaces(folder, identity, generator, w, cameras, size, pictures, facts, opt, progress, later):
-    """Write the meshes, maps and cameras of an identity w (1,style_dim), as the flags ask for them.
-
-    size: of its images. pictures: that a texture is painted from. facts: of map_facts. Returns the files' names.
-    """
-    names, files = results.view_names(cameras.viewpoint.tolist()), []
-    entries = camera_entries(cameras, names, size, generator.renderer.resolution)
-    if opt.inference.texture or opt.inference.maps:
-        files.append(results.cameras_file(identity.long_name))
-        later(save_cameras, folder / files[-1], entries)
-    if not opt.inference.no_surface_renderings:
-        meshes = generate_meshes(generator, w, cameras, opt, pictures)
-        files += write_meshes(folder, identity, meshes, entries, opt.inference.mesh_format, progress, later)
-    maps = generate_maps(generator, w, cameras, opt) if opt.inference.maps else ()
-    return files + write_maps(folder, identity, maps, facts, names, progress, later)
-
-
 def index_entry(identity, viewpoints, files, model, maps, opt):
     """What index.json says about one identity. maps: map_facts."""
     entry = {'seed': identity.seed, 'checkpoint': model, 'truncation_ratio': opt.inference.truncation_ratio,
@@ -163,53 +102,92 @@ def source_of(identity, opt):
     return f'{identity.short_name}, seed {identity.seed}, truncation {opt.inference.truncation_ratio:g}'
 
 
-def main(opt):
-    check_identities(opt)
-    device = select_device(opt.machine.device)
-    generator, opt, path, model_name = load_generator(opt, device, graphs=not opt.inference.latents)
-    check_row(opt)
-    check_views(opt)
-    check_texture(opt)
-    check_maps(opt)
-    shaped = proportioned(opt)
-    folder = writable_folder(results.generation_folder(opt, model_name), '--results_dir')
-    results.read_index(folder)  # an unusable one is noticed before the work
-    saved, directions = files_for(opt, generator, results.model_folder(opt, model_name))
-    owner = Owner.of(generator, opt) if opt.inference.save_latents else None
-    model = {'file': str(path), 'sha256': file_hash(path)}
-    report_missing_parts(generator, path, opt)
+def wants_surfaces(opt):
+    """Whether a flag asks for meshes or maps, or is about them."""
+    return not opt.inference.no_surface_renderings or bool(
+        {'maps', 'map_size', 'map_format', 'texture', 'texture_views'} & set(opt.given))
 
-    rng = seeded(opt.experiment.seed, device)
-    means = generator.mean_latents(opt.inference.truncation_mean, rng)
-    facts, image_seconds, mesh_seconds = map_facts(generator, opt), 0., 0.
-    count = identity_count(opt, saved)
-    with BackgroundWriter() as later, \
-            tqdm(identities(opt, rng, saved), total=count, unit='identity', desc='generating') as bar:
-        for identity in bar:
-            started, progress = time.perf_counter(), partial(show_progress, bar, identity.short_name)
-            latents = draw_latents(generator, identity, opt, means, directions)
-            viewpoints = draw_viewpoints(opt, identity.rng, identity.saved)
-            cameras = cameras_of(opt, viewpoints)
-            tuned, noise = generator, None
-            if identity.saved and generator.full_pipeline:
-                tuned = tuned_generator(generator, identity.saved.tuned)
-                noise = generator.noise(identity.saved.decoder_noise, 1)
-            batches = generate_images(tuned, latents, cameras, opt, identity.rng, noise)
-            files, shown = write_pictures(folder, identity, batches, len(cameras), shaped, progress, later)
-            if owner:
-                files.append(results.latents_file(identity.long_name))
-                save_latents(folder / files[-1], latents, owner, viewpoints, source=source_of(identity, opt),
-                             **kept_of(identity.saved))
-            pictured = time.perf_counter()
-            pictures = texture_pictures(tuned, latents, cameras, shown, opt, noise or 'fixed')
-            files += write_surfaces(folder, identity, generator, latents.w, cameras, len(shown[0]), pictures, facts,
-                                    opt, progress, later)
-            image_seconds += pictured - started
-            mesh_seconds += time.perf_counter() - pictured
-            later(results.add_to_index, folder, identity.long_name,
-                  index_entry(identity, viewpoints, files, model, facts, opt))
-    print(f'{count} {"identity" if count == 1 else "identities"} in {folder}: '
-          f'{(image_seconds + mesh_seconds) / count:.1f} s each '
-          f'({image_seconds / count:.1f} s images, {mesh_seconds / count:.1f} s surfaces)')
+
+class Generation:
+    """A run of this command: its model, and what is the same for all identities."""
+
+    def __init__(self, opt):
+        check_identities(opt)
+        self.device = select_device(opt.machine.device)
+        self.generator, opt, path, model_name = load_generator(opt, self.device, graphs=not opt.inference.latents)
+        self.opt = opt
+        check_row(opt)
+        check_views(opt)
+        self.write_surfaces, self.map_facts = None, {}
+        if wants_surfaces(opt):
+            # Not earlier: what surfaces need takes a second to import, for which pictures alone should not wait.
+            from inference.surface_files import check_surfaces, map_facts, write_surfaces
+            check_surfaces(opt)
+            self.write_surfaces, self.map_facts = write_surfaces, map_facts(self.generator, opt)
+        self.shaped = proportioned(opt)
+        self.folder = writable_folder(results.generation_folder(opt, model_name), '--results_dir')
+        results.read_index(self.folder)  # an unusable one is noticed before the work
+        self.saved, self.directions = files_for(opt, self.generator, results.model_folder(opt, model_name))
+        self.count = identity_count(opt, self.saved)
+        self.owner = Owner.of(self.generator, opt) if opt.inference.save_latents else None
+        self.model = {'file': str(path), 'sha256': file_hash(path)}
+        report_missing_parts(self.generator, path, opt)
+
+    def draw(self):
+        """Yield (Identity, its Latents, its viewpoints (V,2)).
+
+        Where two identities are made at once, the noise of the first is drawn later than the second: then all that it
+        will draw is skipped here, and drawn from a stream of its own.
+        """
+        rng = seeded(self.opt.experiment.seed, self.device)
+        means = self.generator.mean_latents(self.opt.inference.truncation_mean, rng)
+        for identity in identities(self.opt, rng, self.saved):
+            latents = draw_latents(self.generator, identity, self.opt, means, self.directions)
+            viewpoints = draw_viewpoints(self.opt, identity.rng, identity.saved)
+            if identity.rng is rng and not identity.saved and two_at_once(self.device, self.count):
+                identity = identity._replace(rng=rng.clone_state())
+                skip_noise(self.generator, len(viewpoints), rng)
+            yield identity, latents, viewpoints
+
+    def write(self, drawn, bar, later):
+        """Write all files of what `draw` yields. bar: tqdm's. later: a BackgroundWriter.
+
+        Returns the name and the entry that index.json has for it, and the seconds that images and surfaces took.
+        """
+        started, (identity, latents, viewpoints) = time.perf_counter(), drawn
+        generator, opt, noise = self.generator, self.opt, None
+        progress = partial(show_progress, bar, identity.short_name)
+        cameras = cameras_of(opt, viewpoints)
+        if identity.saved and generator.full_pipeline:
+            generator = tuned_generator(generator, identity.saved.tuned)
+            noise = generator.noise(identity.saved.decoder_noise, 1)
+        batches = generate_images(generator, latents, cameras, opt, identity.rng, noise)
+        files, shown = write_pictures(self.folder, identity, batches, len(cameras), self.shaped, progress, later)
+        if self.owner:
+            files.append(results.latents_file(identity.long_name))
+            save_latents(self.folder / files[-1], latents, self.owner, viewpoints, source=source_of(identity, opt),
+                         **kept_of(identity.saved))
+        pictured = time.perf_counter()
+        if self.write_surfaces:
+            files += self.write_surfaces(self.folder, identity, generator, latents, cameras, shown, noise or 'fixed',
+                                         self.map_facts, opt, progress, later)
+        entry = index_entry(identity, viewpoints, files, self.model, self.map_facts, opt)
+        return identity.long_name, entry, (pictured - started, time.perf_counter() - pictured)
+
+
+def main(opt):
+    run, seconds = Generation(opt), []
+    with BackgroundWriter() as later, tqdm(total=run.count, unit='identity', desc='generating') as bar:
+        written = two_at_a_time(partial(run.write, bar=bar, later=later), run.draw(), run.device, run.count)
+        for name, entry, parts in written:
+            later(results.add_to_index, run.folder, name, entry)
+            seconds.append(parts)
+            bar.update()
+        each = bar.format_dict['elapsed'] / run.count
+    images, surfaces = (sum(parts) / run.count for parts in zip(*seconds, strict=True))
+    print(f'{run.count} {"identity" if run.count == 1 else "identities"} in {run.folder}: {each:.1f} s each '
+          f'({images:.1f} s images, {surfaces:.1f} s surfaces'
+          f'{", two at a time" if two_at_once(run.device, run.count) else ""})')
     if opt.inference.page:
-        print(f'Page: {write_page(folder.parent)}')
+        from web.results_page import write_page
+        print(f'Page: {write_page(run.folder.parent)}')

@@ -1,4 +1,5 @@
 """Files are written in another thread while the network works on what comes next."""
+import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
@@ -6,7 +7,7 @@ PENDING = 4  # files that may wait to be written: their pictures and meshes are 
 
 
 class BackgroundWriter:
-    """Does work in one other thread, in the order in which it is handed over.
+    """Does work in one other thread, in the order in which it is handed over, by whichever thread.
 
         with BackgroundWriter() as later:
             later(save_mesh, path, mesh)
@@ -16,12 +17,13 @@ class BackgroundWriter:
     """
 
     def __init__(self):
-        self._pool, self._pending = ThreadPoolExecutor(1), deque()
+        self._pool, self._pending, self._lock = ThreadPoolExecutor(1), deque(), threading.Lock()
 
     def __call__(self, function, *arguments):
-        while len(self._pending) >= PENDING or self._pending and self._pending[0].done():
-            self._pending.popleft().result()
-        self._pending.append(self._pool.submit(function, *arguments))
+        with self._lock:
+            while len(self._pending) >= PENDING or self._pending and self._pending[0].done():
+                self._pending.popleft().result()
+            self._pending.append(self._pool.submit(function, *arguments))
 
     def __enter__(self):
         return self

@@ -7,6 +7,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from inference import results
+from inference.parallel import two_at_a_time
 from inference.video_files import video_path, video_writer
 from surfaces.matting import with_alpha, without_background
 from surfaces.rendering import render_surface
@@ -16,7 +17,6 @@ from utils import to_uint8
 IMAGE_CRF, DEPTH_CRF = 10, 1  # H.264 quality of images and of surfaces, as the original has it (docs/conventions.md)
 
 
-@torch.no_grad()
 def render_frames(generator, latents, cameras, noise, opt, surfaces=True, shaped=lambda picture: picture):
     """Yield each camera's pictures, uint8 arrays (H,W,3) by the kind of their video (results.VIDEO_KINDS), or with
     --transparent (H,W,4), the last of them alpha.
@@ -25,8 +25,11 @@ def render_frames(generator, latents, cameras, noise, opt, surfaces=True, shaped
     noise maps. surfaces: False for the image alone. shaped: gives a picture its proportions (inference/pictures.py).
     """
     renderer, (w, w_prime), still = generator.renderer, latents, len(latents.w) == 1
-    weights = generator.decoder.modulate(w_prime) if generator.full_pipeline and still else None  # once a video
-    for i in range(len(cameras)):
+    with torch.no_grad():
+        weights = generator.decoder.modulate(w_prime) if generator.full_pipeline and still else None  # once a video
+
+    @torch.no_grad()
+    def render_frame(i):
         camera, frame = cameras[i:i + 1], slice(0, 1) if still else slice(i, i + 1)
         rendering = generator.render(w[frame], camera)
         image = rendering.thumbnail
@@ -43,7 +46,9 @@ def render_frames(generator, latents, cameras, noise, opt, surfaces=True, shaped
         pictures = {kind: shaped(to_uint8(view)) for kind, view in views.items()}  # last: it waits for a GPU's work
         if surfaces and opt.video.side_by_side:
             pictures['side_by_side_video'] = side_by_side(pictures['video'], pictures['depth_video'])
-        yield pictures
+        return pictures
+
+    return two_at_a_time(render_frame, range(len(cameras)), w.device, len(cameras))
 
 
 def side_by_side(image, surface):

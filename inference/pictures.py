@@ -43,6 +43,12 @@ def proportioned(opt):
     return lambda picture: np.asarray(fit.undone(Image.fromarray(picture), aspect))
 
 
+def skip_noise(generator, views, rng):
+    """Draw from rng, and forget, the noise that generate_images draws for so many views."""
+    for first in range(0, views if generator.full_pipeline else 0, VIEWS_PER_DRAW):
+        generator.decoder.random_noise(min(VIEWS_PER_DRAW, views - first), rng)
+
+
 @torch.no_grad()
 def generate_images(generator, latents, cameras, opt, rng, noise=None):
     """Yield (image, thumbnail) batches in [-1, 1] of the Latents of one identity, seen from `cameras`.

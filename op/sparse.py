@@ -227,15 +227,15 @@ class Picture:
 
     def blend(self, weights, features):
         """Colors (R,3) in [-1, 1] and, if wanted, features (R,C), of the samples with these weights (R,N)."""
-        ray, sample = (self.row >= 0).nonzero().T
-        row, weight = self.row[ray, sample], weights[ray, sample][:, None]
-        kept = weight.new_zeros(len(weights), 1).index_add_(0, ray, weight)
+        evaluated = self.row >= 0
+        kept = weights.where(evaluated, 0.)
         # The samples that were left out give their weight to those that were kept.
-        weight = weight * (weights.sum(-1, keepdim=True) / kept.clamp(min=NO_WEIGHT))[ray]
+        kept *= weights.sum(-1, keepdim=True) / kept.sum(-1, keepdim=True).clamp(min=NO_WEIGHT)
+        row, weight = self.row[evaluated], kept[evaluated]
+        begins = F.pad(evaluated.sum(-1).cumsum(0)[:-1], (1, 0))  # of each ray in this list
 
         def blended(values):
-            values = torch.cat(values)[row]
-            return values.new_zeros(len(weights), values.shape[1]).index_add_(0, ray, values.mul_(weight))
+            return F.embedding_bag(row, torch.cat(values), begins, mode='sum', per_sample_weights=weight)
 
         colors = 2 * blended([torch.sigmoid(logits) for logits in self.logits]) - 1
         return colors, blended(self.features) if features else None

@@ -12,15 +12,17 @@ from op.folded_field import Scratch, fold
 from volume_renderer import Rays, Rendering, VolumeRenderer
 
 # Points evaluated together without gradients. On a CPU a tile's activations stay in the cache (measured:
-# docs/performance.md); on a GPU the tile only bounds memory.
+# docs/performance.md), and those of a narrow field are small; on a GPU the tile only bounds memory.
 TILE_POINTS = {'cpu': 4096, 'cuda': 1 << 19}
+NARROW, MOST_TIMES = 128, 4  # channels below which a tile on a CPU has more points, and up to how many times as many
 # The same with gradients. A GPU holds all points of an image of default size rather than evaluate any twice.
 TRAINING_POINTS = {'cpu': 8192, 'cuda': 1 << 22}
 
 
-def tile_points(device):
-    """How many points to evaluate together on a device."""
-    return TILE_POINTS.get(device.type, TILE_POINTS['cuda'])
+def tile_points(device, width):
+    """How many points of a field of so many channels to evaluate together on a device."""
+    points = TILE_POINTS.get(device.type, TILE_POINTS['cuda'])
+    return points * min(MOST_TIMES, max(1, NARROW // width)) if device.type == 'cpu' else points
 
 
 def part_of(rays, images, index):
@@ -41,16 +43,16 @@ class TiledRenderer(VolumeRenderer):
         """One image and a tile of its rays at a time; on a GPU, for which one is little work, as many images as fill a
         tile."""
         batch, count, samples = rays.t.shape
-        tile, scratch = max(1, tile_points(rays.t.device) // samples), Scratch()
+        tile, scratch = max(1, tile_points(rays.t.device, self.network.width) // samples), Scratch()
         images = 1 if rays.t.device.type == 'cpu' else max(1, tile // count)
         whole = {}
         for first in range(0, batch, images):
             image = slice(first, first + images)
-            image_field = field.images(image)._replace(scratch=scratch)
+            image_field, image_rays = field.images(image)._replace(scratch=scratch), part_of(rays, image, slice(None))
             image_rng = rng[image] if isinstance(rng, list) else rng
             for start in range(0, count, tile):
                 index = slice(start, start + tile)
-                marched = super().march(image_field, part_of(rays, image, index), wanted, image_rng)
+                marched = super().march(image_field, part_of(image_rays, slice(None), index), wanted, image_rng)
                 for name, value in marched._asdict().items():
                     if value is None:
                         whole[name] = None
@@ -100,7 +102,7 @@ class TiledRenderer(VolumeRenderer):
 
     def _tiles(self, field, points, viewdirs, cameras):
         """Yield (sdf, features, logits) of a tile of points after the other."""
-        field, tile = field._replace(scratch=Scratch()), tile_points(points.device)
+        field, tile = field._replace(scratch=Scratch()), tile_points(points.device, self.network.width)
         for start in range(0, max(1, len(points)), tile):  # one tile of nothing, for no points
             index = slice(start, start + tile)
             yield field(self.scale(points[None, index], cameras), None if viewdirs is None else viewdirs[None, index])

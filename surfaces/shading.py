@@ -8,6 +8,11 @@ SHADED_RESOLUTION = 512   # pixels along a side of pictures of a surface
 LIGHT, AMBIENT, DIFFUSE, SPECULAR, SHININESS = (0., 1., 5.), 0.1, 0.65, 0.2, 64
 
 
+def unit(vectors):
+    """The vectors (3,…) at length 1. F.normalize takes 30 times as long along the first of several axes on a CPU."""
+    return vectors / vectors.square().sum(0).sqrt_().clamp_(min=1e-12)
+
+
 def grid_normals(xyz):
     """Unit normals (3,H,W) of a depth mesh's vertices (3,H,W): the sum of their faces' normals, weighted by area."""
     a, b, c, d = xyz[:, :-1, :-1], xyz[:, :-1, 1:], xyz[:, 1:, :-1], xyz[:, 1:, 1:]  # the two faces of grid_faces
@@ -17,7 +22,7 @@ def grid_normals(xyz):
     normals[:, :-1, 1:] += upper + lower
     normals[:, 1:, :-1] += upper + lower
     normals[:, 1:, 1:] += lower
-    return F.normalize(normals, dim=0)
+    return unit(normals)
 
 
 def phong(points, normals, eye):
@@ -26,7 +31,7 @@ def phong(points, normals, eye):
     A white surface in the light of the videos (Phong 1975; constants above).
     """
     def towards(position):
-        return F.normalize(position.view(3, *[1] * (points.dim() - 1)) - points, dim=0)
+        return unit(position.view(3, *[1] * (points.dim() - 1)) - points)
 
     to_light = towards(torch.tensor(LIGHT).to(points, non_blocking=True))
     cosine = (normals * to_light).sum(0)
@@ -51,7 +56,7 @@ def shade_surface(xyz, background, camera, style='phong', size=SHADED_RESOLUTION
     def enlarged(x):
         return F.interpolate(x[None], size=(size, size), mode='bilinear')[0]
 
-    points, normals = enlarged(xyz), F.normalize(enlarged(grid_normals(xyz)), dim=0)
+    points, normals = enlarged(xyz), unit(enlarged(grid_normals(xyz)))
     background = enlarged(background)
     rotation, eye = camera.extrinsics[0, :, :3], camera.extrinsics[0, :, 3]
     if style == 'phong':
