@@ -79,6 +79,8 @@ def run_command(module, read_flags):
         sys.exit(_fail(name, f'cannot read or write {what}: {error.strerror}; {_remedy(error)}.'))
     except KeyboardInterrupt as stop:
         sys.exit(_say_stopped(stop.number if isinstance(stop, Terminated) else signal.SIGINT))
+    finally:  # nothing is left to save, and an exception in what Python does at its end would be a traceback
+        _handle_signals(signal.SIG_DFL, interruptible)
 
 
 def _replace_closed_streams():

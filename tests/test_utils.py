@@ -84,6 +84,15 @@ def test_a_command_that_is_stopped_while_it_imports_says_one_line(tmp_path, scri
     assert error == f'\n{os.path.basename(script)}: stopped; whatever was finished is on disk.\n'
 
 
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_python_ends_makes_no_traceback(tmp_path, number):
+    """Found by random faults: libraries register work that Python does at its end."""
+    torch = f'import atexit, os, time\natexit.register(lambda: (os.kill(os.getpid(), {int(number)}), time.sleep(10)))\n'
+    process = start_command('train_volume_renderer.py', tmp_path, torch + 'raise MemoryError\n', signal.SIG_DFL)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == -number and 'memory ran out' in error and 'Traceback' not in error
+
+
 def test_background_jobs_of_shell_scripts_go_on_ignoring_ctrl_c(tmp_path):
     torch = 'import signal\nprint(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)\n'
     said, _ = start_command('train_volume_renderer.py', tmp_path, torch, signal.SIG_IGN).communicate(timeout=30)
