@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import golden_head
 import numpy as np
@@ -106,6 +107,29 @@ def test_the_originals_pictures_and_meshes(run, tmp_path, shape, name, folder, a
 
 def picture(path):
     return np.asarray(Image.open(path))
+
+
+@pytest.mark.parametrize('flags', [['--identities', 3, '--num_views_per_id', 9], ['--seeds', '4,2,7'],
+                                   ['--identities', 2, '--no_surface_renderings']])
+def test_two_identities_at_a_time_are_those_of_one_after_the_other(run, tiny_model, small_surfaces, flags):
+    """The noise too, which all identities draw from one stream; and index.json names them in their order."""
+    before, said = torch.get_num_threads(), []
+    try:
+        for threads in 1, 2:
+            torch.set_num_threads(threads)
+            code, out, _ = run(*tiny_model, *flags, '--results_dir', str(threads))
+            assert code == 0
+            said.append('two at a time' in out)
+    finally:
+        torch.set_num_threads(before)
+    assert said == [False, True]
+    one, two = ({path.relative_to(folder): path for path in sorted(Path(folder).rglob('*.*'))} for folder in '12')
+    assert one.keys() == two.keys() and len(one) > 4
+    for name, path in one.items():
+        if path.suffix == '.png':
+            assert np.array_equal(picture(path), picture(two[name])), name
+        else:
+            assert path.read_bytes() == two[name].read_bytes(), name
 
 
 def test_an_identity_comes_from_its_own_seed_alone(run, tmp_path, tiny_model, small_surfaces):
