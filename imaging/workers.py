@@ -51,8 +51,11 @@ def load_in_workers(dataset, num_workers, flag='--num_workers', fewest=0, **opti
     except UserError as error:  # from a worker it comes wrapped in its traceback, the sentence last
         failure = UserError(str(error).rstrip().rpartition('UserError: ')[2])
         traceback.clear_frames(error.__traceback__)  # they hold the iterator, which holds the other workers
-    except (RuntimeError, OSError) as error:
-        failure = _explained(error, _exit_codes(items), f'{flag} {fewest}')
+    except (RuntimeError, OSError, EOFError) as error:
+        if items is None and isinstance(error, (EOFError, ConnectionError)):
+            failure = DeadWorker('the process that starts workers (Python\'s forkserver) was ended from outside')
+        else:
+            failure = _explained(error, _exit_codes(items), f'{flag} {fewest}')
         if failure is None:
             raise
         traceback.clear_frames(error.__traceback__)

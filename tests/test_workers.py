@@ -48,6 +48,24 @@ def test_a_dead_worker_is_told():
         next(load_in_workers(Items(die), 1, '--n_worker', 1, batch_size=None))
 
 
+@pytest.mark.parametrize('error', [EOFError('unexpected EOF'), BrokenPipeError(), ConnectionRefusedError()])
+def test_workers_that_cannot_be_started_since_the_forkserver_has_ended(monkeypatch, error):
+    """Found by random faults: a SIGTERM for all processes of a training ended it while it started the workers."""
+    def start(process):
+        raise error
+    monkeypatch.setattr('multiprocessing.process.BaseProcess.start', start)
+    with pytest.raises(DeadWorker, match='forkserver'):
+        next(load_in_workers(Items(int), 1, batch_size=None))
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_end_of_file_in_an_item_is_no_death(workers):
+    def read(index):
+        raise EOFError('cut short')
+    with pytest.raises(EOFError, match='cut short'):
+        next(load_in_workers(Items(read), workers, batch_size=None))
+
+
 def test_a_death_is_told_where_items_are_taken_and_nowhere_else():
     """PyTorch's own handler raises wherever the program is at that moment, in the middle of a training step."""
     taken, others = multiprocessing.Event(), multiprocessing.active_children()
