@@ -52,8 +52,10 @@ def load_in_workers(dataset, num_workers, flag='--num_workers', fewest=0, **opti
         failure = UserError(str(error).rstrip().rpartition('UserError: ')[2])
         traceback.clear_frames(error.__traceback__)  # they hold the iterator, which holds the other workers
     except (RuntimeError, OSError, EOFError) as error:
-        if items is None and isinstance(error, (EOFError, ConnectionError)):
-            failure = DeadWorker('the process that starts workers (Python\'s forkserver) was ended from outside')
+        # An item's own error says "Caught"; without that word a connection to a process has ended.
+        if num_workers and isinstance(error, (EOFError, ConnectionError)) and not str(error).startswith('Caught '):
+            failure = DeadWorker("a worker process, or the one that starts them (Python's forkserver), was ended from "
+                                 'outside')
         else:
             failure = _explained(error, _exit_codes(items), f'{flag} {fewest}')
         if failure is None:

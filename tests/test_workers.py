@@ -58,6 +58,16 @@ def test_workers_that_cannot_be_started_since_the_forkserver_has_ended(monkeypat
         next(load_in_workers(Items(int), 1, batch_size=None))
 
 
+@pytest.mark.parametrize('error', [EOFError(), ConnectionResetError('reset by peer')])
+def test_a_worker_that_is_lost_while_its_item_is_taken(monkeypatch, error):
+    """Found by random faults: it was killed between handing over an item and the memory that holds it."""
+    def take(iterator):
+        raise error
+    monkeypatch.setattr('torch.utils.data.dataloader._MultiProcessingDataLoaderIter._next_data', take)
+    with pytest.raises(DeadWorker, match='ended from outside'):
+        next(load_in_workers(Items(int), 1, batch_size=None))
+
+
 @pytest.mark.parametrize('workers', [0, 1])
 def test_an_end_of_file_in_an_item_is_no_death(workers):
     def read(index):
