@@ -27,7 +27,7 @@ def two_at_a_time(work, items, device, count):
         yield from map(work, items)
         return
     threads = torch.get_num_threads()  # of this thread: PyTorch keeps a number for each
-    with ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(threads // WORKERS,)) as pool:
+    with ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(max(1, threads // WORKERS),)) as pool:
         pending = deque()
         try:
             for item in items:

@@ -172,13 +172,16 @@ def test_models_without_decoder_or_sdf(run, tiny, small_surfaces):
     assert code == 2 and 'has no SDF' in error
 
 
+@pytest.mark.parametrize('two, at, counts', [(False, 4, [3]), (True, 8, range(3, 8))])
 @pytest.mark.parametrize('sent, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopped_early(run, tiny, small_surfaces, monkeypatch, sent, code):
+def test_stopped_early(run, tiny, small_surfaces, monkeypatch, sent, code, two, at, counts):
+    """Where two frames are rendered at once, up to two are worked on and two not yet written when the signal comes."""
     drawn = []
+    monkeypatch.setattr('inference.parallel.two_at_once', lambda device, count: two)
 
     def shade_then_stop(*arguments):
         drawn.append(shade_surface(*arguments))
-        if len(drawn) == 8:
+        if len(drawn) == at:
             os.kill(os.getpid(), sent)
         return drawn[-1]
 
@@ -186,7 +189,7 @@ def test_stopped_early(run, tiny, small_surfaces, monkeypatch, sent, code):
     got, out, error = run(*tiny(sdf=False), '--frames', 20)
     assert got == code and 'stopped' in error
     count = int(re.search(r'have (\d+) of 20 frames', out)[1])
-    assert 3 <= count <= 7  # the signal comes while up to two frames are worked on and two have not been written
+    assert count in counts
     for video in ('video', 'depth_video'):
         assert len(read_video(f'evaluations/tiny/final_model/videos/sample_{video}_0_elipsoid.mp4')[1]) == count
 

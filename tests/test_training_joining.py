@@ -120,9 +120,8 @@ def test_torchrun_that_is_lost_while_the_processes_join_is_noticed(tmp_path, tor
     assert 'error: torchrun, which started this training, has ended' in (tmp_path / 'said.txt').read_text()
 
 
-def test_a_store_of_torchrun_that_is_gone_is_not_waited_for(torchrun_port):
+def test_a_store_of_torchrun_that_is_gone_is_not_waited_for(torchrun_port, monkeypatch):
     """Found by random faults: torchrun was lost while its processes imported PyTorch, and they tried for minutes."""
-    started = time.monotonic()
+    monkeypatch.setattr(joining.dist, 'rendezvous', lambda *_, **__: pytest.fail('PyTorch tried to reach it'))
     with pytest.raises(UserError, match='did not find each other: one has ended'):
         joining.join('gloo', 1, 2, datetime.timedelta(seconds=5))
-    assert time.monotonic() - started < 20

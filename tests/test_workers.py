@@ -48,23 +48,20 @@ def test_a_dead_worker_is_told():
         next(load_in_workers(Items(die), 1, '--n_worker', 1, batch_size=None))
 
 
-@pytest.mark.parametrize('error', [EOFError('unexpected EOF'), BrokenPipeError(), ConnectionRefusedError()])
-def test_workers_that_cannot_be_started_since_the_forkserver_has_ended(monkeypatch, error):
-    """Found by random faults: a SIGTERM for all processes of a training ended it while it started the workers."""
-    def start(process):
-        raise error
-    monkeypatch.setattr('multiprocessing.process.BaseProcess.start', start)
-    with pytest.raises(DeadWorker, match='forkserver'):
-        next(load_in_workers(Items(int), 1, batch_size=None))
+START = 'multiprocessing.process.BaseProcess.start'
+TAKE = 'torch.utils.data.dataloader._MultiProcessingDataLoaderIter._next_data'
 
 
-@pytest.mark.parametrize('error', [EOFError(), ConnectionResetError('reset by peer')])
-def test_a_worker_that_is_lost_while_its_item_is_taken(monkeypatch, error):
-    """Found by random faults: it was killed between handing over an item and the memory that holds it."""
-    def take(iterator):
+@pytest.mark.parametrize('place, error', [
+    (START, EOFError('unexpected EOF')), (START, BrokenPipeError()), (START, ConnectionRefusedError()),
+    (TAKE, EOFError()), (TAKE, ConnectionResetError('reset by peer'))])
+def test_a_connection_that_ends_is_a_death(monkeypatch, place, error):
+    """Found by random faults: a SIGTERM for all processes of a training ended the forkserver while it started workers,
+    and a worker was killed between handing over an item and the memory that holds it."""
+    def fail(_):
         raise error
-    monkeypatch.setattr('torch.utils.data.dataloader._MultiProcessingDataLoaderIter._next_data', take)
-    with pytest.raises(DeadWorker, match='ended from outside'):
+    monkeypatch.setattr(place, fail)
+    with pytest.raises(DeadWorker, match='forkserver.*ended from outside'):
         next(load_in_workers(Items(int), 1, batch_size=None))
 
 
