@@ -18,6 +18,7 @@ sample was off by far more than its deviation, its surroundings are judged again
 """
 import itertools
 from functools import lru_cache, partial
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,7 @@ EDGES = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
 REACH = 14           # square of how far away neighbors count in a prediction, in samples
 REACH_FACES = 9      # the same where the faces beside an edge are known
 PAD = 3              # samples beyond the ends that these reach
+SLAB_SAMPLES = 1 << 16  # of a volume on a CPU that are worked on at a time
 PROBES = 250         # samples of a kind that are chosen at random, to measure by
 FEWEST_PROBES = 60   # to fit weights to
 SMOOTH = 1e-3        # in scales of the density: less rough is as good as smooth
@@ -48,7 +50,6 @@ WEIGHTY = 1e-3       # a coarse cell is looked into if one of its samples may ha
 IN_PLAY = 0.1        # of a tolerance: what may matter so much is predicted with care
 ROUNDS = 8           # of judging again
 DECISIVE_ROUNDS = 2  # exact distances may move the mesh to other edges, but hardly twice
-MOST = 0.6           # of the volume: where more is in the band, all of it is evaluated
 LEAST_SHARE = 0.2    # see Samples.true_share
 STEEPEST = 20        # exponent, only so that it stays a number
 NOTHING = 1e-8       # effect on a depth, in the world, that is none
@@ -84,28 +85,18 @@ def separable(volume, matrices):
 
 
 @lru_cache(maxsize=64)
-def stencils(nodes, order, device):
-    """(2 nodes - 1, nodes) weights of Lagrange interpolation at half steps, from the nearest `order` nodes."""
+def stencils(nodes, device):
+    """(2 nodes - 1, nodes) weights of Lagrange interpolation at half steps, from the nearest FEWEST_NODES nodes."""
     positions = torch.arange(2 * nodes - 1, dtype=torch.float64) / 2
-    first = (positions.floor().long() - order // 2 + 1).clamp(0, nodes - order)
-    index = first[:, None] + torch.arange(order)
-    weights = torch.ones(len(positions), order, dtype=torch.float64)
-    for p in range(order):
-        for q in range(order):
+    first = (positions.floor().long() - FEWEST_NODES // 2 + 1).clamp(0, nodes - FEWEST_NODES)
+    index = first[:, None] + torch.arange(FEWEST_NODES)
+    weights = torch.ones(len(positions), FEWEST_NODES, dtype=torch.float64)
+    for p in range(FEWEST_NODES):
+        for q in range(FEWEST_NODES):
             if p != q:
                 weights[:, p] *= (positions - index[:, q]) / (index[:, p] - index[:, q])
     matrix = torch.zeros(len(positions), nodes, dtype=torch.float64).scatter_(1, index, weights)
     return matrix.float().to(device)
-
-
-@lru_cache(maxsize=64)
-def averages(cells, device):
-    """(2 cells + 1, cells) matrix that gives each sample the mean of the cells that it lies in or beside."""
-    place = torch.arange(2 * cells + 1)
-    matrix = torch.zeros(len(place), cells)
-    for beside in ((place - 1) // 2, place // 2):
-        matrix[place, beside.clamp(0, cells - 1)] += 0.5
-    return matrix.to(device)
 
 
 @lru_cache(maxsize=64)
@@ -114,19 +105,32 @@ def constant(numbers, device):
     return torch.tensor(numbers).to(device)
 
 
-def halved(volume, order):
-    """The volume with its gaps halved, by interpolation of an order."""
-    return separable(volume, [stencils(size, order, volume.device) for size in volume.shape])
+def halved(volume):
+    """The volume with its gaps halved, by interpolation from the nearest FEWEST_NODES nodes along each axis."""
+    return separable(volume, [stencils(size, volume.device) for size in volume.shape])
+
+
+def halved_linearly(volume):
+    """The volume with its gaps halved, by the means of neighbors."""
+    for axis in (2, 1, 0):  # first along the axis whose samples lie side by side in memory, while they are few
+        size = volume.shape[axis]
+        finer = volume.new_empty([2 * size - 1 if i == axis else other for i, other in enumerate(volume.shape)])
+        part(finer, (0,), axis).copy_(volume)
+        torch.lerp(volume.narrow(axis, 0, size - 1), volume.narrow(axis, 1, size - 1), 0.5,
+                   out=part(finer, (1,), axis))
+        volume = finer
+    return volume
 
 
 def from_cells(cells):
     """For each sample the mean of a volume over the cells that it lies in or beside."""
-    return separable(cells, [averages(size, cells.device) for size in cells.shape])
+    padded = F.pad(cells[None, None], (1,) * 6, mode='replicate')[0, 0]
+    return halved_linearly(padded)[1:-1, 1:-1, 1:-1].contiguous()
 
 
-def part(volume, kind):
-    """The samples of a kind, as a view."""
-    return volume[tuple(slice(odd, None, 2) for odd in kind)]
+def part(volume, kind, first_axis=0):
+    """The samples of a kind, as a view. kind: for each axis, from the first one on, whether its odd samples are."""
+    return volume[(slice(None),) * first_axis + tuple(slice(odd, None, 2) for odd in kind)]
 
 
 def neighborhood(combine, volume, reach=1):
@@ -295,12 +299,23 @@ class Samples:
         self.field, self.stride, self.rng = field, stride, rng
         self.values, self.deviation, self.exact = found
         self.spacing = stride * field.spacing
-        self.influence, transmittance = influence(self.values, field.density, self.spacing)
-        self.reached = None if field.hidden else transmittance > UNSEEN
+        self.influence = torch.empty_like(self.values)
+        self.reached = None if field.hidden else torch.empty_like(self.exact)
+        for rows in self.slabs():
+            self.weigh_rays(rows)
+
+    def slabs(self):
+        """Slices of rows that make up the volume. On a CPU what is computed of one stays in the cache."""
+        rows = self.values.shape[0]
+        step = max(1, SLAB_SAMPLES // self.values[0].numel()) if self.values.device.type == 'cpu' else rows
+        return [slice(first, min(rows, first + step)) for first in range(0, rows, step)]
 
     def weigh(self, places):
         """Find out anew what each sample matters on the rays through some places (P,3), whose distances changed."""
-        rays = self.rays_through(places)
+        self.weigh_rays(self.rays_through(places))
+
+    def weigh_rays(self, rays):
+        """Find out what each sample of some rays matters. rays: an index into rows, or into rows and columns."""
         self.influence[rays], transmittance = influence(self.values[rays], self.field.density, self.spacing)
         if self.reached is not None:
             self.reached[rays] = transmittance > UNSEEN
@@ -317,19 +332,18 @@ class Samples:
         scale = self.field.density.scale
         return (error * (1 / scale)).clamp_(max=STEEPEST).expm1_().mul_(influence).mul_(scale)
 
-    def wanted(self, tolerance, of=None):
-        """A mask of the samples, or of those that `of` takes of a volume, that are not known exactly and whose
-        deviation matters more than the tolerance, or leaves their side of the zero level in doubt."""
+    def wanted(self, tolerance, of):
+        """A mask of those samples that `of` takes of a volume whose deviation matters more than the tolerance, or
+        leaves their side of the zero level in doubt. None of them is known exactly: the deviation of those is 0."""
         return self.in_doubt(lambda deviation, influence: self.effect(deviation, influence) > tolerance, of)
 
-    def in_doubt(self, matters, of=None):
+    def in_doubt(self, matters, of):
         """The same for samples for which `matters`, a function of deviations and influences, is true."""
-        values, deviation, influence, exact = (
-            of(volume) if of else volume for volume in (self.values, self.deviation, self.influence, self.exact))
+        values, deviation, influence = (of(volume) for volume in (self.values, self.deviation, self.influence))
         near = values.abs() < ZERO * deviation
         if self.reached is not None:
-            near &= of(self.reached) if of else self.reached
-        return near.logical_or_(matters(deviation, influence)).logical_and_(exact.logical_not())
+            near &= of(self.reached)
+        return near.logical_or_(matters(deviation, influence))
 
     def look(self, places, judge=False):
         """Evaluate places (P,3). Returns by how much their distances had to be raised (P,).
@@ -371,16 +385,24 @@ class Samples:
         again."""
         rays = None
         for _ in range(ROUNDS):
-            if rays is None:
-                places = self.in_doubt(matters).nonzero()
-            else:
-                ray, depth = self.in_doubt(matters, lambda volume: volume[rays]).nonzero().T  # noqa: B023 (used now)
-                places = torch.stack([rays[0][ray], rays[1][ray], depth], dim=1)
+            places = self.all_in_doubt(matters) if rays is None else self.in_doubt_on(rays, matters)
             if not len(places):
                 return
             self.look(places, judge=True)
             self.weigh(places)
             rays = self.rays_through(places, DOUBT_REACH)
+
+    def all_in_doubt(self, matters):
+        """The index (P,3) of all samples that are `in_doubt`."""
+        found = [self.in_doubt(matters, itemgetter(rows)).nonzero() for rows in self.slabs()]
+        for places, rows in zip(found, self.slabs(), strict=True):
+            places[:, 0] += rows.start
+        return torch.cat(found)
+
+    def in_doubt_on(self, rays, matters):
+        """The index (P,3) of those on rays, given by their rows and columns."""
+        ray, depth = self.in_doubt(matters, itemgetter(rays)).nonzero().T
+        return torch.stack([rays[0][ray], rays[1][ray], depth], dim=1)
 
     def rays_through(self, places, reach=0):
         """The rows and columns of the rays through places (P,3), and of those up to `reach` beside them."""
@@ -416,12 +438,12 @@ class Samples:
 
         Some rays are chosen at random, and evaluated, among those on which it may matter.
         """
-        effect = self.effect(self.deviation, self.influence)
-        total = effect.sum(-1)
+        total = torch.cat([self.effect(self.deviation[rows], self.influence[rows]).sum(-1) for rows in self.slabs()])
         rays = picked((total > IN_PLAY * self.field.tolerances.ray).nonzero(), PROBE_RAYS, self.rng)
         if not len(rays):
             return 1.
         row, column = rays.T
+        effect = self.effect(self.deviation[row, column], self.influence[row, column])
 
         def depth_and_background():
             transmittance = transmittances(shares(self.values[row, column], self.field.density), self.field.density,
@@ -429,7 +451,7 @@ class Samples:
             return torch.stack([self.spacing * transmittance[..., :-1].sum(-1), 0.1 * transmittance[..., -2]])
 
         before = depth_and_background()
-        ray, depth = (effect[row, column] > NOTHING).nonzero().T
+        ray, depth = (effect > NOTHING).nonzero().T
         places = torch.cat([rays[ray], depth[:, None]], dim=1)
         self.look(places, judge=True)
         self.weigh(places)
@@ -442,10 +464,10 @@ class Level(Samples):
 
     def __init__(self, field, nodes, roughness, stride, rng):
         """nodes: a Found. roughness: how far off an interpolation is near each node, up to a factor."""
-        values, (kind,) = halved(nodes.values, 6), CENTERS
+        values, (kind,) = halved(nodes.values), CENTERS
         exact, deviation = torch.zeros_like(values, dtype=torch.bool), torch.zeros_like(values)
         part(exact, NODES[0]).copy_(nodes.exact)
-        self.inherited = halved(nodes.deviation.square(), 2)  # variance
+        self.inherited = halved_linearly(nodes.deviation.square())  # variance
         self.roughness = corners(torch.add, roughness) / 8  # of the centers at first
         for axis, size in enumerate(self.roughness.shape):  # beyond the ends there are no neighbors
             for end in (0, size - 1):
@@ -477,7 +499,7 @@ class Level(Samples):
         if groups:
             places = torch.cat([group.places for group in groups])
             at = tuple(places.T)
-            self.look(places[self.wanted(tolerance, lambda volume: volume[at])], judge=True)
+            self.look(places[self.wanted(tolerance, itemgetter(at))], judge=True)
 
     def places(self, tolerance, kind):
         """The samples (P,3) of a kind that matter more than the tolerance, but none of those beyond the result, from
@@ -572,7 +594,7 @@ def looked_into(field, nodes, rng):
     node how far off an interpolation may be. nodes: distances of the coarse samples."""
     low, high = corners(torch.minimum, nodes), corners(torch.maximum, nodes)
     room = BENDS * corners(torch.maximum, neighborhood(torch.maximum, bends(nodes)))
-    middles = part(halved(nodes, 6), CENTERS[0])
+    middles = part(halved(nodes), CENTERS[0])
     step, known = field.spacing, torch.zeros_like(room, dtype=torch.bool)
     found = torch.zeros_like(room)
     for attempt in range(ROUNDS):
