@@ -95,28 +95,44 @@ def decisive_samples(sdf, deviation, near, far, margin):
     side.
     """
     _, height, width, samples, _ = sdf.shape
+    slices = _slices_where(sdf[0, ..., 0] < margin)  # all values of the others are positive
     (rows, above, top), (columns, beside, left) = (
-        _resampling(size, samples, near, far, sdf.device) for size in (height, width))
-    aligned = rows @ sdf[0, ..., 0].permute(2, 0, 1) @ columns.mT  # (N,H,W): align_volume's values but for rounding
+        [tensor[slices] for tensor in _resampling(size, samples, near, far, sdf.device)] for size in (height, width))
+    aligned = rows @ sdf[0, ..., slices, 0].permute(2, 0, 1) @ columns.mT  # align_volume's values but for rounding
     aligned.masked_fill_(above[:, :, None] | beside[:, None, :], 1.)
-    limit, needed = aligned.abs().mul_(1 / SURE).flatten(), (aligned.abs() < margin).flatten()
-    inside, step, flat = aligned < 0, (far - near) / samples, aligned.flatten()
+    inside, needed = aligned < 0, aligned.abs() < margin  # (N,H,W), as aligned
     for axis, size in enumerate(aligned.shape):
-        cut = torch.zeros_like(inside)
-        torch.logical_xor(inside.narrow(axis, 0, size - 1), inside.narrow(axis, 1, size - 1),
-                          out=cut.narrow(axis, 0, size - 1))
-        first = cut.flatten().nonzero()[:, 0]
-        second = first + aligned.stride(axis)
-        steepness = (flat[first] - flat[second]).abs_().mul_(VERTEX_DEVIATION / step)
-        for end in (first, second):
-            limit[end], needed[end] = torch.minimum(limit[end], steepness), True
-    at, deviation = needed.nonzero()[:, 0], deviation.flatten()
-    limit, depth, place = limit[at], at // (height * width), at % (height * width)
-    corner = (top[depth, place // width] * width + left[depth, place % width]) * samples + depth
-    decisive = torch.zeros(sdf.numel(), dtype=torch.bool, device=sdf.device)
-    for offset in (0, samples, samples * width, samples * (width + 1)):
-        decisive[(corner + offset)[deviation[corner + offset] > limit]] = True
-    return decisive.view(height, width, samples).nonzero()
+        cut = inside.narrow(axis, 0, size - 1) ^ inside.narrow(axis, 1, size - 1)
+        for end in (0, 1):
+            needed.narrow(axis, end, size - 1).logical_or_(cut)
+    at = needed.nonzero()
+    limit = _limits(aligned, at, (far - near) / samples)
+    depth, down, right = at.T
+    corner = (top[depth, down] * width + left[depth, right]) * samples + depth + slices.start
+    corners = torch.stack([corner, corner + samples, corner + samples * width, corner + samples * (width + 1)])
+    found = corners[deviation.flatten()[corners] > limit].unique()
+    return torch.stack([found // (width * samples), found // samples % width, found % samples], dim=1)
+
+
+def _slices_where(mask):
+    """The slice of the depths of a mask (H,W,N) from the first to the last that has a true sample, and one beside them
+    at each end."""
+    depths = mask.flatten(0, 1).any(0).nonzero()[:, 0].tolist() or [0]
+    return slice(max(0, depths[0] - 1), depths[-1] + 2)
+
+
+def _limits(aligned, at, step):
+    """How far off (P,) the values at (P,3) of an aligned volume (N,H,W) may be for their side to be sure, and for the
+    vertices on the edges to their neighbors to be right. step: between samples, in the world."""
+    flat, place = aligned.flatten(), (at * torch.tensor(aligned.stride(), device=at.device)).sum(1)
+    value = flat[place]
+    limit = value.abs() / SURE
+    for axis, (size, stride) in enumerate(zip(aligned.shape, aligned.stride(), strict=True)):
+        for toward in (-1, 1):
+            other = flat[place + (at[:, axis] + toward).clamp(0, size - 1).sub_(at[:, axis]).mul_(stride)]
+            steepness = (value - other).abs_().mul_(VERTEX_DEVIATION / step)
+            limit = limit.where((value < 0) == (other < 0), limit.minimum(steepness))
+    return limit
 
 
 def marching_cubes_mesh(sdf, dist_radius):
