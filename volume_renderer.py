@@ -73,22 +73,29 @@ class SirenField(nn.Module):
         for head in (self.rgb_linear, self.sigma_linear):
             nn.init.uniform_(head.weight, -bound, bound)
 
+    def of_layers(self, w):
+        """The latents (B,style_dim) of each layer, the one of the view direction last: of w (B,style_dim) the same for
+        all, or of w (B,layers,style_dim) its own for each, as inverted photos have them."""
+        return w.unbind(1) if w.dim() == 3 else [w] * (len(self.pts_linears) + 1)
+
     def forward(self, w, points, viewdirs=None):
-        """The field of latents w (B,style_dim) at points (B,P,3), in which near and far plane lie at -1 and 1.
+        """The field of latents w, as `of_layers` takes them, at points (B,P,3), in which near and far plane lie at -1
+        and 1.
 
         viewdirs: (B,R,3) unit vectors, each for P / R points in a row. Returns signed distances (B,P,1), negative
         inside; features (B,P,C); colors before the sigmoid (B,P,3). The last two are None without viewdirs. With
         --no_sdf the first is a raw density.
         """
+        *latents, view_latents = self.of_layers(w)
         hidden = points                                                                 # (B,P,3)
-        for layer in self.pts_linears:
-            hidden = layer(w, hidden)                                                   # (B,P,C)
+        for layer, latent in zip(self.pts_linears, latents, strict=True):
+            hidden = layer(latent, hidden)                                              # (B,P,C)
         sdf = self.sigma_linear(hidden)                                                 # (B,P,1)
         if viewdirs is None:
             return sdf, None, None
         samples = points.shape[1] // max(1, viewdirs.shape[1])
         viewdirs = viewdirs.repeat_interleave(samples, dim=1)                           # (B,P,3)
-        features = self.views_linears(w, torch.cat([hidden, viewdirs], dim=-1))         # (B,P,C)
+        features = self.views_linears(view_latents, torch.cat([hidden, viewdirs], dim=-1))  # (B,P,C)
         return sdf, features, self.rgb_linear(features)                                 # (B,P,3)
 
 

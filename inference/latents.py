@@ -4,7 +4,8 @@ A file of latents is a dict written by torch.save and read with weights_only=Tru
 
     format       FORMAT
     model        {'name': …, 'weights': …}: the model that the latents belong to, by the hash of its weights
-    w            (1,style_dim) of the renderer, truncated as it is to be used
+    w            (1,style_dim) of the renderer, truncated as it is to be used; or (1,layers,style_dim), one for each
+                 layer of the field, the one of the view direction last, as invert_photos.py finds them
     w_prime      (1,L,2*style_dim) of each decoder layer, likewise; None for a field without decoder
     viewpoints   (V,2) azimuth and elevation in radians: where the identity was seen from
     noise        the decoder's noise maps, a list of (1,1,h,w), or None for those of the checkpoint
@@ -31,7 +32,7 @@ MAX_SOURCE = 500    # characters
 
 class Latents(NamedTuple):
     """All that a model needs of one identity, or of F frames of a walk."""
-    w: Tensor                # (1 or F,style_dim) of the renderer
+    w: Tensor                # (1 or F,style_dim) of the renderer, or (1 or F,layers,style_dim) of each layer
     w_prime: Tensor | None   # (1 or F,L,2*style_dim) of each decoder layer; None for a field without decoder
 
     def frames(self, index):
@@ -84,7 +85,7 @@ def render_latents(generator, latents, cameras, noise='fixed', **wanted):
 
     The picture is the image, or the thumbnail of a field without decoder. noise: as for Generator.noise.
     """
-    rendering = generator.render(latents.w.expand(len(cameras), -1), cameras, **wanted)
+    rendering = generator.render(latents.w.expand(len(cameras), *latents.w.shape[1:]), cameras, **wanted)
     return decoded(generator, latents, rendering, noise), rendering
 
 
@@ -179,7 +180,9 @@ def read_latents(path, generator, owner):
             raise UserError(f'{path} is damaged: its {name} holds values that are not finite numbers.')
         return value.float().to(device)
 
-    w = tensor('w', contents.get('w'), 1, size)
+    w, layers = contents.get('w'), len(generator.renderer.network.pts_linears) + 1
+    each_layer = isinstance(w, Tensor) and w.dim() == 3
+    w = tensor('w', w, *((1, layers, size) if each_layer else (1, size)))
     w_prime = noise = tuned = None
     if decoder is not None:
         w_prime = tensor("w'", contents.get('w_prime'), 1, decoder.num_layers, 2 * size)

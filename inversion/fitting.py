@@ -2,8 +2,9 @@
 pose optimization, WACV 2023; Lan et al., E3DGE, CVPR 2023, for StyleSDF).
 
 It begins where least squares on small pictures have ended (solving.py), and compares the whole picture at all scales
-and by all losses. Each layer's w' moves by itself. Each photo has its own loss, so a batch gives what one photo alone
-gives.
+and by all losses. Each layer of the field has its own w in it, and each layer of the decoder its own w', since together
+they reach pictures that no single w makes (Abdal et al., Image2StyleGAN, ICCV 2019). Each photo has its own loss, so a
+batch gives what one photo alone gives.
 """
 import time
 from typing import NamedTuple
@@ -16,7 +17,9 @@ from inference.latents import Latents
 from losses import depth_roughness, edge_loss, feature_loss, noise_correlation, pyramid_loss
 
 BETAS = (0.9, 0.99)
-RATE_U, RATE_VIEW, RATE_W_PRIME, RATE_NOISE = 0.01, 0.001, 0.1, 0.1  # Adam's, of the coordinates; radians
+# Adam's, of the coordinates, and in radians.
+RATE_U, RATE_VIEW, RATE_LAYERS, RATE_W_PRIME, RATE_NOISE = 0.03, 0.002, 0.1, 0.3, 0.1
+FAR = 0.04           # error of the pixels; below it steps are shorter, which Adam's do not become by themselves
 PATIENCE = 8         # it ends where so many steps in a row have gained nothing
 DECAY_FROM = 0.6     # share of the steps from which the rates fall to 0
 STEEPEST = 80.       # degrees of elevation: beyond it "up" loses its meaning
@@ -27,7 +30,8 @@ class Weights(NamedTuple):
     edges: float = 0.1
     features: float = 0.3
     pull: float = 0.05       # of w towards its mean, in standard deviations squared, times the error of the pixels
-    pull_prime: float = 0.02  # of the layers' w' towards what follows from w, likewise
+    pull_layers: float = 0.02  # of the w of the field's layers towards a common one, likewise
+    pull_prime: float = 0.02  # of the w' of the decoder's layers towards what follows from w, likewise
     view: float = 0.002      # of the viewpoint towards the front, in units of the training's spread squared, likewise
     depth: float = 0.05      # roughness of the depth, in units of the depth range
     noise: float = 1e3       # correlation of the noise, where it is fitted
@@ -44,13 +48,19 @@ def clamped(viewpoint):
     return torch.cat([viewpoint[:, :1], viewpoint[:, 1:].clamp(-limit, limit)], dim=1)
 
 
-def _step(adam, loss, factor):
+def _step(adam, loss, factor, reach):
+    """One step of Adam, its rates times a factor and, for each photo, times reach (B,)."""
     adam.zero_grad(set_to_none=True)
     loss.backward()
+    unknowns = [value for group in adam.param_groups for value in group['params']]
+    before = [value.detach().clone() for value in unknowns]
     for group in adam.param_groups:
         group.setdefault('full', group['lr'])
         group['lr'] = group['full'] * factor
     adam.step()
+    with torch.no_grad():
+        for value, start in zip(unknowns, before, strict=True):
+            value.copy_(torch.lerp(start, value, reach.view(-1, *[1] * (value.dim() - 1))))
 
 
 class Found(NamedTuple):
@@ -87,15 +97,18 @@ class Fitting:
         generator, batch = inverter.generator, len(guess.u)
         self.u, self.viewpoint = (value.clone().requires_grad_() for value in (guess.u, guess.viewpoint))
         groups = [{'params': [self.u], 'lr': RATE_U}, {'params': [self.viewpoint], 'lr': RATE_VIEW}]
-        self.offsets = self.noise = None
+        self.w_prime_offsets = self.noise = None
         if generator.full_pipeline:
-            self.offsets = torch.zeros(batch, generator.decoder.num_layers, 2 * generator.style_dim,
-                                       device=inverter.device, requires_grad=True)
-            groups.append({'params': [self.offsets], 'lr': RATE_W_PRIME})
+            self.w_prime_offsets = torch.zeros(batch, generator.decoder.num_layers, 2 * generator.style_dim,
+                                               device=inverter.device, requires_grad=True)
+            groups.append({'params': [self.w_prime_offsets], 'lr': RATE_W_PRIME})
             if fit_noise:
                 self.noise = [one.expand(batch, -1, -1, -1).clone().requires_grad_()
                               for one in generator.decoder.fixed_noise()]
                 groups.append({'params': self.noise, 'lr': RATE_NOISE})
+        layers = len(generator.renderer.network.pts_linears) + 1
+        self.w_offsets = torch.zeros(batch, layers, generator.style_dim, device=inverter.device, requires_grad=True)
+        groups.append({'params': [self.w_offsets], 'lr': RATE_LAYERS})
         self.adam = torch.optim.Adam(groups, betas=BETAS)
         self.targets = inverter.features.maps(images) if inverter.features else None
         self.found = None
@@ -103,10 +116,9 @@ class Fitting:
 
     def latents(self):
         """The Latents at the present coordinates."""
-        latents = self.inverter.latents(self.u)
-        if self.offsets is None:
-            return latents
-        return latents._replace(w_prime=latents.w_prime + self.inverter.w_prime_space.step(self.offsets))
+        w, w_prime = self.inverter.latents(self.u)
+        w = w[:, None] + self.inverter.w_space.step(self.w_offsets)                        # (B,layers,style_dim)
+        return Latents(w, None if w_prime is None else w_prime + self.inverter.w_prime_space.step(self.w_prime_offsets))
 
     def terms(self, latents):
         """{name: (B,)} the terms of the loss, with their weights."""
@@ -114,8 +126,9 @@ class Fitting:
         viewpoint = clamped(self.viewpoint)
         picture, rendering = inverter.render(latents, viewpoint, 'fixed' if self.noise is None else self.noise)
         pull = weights.pull * self.u.square().mean(1) + weights.view * (viewpoint / inverter.spread).square().sum(1)
-        if self.offsets is not None:
-            pull = pull + weights.pull_prime * self.offsets.square().mean(dim=(1, 2))
+        pull = pull + weights.pull_layers * self.w_offsets.square().mean(dim=(1, 2))
+        if self.w_prime_offsets is not None:
+            pull = pull + weights.pull_prime * self.w_prime_offsets.square().mean(dim=(1, 2))
         pixels = pyramid_loss(picture, images)
         error = pixels.detach() if self.error is None else self.error
         terms = {'pixels': pixels, 'edges': weights.edges * edge_loss(picture, images), 'pull': error * pull}
@@ -159,7 +172,8 @@ class Fitting:
                 loss = sum(terms.values())
                 idle = 0 if self.keep(latents, loss) else idle + 1
                 if not last:
-                    _step(self.adam, loss.sum(), rate_factor(done))
+                    reach = (terms['pixels'].detach() / FAR).sqrt().clamp(max=1)
+                    _step(self.adam, loss.sum(), rate_factor(done), reach)
             self.error = terms['pixels'].detach()
             step += 1
             spent = (time.perf_counter() - began) / seconds if seconds else 0.

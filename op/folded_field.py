@@ -107,9 +107,10 @@ class FoldedField(NamedTuple):
 
 
 def fold(network, w):
-    """The FoldedField of a SirenField for latents w (B,style_dim)."""
-    return FoldedField([_fold_layer(layer, w) for layer in network.pts_linears],
-                       _fold_layer(network.views_linears, w),
+    """The FoldedField of a SirenField for latents w, as SirenField.forward takes them."""
+    *latents, view_latents = network.of_layers(w)
+    return FoldedField([_fold_layer(*pair) for pair in zip(network.pts_linears, latents, strict=True)],
+                       _fold_layer(network.views_linears, view_latents),
                        (network.sigma_linear.weight, network.sigma_linear.bias),
                        (network.rgb_linear.weight, network.rgb_linear.bias))
 

@@ -127,6 +127,9 @@ def test_optimization_comes_nearer_and_begins_with_the_start(inverter, known):
         if len(losses) == 1:
             assert torch.equal(fitting.found.viewpoint, start.viewpoint) and torch.equal(fitting.found.u, start.u)
     assert len(losses) == 9 and (losses[-1] < 0.9 * losses[0]).all()
+    layers = fitting.found.latents.w.unbind(1)
+    assert len(layers) == len(inverter.generator.renderer.network.pts_linears) + 1
+    assert not torch.equal(layers[0], layers[1])  # each of them has moved by itself
 
 
 def test_optimization_ends_where_nothing_is_gained(inverter, known, monkeypatch):

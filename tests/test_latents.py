@@ -68,10 +68,14 @@ def test_what_is_written_is_read_back(model, latents):
     assert all(torch.equal(saved.tuned[name], tuned[name].half().float()) for name in tuned)
 
 
-def test_every_command_shows_the_same(model, latents, command, tmp_path):
+@pytest.mark.parametrize('each_layer', [False, True])
+def test_every_command_shows_the_same(model, latents, command, tmp_path, each_layer):
+    """each_layer: whether the layers of the field have different w, as those of an inverted photo have."""
     noise = [torch.randn(1, 1, side, side) for side in model.generator.decoder.noise_sizes]
     tuned = {'conv1.conv.weight': 0.3 * torch.randn_like(model.generator.decoder.conv1.conv.weight)}
-    moved = Latents(latents.w + 0.01, latents.w_prime + torch.randn_like(latents.w_prime))
+    layers = len(model.generator.renderer.network.pts_linears) + 1
+    w = latents.w[:, None] + 0.1 * torch.randn(1, layers, latents.w.shape[1]) if each_layer else latents.w + 0.01
+    moved = Latents(w, latents.w_prime + torch.randn_like(latents.w_prime))
     file = write(model, moved, noise=noise, tuned=tuned)
     saved, decoder = model.read(file), tuned_generator(model.generator, model.read(file).tuned)
     with torch.no_grad():
@@ -81,7 +85,7 @@ def test_every_command_shows_the_same(model, latents, command, tmp_path):
     folder = tmp_path / 'evaluations/tiny/final_model/chosen_angles'
     assert np.array_equal(np.asarray(Image.open(folder / 'images/latents-a.png')), expected)
     again = model.read(folder / 'latents/latents-a.pt')  # and written again it is the same
-    assert torch.equal(again.latents.w_prime, saved.latents.w_prime) and torch.equal(again.noise[0], saved.noise[0])
+    assert all(map(torch.equal, again.latents, saved.latents)) and torch.equal(again.noise[0], saved.noise[0])
     assert torch.equal(again.tuned['conv1.conv.weight'], saved.tuned['conv1.conv.weight'])
     camera = model.cameras(torch.rad2deg(VIEWPOINTS).tolist())
     assert np.abs(model.picture(saved, camera).astype(int) - expected).max() <= 1  # degrees round the angles
@@ -139,6 +143,7 @@ def test_the_same_weights_in_half_precision_are_the_same_model(model):
     (lambda c: c | {'model': None}, 'does not say which model'),
     (lambda c: c | {'w': c['w'][:, 1:]}, 'its w does not have'),
     (lambda c: c | {'w': c['w'].to_sparse()}, 'its w does not have'),
+    (lambda c: c | {'w': c['w'][:, None].expand(-1, 10 ** 6, -1)}, 'its w does not have'),
     (lambda c: c | {'w_prime': c['w_prime'][:, :1].expand(-1, 1000, -1)}, "its w' does not have"),
     (lambda c: c | {'w': c['w'] * float('nan')}, 'not finite'),
     (lambda c: c | {'viewpoints': torch.zeros(0, 2)}, 'its viewpoints are no angles'),

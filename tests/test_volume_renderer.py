@@ -159,3 +159,18 @@ def test_color_at_equals_the_rendered_samples(manifest):
         colors = generator.renderer.color_at(w, rendering.xyz[0].flatten(1).T,
                                                torch.nn.functional.normalize(local, dim=-1), cameras)
     assert_close(2 * colors - 1, rendering.thumbnail[0].flatten(1).T, 1e-5)
+
+
+def test_each_layer_of_the_field_can_have_its_own_latents(manifest):
+    network = small_generator(manifest).renderer.network
+    layers, points = len(network.pts_linears) + 1, formula('points', (1, 6, 3))
+    viewdirs, w = torch.nn.functional.normalize(formula('views', (1, 2, 3)), dim=-1), formula('w', (1, 64))
+    own = w[:, None].repeat(1, layers, 1)
+    with torch.no_grad():
+        expected = network(w, points, viewdirs)
+        assert all(map(torch.equal, network(own, points, viewdirs), expected))
+        own[:, -1] += 1  # of the layer that sees the view direction
+        sdf, features, _ = network(own, points, viewdirs)
+        assert torch.equal(sdf, expected[0]) and not torch.equal(features, expected[1])
+        own[:, 0] += 1
+        assert not torch.equal(network(own, points, viewdirs)[0], sdf)
