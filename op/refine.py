@@ -34,7 +34,7 @@ EDGES = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
 REACH = 14           # square of how far away neighbors count in a prediction, in samples
 REACH_FACES = 9      # the same where the faces beside an edge are known
 PAD = 3              # samples beyond the ends that these reach
-SLAB_SAMPLES = 1 << 16  # of a volume on a CPU that are worked on at a time
+CACHED_SAMPLES = 1 << 16  # of a volume that a CPU works on at a time
 PROBES = 250         # samples of a kind that are chosen at random, to measure by
 FEWEST_PROBES = 60   # to fit weights to
 SMOOTH = 1e-3        # in scales of the density: less rough is as good as smooth
@@ -301,13 +301,13 @@ class Samples:
         self.spacing = stride * field.spacing
         self.influence = torch.empty_like(self.values)
         self.reached = None if field.hidden else torch.empty_like(self.exact)
-        for rows in self.slabs():
+        for rows in self.row_slices():
             self.weigh_rays(rows)
 
-    def slabs(self):
+    def row_slices(self):
         """Slices of rows that make up the volume. On a CPU what is computed of one stays in the cache."""
         rows = self.values.shape[0]
-        step = max(1, SLAB_SAMPLES // self.values[0].numel()) if self.values.device.type == 'cpu' else rows
+        step = max(1, CACHED_SAMPLES // self.values[0].numel()) if self.values.device.type == 'cpu' else rows
         return [slice(first, min(rows, first + step)) for first in range(0, rows, step)]
 
     def weigh(self, places):
@@ -394,8 +394,8 @@ class Samples:
 
     def all_in_doubt(self, matters):
         """The index (P,3) of all samples that are `in_doubt`."""
-        found = [self.in_doubt(matters, itemgetter(rows)).nonzero() for rows in self.slabs()]
-        for places, rows in zip(found, self.slabs(), strict=True):
+        found = [self.in_doubt(matters, itemgetter(rows)).nonzero() for rows in self.row_slices()]
+        for places, rows in zip(found, self.row_slices(), strict=True):
             places[:, 0] += rows.start
         return torch.cat(found)
 
@@ -438,7 +438,8 @@ class Samples:
 
         Some rays are chosen at random, and evaluated, among those on which it may matter.
         """
-        total = torch.cat([self.effect(self.deviation[rows], self.influence[rows]).sum(-1) for rows in self.slabs()])
+        total = torch.cat([self.effect(self.deviation[rows], self.influence[rows]).sum(-1)
+                           for rows in self.row_slices()])
         rays = picked((total > IN_PLAY * self.field.tolerances.ray).nonzero(), PROBE_RAYS, self.rng)
         if not len(rays):
             return 1.
