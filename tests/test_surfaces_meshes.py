@@ -1,4 +1,5 @@
 """Meshes against the original's and against analytic shapes."""
+import itertools
 import math
 
 import numpy as np
@@ -114,3 +115,34 @@ def test_the_largest_piece_and_fewer_triangles():
     assert decimated(fewer, 10 ** 6) is fewer
     ball = trimesh.creation.icosphere(2)
     assert len(largest_piece(ball).faces) == len(ball.faces)
+
+
+def test_decisive_samples_are_those_that_could_change_the_mesh():
+    """Against the definition, value by value: a noisy ball that reaches over the sides of the frustum."""
+    rng = torch.Generator().manual_seed(0)
+    size, near, far, margin = 12, 0.88, 1.12, 2e-3
+    x = torch.linspace(-1, 1, size)
+    radius = (x[:, None, None].square() + x[None, :, None].square() + (1.6 * x).square()).sqrt()
+    sdf = 0.1 * (radius - 1.1) + 0.01 * torch.randn(size, size, size, generator=rng)
+    deviation = 10 ** (-7 + 6 * torch.rand(size, size, size, generator=rng))
+    aligned = align_volume(sdf[None, ..., None], near, far)[0, ..., 0]
+    limits = torch.zeros_like(aligned)  # how far off a value may be; infinity where it may be off by anything
+    for at in itertools.product(range(size), repeat=3):
+        value, cut = aligned[at], []
+        for axis, step in itertools.product(range(3), (-1, 1)):
+            beside = [place + step * (axis == i) for i, place in enumerate(at)]
+            if 0 <= beside[axis] < size and (aligned[tuple(beside)] < 0) != (value < 0):
+                cut.append((value - aligned[tuple(beside)]).abs() * meshes.VERTEX_DEVIATION / ((far - near) / size))
+        limits[at] = min([value.abs() / meshes.SURE, *cut]) if cut or value.abs() < margin else torch.inf
+    expected = set()
+    scale = torch.linspace(far / near, 1, size)
+    for row, column, depth in itertools.product(range(size), repeat=3):
+        place = ((x[[row, column]] * scale[depth] + 1) / 2 * (size - 1)).clamp(0, size - 1)
+        low = place.floor().clamp(max=size - 2).int().tolist()
+        for below, beside in itertools.product((0, 1), repeat=2):
+            sample = low[0] + below, low[1] + beside, depth
+            if deviation[sample] > limits[row, column, depth]:
+                expected.add(sample)
+    found = meshes.decisive_samples(sdf[None, ..., None], deviation[None, ..., None], near, far, margin)
+    assert 100 < len(expected) < size ** 3 / 2 and set(map(tuple, found.tolist())) == expected
+    assert len(found) == len(expected)
