@@ -115,11 +115,17 @@ def decoder_modulation(generator):
 
 
 def direction_between(having, lacking):
-    """The Direction from the mean of some Latents to that of others, lists: amount 1 leads all the way."""
+    """The Direction from the mean of some Latents to that of others, lists: amount 1 leads all the way.
+
+    It moves all layers of the field alike, so of latents with a w for each layer the mean over the layers counts.
+    """
     def mean(latents):
         return torch.cat(latents).mean(0, keepdim=True)
 
-    w = mean([one.w for one in having]) - mean([one.w for one in lacking])
+    def common(w):
+        return w.mean(1) if w.dim() == 3 else w
+
+    w = mean([common(one.w) for one in having]) - mean([common(one.w) for one in lacking])
     if having[0].w_prime is None:
         return Direction(w, None)
     return Direction(w, mean([one.w_prime for one in having]) - mean([one.w_prime for one in lacking]))
