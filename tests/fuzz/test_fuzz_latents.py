@@ -75,8 +75,9 @@ def sound_contents(kind, full):
             save_encoder(path, Encoder(generator.style_dim, side_for(own), Preview.fitted(own)), owner)
         else:
             noise = tuned = None
-            if full:
-                decoder = generator.decoder
+            if full:  # as of an inverted photo
+                decoder, layers = generator.decoder, len(generator.renderer.network.pts_linears) + 1
+                one = one._replace(w=w[:, None].repeat(1, layers, 1))
                 noise = [torch.zeros(1, 1, side, side) for side in decoder.noise_sizes]
                 tuned = {'conv1.conv.weight': torch.ones_like(decoder.conv1.conv.weight)}
             latents.save_latents(path, one, owner, torch.zeros(2, 2), noise=noise, tuned=tuned, source='seed 3')
