@@ -73,10 +73,15 @@ class SirenField(nn.Module):
         for head in (self.rgb_linear, self.sigma_linear):
             nn.init.uniform_(head.weight, -bound, bound)
 
+    @property
+    def num_layers(self):
+        """How many layers have latents: the hidden ones, and the one of the view direction."""
+        return len(self.pts_linears) + 1
+
     def of_layers(self, w):
         """The latents (B,style_dim) of each layer, the one of the view direction last: of w (B,style_dim) the same for
         all, or of w (B,layers,style_dim) its own for each, as inverted photos have them."""
-        return w.unbind(1) if w.dim() == 3 else [w] * (len(self.pts_linears) + 1)
+        return w.unbind(1) if w.dim() == 3 else [w] * self.num_layers
 
     def forward(self, w, points, viewdirs=None):
         """The field of latents w, as `of_layers` takes them, at points (B,P,3), in which near and far plane lie at -1

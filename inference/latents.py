@@ -180,7 +180,7 @@ def read_latents(path, generator, owner):
             raise UserError(f'{path} is damaged: its {name} holds values that are not finite numbers.')
         return value.float().to(device)
 
-    w, layers = contents.get('w'), len(generator.renderer.network.pts_linears) + 1
+    w, layers = contents.get('w'), generator.renderer.network.num_layers
     each_layer = isinstance(w, Tensor) and w.dim() == 3
     w = tensor('w', w, *((1, layers, size) if each_layer else (1, size)))
     w_prime = noise = tuned = None

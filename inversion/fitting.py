@@ -106,7 +106,7 @@ class Fitting:
                 self.noise = [one.expand(batch, -1, -1, -1).clone().requires_grad_()
                               for one in generator.decoder.fixed_noise()]
                 groups.append({'params': self.noise, 'lr': RATE_NOISE})
-        layers = len(generator.renderer.network.pts_linears) + 1
+        layers = generator.renderer.network.num_layers
         self.w_offsets = torch.zeros(batch, layers, generator.style_dim, device=inverter.device, requires_grad=True)
         groups.append({'params': [self.w_offsets], 'lr': RATE_LAYERS})
         self.adam = torch.optim.Adam(groups, betas=BETAS)

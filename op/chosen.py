@@ -90,7 +90,7 @@ def evaluate(renderer, field, points, viewdirs, camera):
         raw, features, logits = field(renderer.scale(points[None], camera), viewdirs[None])
         return raw[0, :, 0], features[0], logits[0]
 
-    layers = len(renderer.network.pts_linears) + 1
+    layers = renderer.network.num_layers
     if not torch.is_grad_enabled() or len(points) * renderer.network.width * layers <= KEPT_VALUES:
         return at(points, viewdirs)
     tiles = [checkpoint(at, points[start:start + TILE], viewdirs[start:start + TILE], use_reentrant=False,

@@ -40,7 +40,7 @@ def test_a_direction_between_groups_joins_the_others(model, command, tmp_path):
         groups[name] = [latents_of_w(model.generator, model.w_of([seed], 0.7), 0.7, model.means) for seed in seeds]
         for seed, latents in zip(seeds, groups[name], strict=True):
             if seed == 2:  # as of an inverted photo, whose layers have different w
-                layers = len(model.generator.renderer.network.pts_linears) + 1
+                layers = model.generator.renderer.network.num_layers
                 shares = torch.linspace(-1, 1, layers)[:, None]
                 latents = latents._replace(w=latents.w[:, None] + 0.1 * shares)
             save_latents(tmp_path / name / f'{seed}.pt', latents, model.owner, torch.zeros(1, 2))

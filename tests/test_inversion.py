@@ -128,7 +128,7 @@ def test_optimization_comes_nearer_and_begins_with_the_start(inverter, known):
             assert torch.equal(fitting.found.viewpoint, start.viewpoint) and torch.equal(fitting.found.u, start.u)
     assert len(losses) == 9 and (losses[-1] < 0.9 * losses[0]).all()
     layers = fitting.found.latents.w.unbind(1)
-    assert len(layers) == len(inverter.generator.renderer.network.pts_linears) + 1
+    assert len(layers) == inverter.generator.renderer.network.num_layers
     assert not torch.equal(layers[0], layers[1])  # each of them has moved by itself
 
 

@@ -73,7 +73,7 @@ def test_every_command_shows_the_same(model, latents, command, tmp_path, each_la
     """each_layer: whether the layers of the field have different w, as those of an inverted photo have."""
     noise = [torch.randn(1, 1, side, side) for side in model.generator.decoder.noise_sizes]
     tuned = {'conv1.conv.weight': 0.3 * torch.randn_like(model.generator.decoder.conv1.conv.weight)}
-    layers = len(model.generator.renderer.network.pts_linears) + 1
+    layers = model.generator.renderer.network.num_layers
     w = latents.w[:, None] + 0.1 * torch.randn(1, layers, latents.w.shape[1]) if each_layer else latents.w + 0.01
     moved = Latents(w, latents.w_prime + torch.randn_like(latents.w_prime))
     file = write(model, moved, noise=noise, tuned=tuned)

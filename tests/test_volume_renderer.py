@@ -163,7 +163,7 @@ def test_color_at_equals_the_rendered_samples(manifest):
 
 def test_each_layer_of_the_field_can_have_its_own_latents(manifest):
     network = small_generator(manifest).renderer.network
-    layers, points = len(network.pts_linears) + 1, formula('points', (1, 6, 3))
+    layers, points = network.num_layers, formula('points', (1, 6, 3))
     viewdirs, w = torch.nn.functional.normalize(formula('views', (1, 2, 3)), dim=-1), formula('w', (1, 64))
     own = w[:, None].repeat(1, layers, 1)
     with torch.no_grad():

@@ -76,7 +76,7 @@ def sound_contents(kind, full):
         else:
             noise = tuned = None
             if full:  # as of an inverted photo
-                decoder, layers = generator.decoder, len(generator.renderer.network.pts_linears) + 1
+                decoder, layers = generator.decoder, generator.renderer.network.num_layers
                 one = one._replace(w=w[:, None].repeat(1, layers, 1))
                 noise = [torch.zeros(1, 1, side, side) for side in decoder.noise_sizes]
                 tuned = {'conv1.conv.weight': torch.ones_like(decoder.conv1.conv.weight)}
