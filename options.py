@@ -422,12 +422,12 @@ GROUPS = {
         Flag('augment_images', 100000, LEARNING,
              'number of real images in which the strength of --augment can go from 0 to 1', at_least(1)),
         Flag('discriminator', 'stylegan2', LEARNING,
-             'projected: judge images by the features of a pretrained network (--features), which learns sooner; in '
-             'stage 1 beside the discriminator of the paper',
-             choices=('stylegan2', 'projected')),
-        Flag('projected_lambda', 0.1, LEARNING_1,
-             'weight, in the loss of the generator, of the projected discriminator beside that of the paper '
-             '(--discriminator projected)', at_least(0, float)),
+             'projected: judge images by the features of a pretrained network (--features), which learns sooner; both: '
+             'that and the discriminator of the paper, as stage 1 has them in either case',
+             choices=('stylegan2', 'projected', 'both')),
+        Flag('projected_lambda', 0.1, LEARNING,
+             'weight, in the loss of the generator, of the projected discriminator beside that of the paper',
+             at_least(0, float)),
         Flag('ema_rampup', 0., LEARNING,
              'let the half-life of the moving average of the weights be at most this share of the steps done so far, '
              'for short runs; StyleGAN2-ADA has 0.05 (0: always 312 steps, as in the paper)', at_least(0, float)),

@@ -53,14 +53,18 @@ def main(opt):
         generator.decoder.requires_grad_(True)
         augmentation = Augmentation(opt, geometric=True)
         controls = {'augmentation': augmentation}
-        projected = training.discriminator == 'projected'
-        if projected:
-            discriminator, controls['features'] = projected_discriminator(opt, images, size, processes.device)
+        if training.discriminator != 'stylegan2':
+            projected, controls['features'] = projected_discriminator(opt, images, size, processes.device)
+        alone = training.discriminator == 'projected'
+        if alone:
+            discriminator = projected
         else:
             discriminator = Discriminator(size, opt.model.channel_multiplier, opt.model.channel_max,
                                           PRECISIONS[opt.machine.precision]).to(processes.device)
+            if training.discriminator == 'both':
+                discriminator.projected = projected
         g_optim = adam(generator.decoder.parameters(), *lazy(training.g_reg_every, training.lr))
-        d_optim = adam(discriminator.parameters(), *lazy(0 if projected else training.d_reg_every, training.lr))
+        d_optim = adam(discriminator.parameters(), *lazy(0 if alone else training.d_reg_every, training.lr))
         state = State(generator, discriminator, g_optim, d_optim, ema_rampup=training.ema_rampup, **controls)
         final = checkpoint.final_model_path(opt.experiment.expname)
 
@@ -68,9 +72,9 @@ def main(opt):
             for real in run.steps():
                 step = state.iteration
                 rendered = render(generator, run.draw('discriminator'), run.draw_mixing('discriminator'))
-                if projected:
-                    discriminator.renormalize()
-                regularize = not projected and step % training.d_reg_every == 0
+                if training.discriminator != 'stylegan2':
+                    projected.renormalize()
+                regularize = not alone and step % training.d_reg_every == 0
                 terms = accumulate_discriminator(discriminator, generator, real, rendered, opt, run.chunk, regularize,
                                                  augmentation)
                 augmentation.learn(run, run.update('d', d_optim, terms))
@@ -78,7 +82,8 @@ def main(opt):
                 rendered = render(generator, run.draw('generator'), run.draw_mixing('generator'))
                 fade = max(0., 1 - step / training.thumbnail_until) if training.thumbnail_until else 1.
                 terms = accumulate_generator(generator, discriminator, rendered, run.chunk,
-                                             training.thumbnail_lambda * fade, augmentation)
+                                             training.thumbnail_lambda * fade, augmentation,
+                                             training.projected_lambda)
                 run.update('g', g_optim, terms)
 
                 if training.g_reg_every and step % training.g_reg_every == 0:

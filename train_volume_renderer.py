@@ -48,7 +48,7 @@ def main(opt):
                                             opt.model.discriminator_width).to(processes.device)
         augmentation, hold = Augmentation(opt, geometric=False), Hold(opt)
         controls = {'augmentation': augmentation, 'hold': hold}
-        if training.discriminator == 'projected':
+        if training.discriminator != 'stylegan2':
             discriminator.projected, controls['features'] = projected_discriminator(opt, images, rays, processes.device)
         g_optim = adam(generator.parameters(), training.lr_g, BETAS)
         d_optim = adam(discriminator.parameters(), training.lr_d, BETAS)

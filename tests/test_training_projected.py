@@ -5,7 +5,7 @@ from conftest import assert_close
 from tiny_training import check_same, differences, flags, gradients, newest, tiny, tiny_generator, train
 from torch import nn
 
-from discriminators import VolumeDiscriminator
+from discriminators import Discriminator, VolumeDiscriminator
 from model import build_generator
 from op.fast import fast_parts
 from training import random_numbers, stage1, stage2
@@ -101,12 +101,16 @@ def test_the_heads_are_held_in_check(narrow, features):
                 assert abs(torch.linalg.matrix_norm(layer.weight.flatten(1), 2) - 1) < 0.02
 
 
+@pytest.mark.parametrize('beside', (False, True))
 @pytest.mark.parametrize('augmented', (False, True))
-def test_chunks_do_not_change_the_gradient(narrow, double, augmented):
+def test_chunks_do_not_change_the_gradient(narrow, double, augmented, beside):
     opt = tiny('train_full_pipeline', 4)
     generator = tiny_generator(opt)
     network = TinyFeatures().requires_grad_(False)
-    discriminator = ProjectedDiscriminator(FeatureNetwork('tiny', lambda images: network(images)), 16)
+    discriminator = projected = ProjectedDiscriminator(FeatureNetwork('tiny', lambda images: network(images)), 16)
+    if beside:
+        discriminator = Discriminator(16, channel_max=4)
+        discriminator.projected = projected
     real = torch.randn(4, 3, 16, 16)
 
     def changed(images, rngs):
@@ -120,16 +124,18 @@ def test_chunks_do_not_change_the_gradient(narrow, double, augmented):
             rendered = stage2.render(generator, random_numbers.draw_fakes(opt, 'd', 0, range(4), 'cpu'), None)
             augmentation = changed if augmented else unchanged
             if name == 'discriminator':
-                terms = stage2.accumulate_discriminator(discriminator, generator, real, rendered, opt, chunk, False,
+                terms = stage2.accumulate_discriminator(discriminator, generator, real, rendered, opt, chunk, beside,
                                                         augmentation)
             else:
-                terms = stage2.accumulate_generator(generator, discriminator, rendered, chunk, 1., augmentation)
+                terms = stage2.accumulate_generator(generator, discriminator, rendered, chunk, 1., augmentation, 0.5)
+            assert (terms.get(f'{name[0]}_projected', 0) != 0) == beside
             found.append((terms, gradients(discriminator if name == 'discriminator' else generator)))
         check_same(*found)
 
 
-def test_a_run_with_it_resumes_exactly(narrow, features, data, renderer, tmp_path):
-    text = f'--renderer_ckpt {renderer} --discriminator projected --augment --features {features} --thumbnail_lambda 1'
+@pytest.mark.parametrize('choice', ('projected', 'both'))
+def test_a_run_with_it_resumes_exactly(narrow, features, data, renderer, tmp_path, choice):
+    text = f'--renderer_ckpt {renderer} --discriminator {choice} --augment --features {features} --thumbnail_lambda 1'
     train('full_pipeline', tmp_path / 'whole', flags(data, f'{text} --iter 3'))
     train('full_pipeline', tmp_path / 'parts', flags(data, f'{text} --iter 1'))
     train('full_pipeline', tmp_path / 'parts', flags(data, f'{text} --iter 3 --continue_training'))

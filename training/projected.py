@@ -1,6 +1,6 @@
 """A discriminator on the features of a network that has seen millions of photos (Sauer et al. 2021, Projected GANs
-converge faster). In stage 2 it takes the place of StyleGAN2's; in stage 1 it judges the thumbnails beside the
-discriminator that guesses their viewpoint.
+converge faster). In stage 1 it judges the thumbnails beside the discriminator that guesses their viewpoint. In stage 2
+it takes the place of StyleGAN2's, or stands beside it (as in Kumari et al. 2022, Ensembling off-the-shelf models).
 
 The network stays as it is. Its features at four scales are mixed by random convolutions that are never trained, across
 channels and from coarse scales to fine ones, so that no head can rest on the few channels that are easiest to tell
@@ -56,7 +56,12 @@ def _torchscript(path, device):
     network, digest = load_torchscript(path, device)
     for parameter in network.parameters():
         parameter.requires_grad_(False)
-    return FeatureNetwork(f'{path.name} ({digest[:16]})', lambda images: network(images))
+
+    def maps(images):
+        with torch.jit.optimized_execution(False):  # which on a GPU compiles for half a minute, and gains nothing here
+            return network(images)
+
+    return FeatureNetwork(f'{path.name} ({digest[:16]})', maps)
 
 
 def _torchvision(device):
@@ -179,6 +184,11 @@ def projected_discriminator(opt, images, size, device):
     first = torch.stack([images[i] for i in range(min(CALIBRATION_IMAGES, len(images)))])
     discriminator.calibrate(first.to(device))
     return discriminator, SameNetwork(network.name)
+
+
+def beside(discriminator):
+    """The ProjectedDiscriminator beside a stage's own discriminator, or None."""
+    return getattr(discriminator, 'projected', None)
 
 
 class SameNetwork:

@@ -9,6 +9,7 @@ import losses
 from training.augmentation import unchanged
 from training.gradients import Terms, chunks, frozen
 from training.hold import silhouette
+from training.projected import beside
 from training.random_numbers import draw_fakes
 from training.run import adam
 from training.state import damaged, load_optimizer
@@ -16,11 +17,6 @@ from utils import UserError
 
 BETAS = (0., 0.9)
 SPHERE_BATCH = 3
-
-
-def beside(discriminator):
-    """The ProjectedDiscriminator beside stage 1's own, which --discriminator projected puts there, or None."""
-    return getattr(discriminator, 'projected', None)
 
 
 def accumulate_discriminator(discriminator, generator, real, fakes, opt, chunk, augmentation=unchanged,

@@ -14,7 +14,7 @@ from discriminators import stddev_group
 from options import replaced
 from training.augmentation import unchanged
 from training.gradients import Terms, backward_in_chunks, chunks, frozen
-from training.projected import ProjectedDiscriminator
+from training.projected import ProjectedDiscriminator, beside
 from training.resuming import OWN_FLAGS
 from utils import UserError
 
@@ -86,10 +86,10 @@ def accumulate_discriminator(discriminator, generator, real, rendered, opt, chun
                              augmentation=unchanged):
     """Add the gradient of the discriminator's loss, with R1 where `regularize`, to its parameters.
 
-    real: images (B,3,size,size); rendered: what B fakes are decoded from; augmentation: of both. Returns the weighted
-    terms of the loss and the mean scores.
+    real: images (B,3,size,size); rendered: what B fakes are decoded from; augmentation: of both. A projected
+    discriminator (see `beside`) learns too. Returns the weighted terms of the loss and the mean scores.
     """
-    terms, (loss_of, _) = Terms(), adversarial_losses(discriminator)
+    terms, (loss_of, _), projected = Terms(), adversarial_losses(discriminator), beside(discriminator)
 
     def accumulate(scale, loss, **scores):
         (scale * sum(loss.values())).backward()
@@ -103,19 +103,30 @@ def accumulate_discriminator(discriminator, generator, real, rendered, opt, chun
         loss = {'d': loss_of(logits)}
         if regularize:
             loss['r1'] = opt.training.r1 / 2 * opt.training.d_reg_every * losses.r1_penalty(logits, images)
+        if projected:
+            loss['d_projected'] = losses.hinge_loss(projected(images.detach()))
         accumulate(scale, loss, real_score=logits, real_sign=logits.sign())
 
         with torch.no_grad():
             fakes = torch.cat([decode(generator, rendered.select(chunk_indices))[0]
                                for chunk_indices in chunks(indices.start, indices.stop, chunk)])
-        logits = judge(discriminator, augmentation(fakes, rendered.rngs[indices]))
-        accumulate(scale, {'d': loss_of(-logits)}, fake_score=logits)
+        fakes = augmentation(fakes, rendered.rngs[indices])
+        logits = judge(discriminator, fakes)
+        loss = {'d': loss_of(-logits)}
+        if projected:
+            loss['d_projected'] = losses.hinge_loss(-projected(fakes))
+        accumulate(scale, loss, fake_score=logits)
     return terms
 
 
-def accumulate_generator(generator, discriminator, rendered, chunk, thumbnail_lambda=0., augmentation=unchanged):
-    """Add the gradient of the generator's loss to the decoder's parameters. Returns the weighted terms of the loss."""
+def accumulate_generator(generator, discriminator, rendered, chunk, thumbnail_lambda=0., augmentation=unchanged,
+                         projected_lambda=0.):
+    """Add the gradient of the generator's loss to the decoder's parameters. Returns the weighted terms of the loss.
+
+    projected_lambda: the weight of a projected discriminator beside the other.
+    """
     batch, terms, (_, adversarial_loss) = len(rendered.features), Terms(), adversarial_losses(discriminator)
+    projected = beside(discriminator)
 
     def images_of(indices):
         return decode(generator, rendered.select(indices))[0]
@@ -125,7 +136,10 @@ def accumulate_generator(generator, discriminator, rendered, chunk, thumbnail_la
             scale, inputs = (indices.stop - indices.start) / batch, rendered.select(indices)
 
             def loss_of(fakes, scale=scale, inputs=inputs):
-                loss = {'g': adversarial_loss(judge(discriminator, augmentation(fakes, inputs.rngs)))}
+                seen = augmentation(fakes, inputs.rngs)
+                loss = {'g': adversarial_loss(judge(discriminator, seen))}
+                if projected:
+                    loss['g_projected'] = projected_lambda * losses.mean_score_loss(projected(seen))
                 if thumbnail_lambda > 0:
                     loss['g_thumbnail'] = thumbnail_lambda * losses.thumbnail_loss(fakes, inputs.thumbnails)
                 return scale * sum(loss.values()), loss
