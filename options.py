@@ -375,7 +375,8 @@ GROUPS = {
              'begin a new training with the weights of this checkpoint, which may be an official one',
              frequent=(STAGE_1,)),
         Flag('renderer_ckpt', None, RUN_2,
-             "stage 1's result to start from (default: pretrained_renderer/EXPNAME_vol_renderer.pt)"),
+             "stage 1's result to start from (default: pretrained_renderer/EXPNAME_vol_renderer.pt, or with "
+             '--init_ckpt the renderer of that file)'),
         Flag('val_n_sample', 8, RUN, 'number of identities in the sample grids', at_least(1)),
         Flag('d_reg_every', 16, LEARNING_2, 'number of steps between R1 regularizations', at_least(1)),
         Flag('g_reg_every', 4, LEARNING_2,

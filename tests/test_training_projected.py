@@ -150,6 +150,24 @@ def test_a_run_with_it_resumes_exactly(narrow, features, data, renderer, tmp_pat
               [*flags(data, f'{text} --iter 4 --continue_training'), '--features', str(tmp_path / 'other.pt')])
 
 
+@pytest.mark.parametrize('before, after, begins', [
+    ('stylegan2', 'both', 'no projected discriminator'), ('both', 'stylegan2', None), ('both', 'both', None),
+    ('projected', 'stylegan2', 'no discriminator'), ('projected', 'projected', None)])
+def test_a_new_run_begins_with_what_a_checkpoint_has(narrow, features, data, renderer, tmp_path, capsys, before, after,
+                                                     begins):
+    text = f'--renderer_ckpt {renderer} --features {features} --iter 1 --lr 1e-9'
+    train('full_pipeline', tmp_path / 'before', flags(data, f'{text} --discriminator {before}'))
+    full = tmp_path / 'before' / 'full_models' / 'debug.pt'
+    train('full_pipeline', tmp_path / 'after', flags(data, f'{text} --discriminator {after} --init_ckpt {full}'))
+    out = capsys.readouterr().out
+    assert (begins or 'begins anew') in out if begins else 'begins anew' not in out
+    theirs, ours = (newest(tmp_path / name, 'full_pipeline')[1]['d'] for name in ('before', 'after'))
+    shared = [name for name in ours if name in theirs and name.endswith(('weight', 'bias', 'original'))]
+    assert bool(shared) == (before != 'projected' or after == 'projected')
+    for name in shared:
+        assert (ours[name] - theirs[name]).abs().max() < 1e-6, name
+
+
 def test_chunks_do_not_change_the_gradient_of_stage_1(narrow, double):
     opt = tiny('train_volume_renderer', 4, '--discriminator projected')
     torch.manual_seed(0)

@@ -78,6 +78,22 @@ def test_stage_1_begins_with_the_field_of_a_full_model(data, renderer, tmp_path,
         assert_close(tensor, checkpoint.read(full)['g'][name], 1e-6, name)
 
 
+def test_a_decoder_goes_on_above_another_renderer(data, renderer, tmp_path):
+    train('full_pipeline', tmp_path / 'first', flags(data, f'--iter 1 --renderer_ckpt {renderer}'))
+    full = tmp_path / 'first' / 'full_models' / 'debug.pt'
+    other = torch.load(renderer, weights_only=True)
+    for key in ('g', 'g_ema'):
+        other[key] = {name: tensor * 1.5 for name, tensor in other[key].items()}
+    torch.save(other, tmp_path / 'other.pt')
+    train('full_pipeline', tmp_path / 'second', flags(data, f'--iter 1 --lr 1e-9 --init_ckpt {full} '
+                                                            f'--renderer_ckpt {tmp_path / "other.pt"}'))
+    found, decoder = newest(tmp_path / 'second', 'full_pipeline')[1], checkpoint.read(full)
+    for key in ('g', 'g_ema'):
+        for name, tensor in found[key].items():
+            wanted = decoder[key][name] if name.startswith('decoder.') else other['g_ema'][name]
+            assert_close(tensor, wanted, 1e-4, name)
+
+
 def test_a_field_goes_on_at_another_resolution(data, tmp_path, capsys):
     train('volume_renderer', tmp_path / 'a', flags(data, '--iter 1 --no_sphere_init'))
     path = tmp_path / 'a' / 'pretrained_renderer' / 'debug_vol_renderer.pt'

@@ -51,6 +51,8 @@ def _look_for_start(opt, stage, processes):
     if not start.resumed and opt.training.init_ckpt:
         path = Path(opt.training.init_ckpt)
         start = Start(path, checkpoint.read(path))
+        if stage == 'full_pipeline' and opt.training.renderer_ckpt:
+            start = _with_renderer(start, Path(opt.training.renderer_ckpt))
     if start.path:
         weights = start.saved['g_ema']
         if stage == 'volume_renderer':  # of a full model, stage 1 takes the field alone
@@ -62,6 +64,16 @@ def _look_for_start(opt, stage, processes):
         opt = same_batch(opt, stage, start, processes)
     checked_chunk(opt)
     return start, opt
+
+
+def _with_renderer(start, path):
+    """The Start with the field and mapping of another checkpoint: its decoder goes on above a renderer that has learned
+    more."""
+    renderer = checkpoint.without_decoder(checkpoint.read(path)['g_ema'])
+    both = {name: renderer | {entry: tensor for entry, tensor in start.saved[name].items()
+                              if str(entry).startswith('decoder.')}
+            for name in ('g', 'g_ema') if isinstance(start.saved.get(name), dict)}
+    return start._replace(saved=start.saved | both)
 
 
 def _widen(start, weights, opt):

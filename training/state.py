@@ -61,12 +61,17 @@ class State:
             checkpoint.load_state(module, state, path)
 
     def begin_from(self, saved, path):
-        """The weights of a checkpoint for a new run, perhaps at another resolution: the field has none."""
+        """The weights of a checkpoint for a new run, perhaps at another resolution: the field has none. Of two
+        discriminators it may hold one."""
         self.load_generator(saved, path)
-        try:
-            checkpoint.load_state(self.d, saved.get('d', {}), path)
-        except UserError:
-            print(f'{path} holds no discriminator of these sizes: that begins anew.')
+        theirs = saved.get('d')
+        for beside, what in ((False, 'discriminator'), (True, 'projected discriminator')):
+            names = [name for name in self.d.state_dict() if name.startswith('projected.') == beside]
+            try:
+                if names:
+                    checkpoint.load_state(self.d, self.d.state_dict() | {name: theirs[name] for name in names}, path)
+            except (UserError, KeyError, TypeError):
+                print(f'{path} holds no {what} of these sizes: that begins anew.')
 
     def load(self, saved, path):
         """A checkpoint to go on from. Official ones hold only weights: then the optimizers begin anew.
