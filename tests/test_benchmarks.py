@@ -356,6 +356,38 @@ def test_results_that_cannot_be_compared(two_folders, tmp_path, command):
         assert code == 2 and said in error
 
 
+def test_lite_features_are_the_same_with_their_normalizations_folded():
+    torch.manual_seed(0)
+    network = lite_features.EfficientNetLite(*lite_features.NETWORKS['lite0']).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor in (module.weight, module.running_var):
+                torch.nn.init.uniform_(tensor, 0.5, 1.5)
+            for tensor in (module.bias, module.running_mean):
+                torch.nn.init.normal_(tensor, std=0.1)
+    images = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        before = network.maps(images)
+        lite_features.fold(network)
+        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+        for one, other in zip(before, network.maps(images), strict=True):
+            assert_close(other, one, 1e-4)
+    assert [one.shape[2] for one in before] == [16, 8, 4, 2]
+
+
+@pytest.mark.parametrize('kernel, stride', [(1, 1), (3, 1), (3, 2), (5, 1), (5, 2)])
+def test_lite_features_pad_as_tensorflow_does(kernel, stride):
+    conv = lite_features.SameConv(1, 1, kernel, stride, bias=False)
+    torch.nn.init.ones_(conv.weight)
+    image = torch.zeros(1, 1, 8, 8)
+    image[0, 0, 3, 3] = 1
+    reached = conv(image)[0, 0].nonzero()
+    # TensorFlow pads (out - 1) stride + kernel - side in all, the smaller half before.
+    before = ((8 // stride - 1) * stride + kernel - 8) // 2 if kernel > stride else 0
+    wanted = [i for i in range(8 // stride) if i * stride - before <= 3 < i * stride - before + kernel]
+    assert sorted(set(reached[:, 0].tolist())) == wanted and conv(image).shape[2:] == (8 // stride, 8 // stride)
+
+
 def test_networks_that_are_not_installed(tmp_path, command, monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     code, _, error = command(lite_features, 'maps', 'lite0', '--out', tmp_path / 'maps.pt')
