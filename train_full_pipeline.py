@@ -53,16 +53,15 @@ def main(opt):
         generator.decoder.requires_grad_(True)
         augmentation = Augmentation(opt, geometric=True)
         controls = {'augmentation': augmentation}
+        projected, alone = None, training.discriminator == 'projected'
         if training.discriminator != 'stylegan2':
             projected, controls['features'] = projected_discriminator(opt, images, size, processes.device)
-        alone = training.discriminator == 'projected'
         if alone:
             discriminator = projected
         else:
             discriminator = Discriminator(size, opt.model.channel_multiplier, opt.model.channel_max,
                                           PRECISIONS[opt.machine.precision]).to(processes.device)
-            if training.discriminator == 'both':
-                discriminator.projected = projected
+            discriminator.projected = projected
         g_optim = adam(generator.decoder.parameters(), *lazy(training.g_reg_every, training.lr))
         d_optim = adam(discriminator.parameters(), *lazy(0 if alone else training.d_reg_every, training.lr))
         state = State(generator, discriminator, g_optim, d_optim, ema_rampup=training.ema_rampup, **controls)
@@ -72,7 +71,7 @@ def main(opt):
             for real in run.steps():
                 step = state.iteration
                 rendered = render(generator, run.draw('discriminator'), run.draw_mixing('discriminator'))
-                if training.discriminator != 'stylegan2':
+                if projected:
                     projected.renormalize()
                 regularize = not alone and step % training.d_reg_every == 0
                 terms = accumulate_discriminator(discriminator, generator, real, rendered, opt, run.chunk, regularize,

@@ -49,16 +49,14 @@ MEAN, SCALE = 127 / 255, 255 / 128  # of pixels in [0, 1], as these networks wer
 
 
 class SameConv(nn.Conv2d):
-    """A convolution that pads as TensorFlow does, more on the right and at the bottom, where its stride divides the
-    sides of its input: then the padding is always the same."""
+    """A convolution with a square kernel that pads as TensorFlow does, more on the right and at the bottom, where its
+    stride divides the sides of its input: then the padding is always the same."""
 
     def forward(self, x):
-        pads = []
-        for kernel, stride in zip(self.kernel_size[::-1], self.stride[::-1], strict=True):
-            pad = max(kernel - stride, 0)
-            pads += [pad // 2, pad - pad // 2]
-        return F.conv2d(F.pad(x, pads) if any(pads) else x, self.weight, self.bias, self.stride, 0, self.dilation,
-                        self.groups)
+        pad = max(self.kernel_size[0] - self.stride[0], 0)
+        if pad:
+            x = F.pad(x, (pad // 2, pad - pad // 2) * 2)
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 def normalized(channels):

@@ -114,7 +114,7 @@ def load(settings, command, variant):
     and for training."""
     state, opt = read_model(settings, command, variant)
     if command.startswith('train'):
-        state = {name: tensor for name, tensor in state.items() if not name.startswith('decoder.')}
+        state = checkpoint.without_decoder(state)
     torch.manual_seed(opt.experiment.seed)
     stage_1 = command == 'train_volume_renderer'
     generator = build_generator(opt, not stage_1, **fast_parts(opt, sparse=not stage_1, graphs=True))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from checkpoint import contents_of, load_state
 from discriminators import Discriminator
-from metrics.features import load_torchscript
+from metrics.features import frozen_torchscript
 from utils import UserError, shortened
 
 VGG = 'vgg16'
@@ -31,7 +31,7 @@ def load_features(opt, path, size, device):
     if wanted == VGG:
         network = _vgg(device)
     elif wanted:
-        network = _torchscript(Path(wanted), device)
+        network = FeatureNetwork(*frozen_torchscript(Path(wanted), device))
     else:
         network = _discriminator(path, opt, device)
     return network and _tried(network, size, device)
@@ -54,13 +54,6 @@ def _tried(network, size, device):
     if not fits:
         raise UserError(f'--features {network.name}: it must give feature maps (B,C,h,w), one or a list of them.')
     return FeatureNetwork(network.name, maps)
-
-
-def _torchscript(path, device):
-    network, digest = load_torchscript(path, device)
-    for parameter in network.parameters():
-        parameter.requires_grad_(False)
-    return FeatureNetwork(f'{path.name} ({digest[:16]})', network)
 
 
 def _vgg(device):

@@ -72,6 +72,20 @@ def load_torchscript(path, device):
     return network, file_hash(path)
 
 
+def frozen_torchscript(path, device):
+    """(name, function) of a TorchScript file whose weights stay as they are, for gradients by the images. Raises
+    UserError as `load_torchscript` does."""
+    network, digest = load_torchscript(path, device)
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+
+    def call(images):
+        with torch.jit.optimized_execution(False):  # which on a GPU compiles for half a minute, and gains nothing here
+            return network(images)
+
+    return f'{path.name} ({digest[:16]})', call
+
+
 def _torchscript(path, device):
     network, digest = load_torchscript(path, device)
     arguments = [argument.name for argument in network.forward.schema.arguments]

@@ -20,7 +20,8 @@ python train_volume_renderer.py "${common[@]}" --expname cats_first --init_ckpt 
     --discriminator_width 0.5 --lr_g 1e-4 --lr_d 2e-4 --r1 0.5 --r1_every 4 --sphere_radius 0.09 --sphere_lambda 0.6 \
     --sphere_until 1000000 --ema_rampup 0.05
 
-# Both stages. The decoder goes on from the one of the release before.
+# Both stages. The decoder goes on from the one of the release before. (When this was run, stage 1's discriminators began
+# anew here, because only the generator had been brought back from the GPU.)
 DATASET=datasets/cats_128 EXPNAME=cats_128 START=pretrained_renderer/cats_first_vol_renderer.pt DECODER=before.pt \
     bash scripts/train_one_gpu.sh
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from metrics.features import load_torchscript
+from metrics.features import frozen_torchscript
 from utils import UserError, shortened
 
 SCALES = 4
@@ -39,7 +39,7 @@ def load_feature_network(path, size, device):
     A TorchScript network is called with float images (B,3,S,S) in [-1, 1], and gives a list of SCALES maps. Raises
     UserError for one that is missing or does not work on images of `size` pixels.
     """
-    network = _torchvision(device) if path is None else _torchscript(Path(path), device)
+    network = _torchvision(device) if path is None else FeatureNetwork(*frozen_torchscript(Path(path), device))
     try:
         maps = network.maps(torch.zeros(2, 3, max(size, SIDE), max(size, SIDE), device=device))
         sides = [(len(one), one.shape[2], one.shape[3]) for one in maps]
@@ -50,18 +50,6 @@ def load_feature_network(path, size, device):
         raise UserError(f'--features {path}: it gives {len(sides)} maps; the projected discriminator needs {SCALES}, '
                         'from fine to coarse.')
     return network
-
-
-def _torchscript(path, device):
-    network, digest = load_torchscript(path, device)
-    for parameter in network.parameters():
-        parameter.requires_grad_(False)
-
-    def maps(images):
-        with torch.jit.optimized_execution(False):  # which on a GPU compiles for half a minute, and gains nothing here
-            return network(images)
-
-    return FeatureNetwork(f'{path.name} ({digest[:16]})', maps)
 
 
 def _torchvision(device):

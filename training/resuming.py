@@ -70,10 +70,13 @@ def _with_renderer(start, path):
     """The Start with the field and mapping of another checkpoint: its decoder goes on above a renderer that has learned
     more."""
     renderer = checkpoint.without_decoder(checkpoint.read(path)['g_ema'])
-    both = {name: renderer | {entry: tensor for entry, tensor in start.saved[name].items()
-                              if str(entry).startswith('decoder.')}
-            for name in ('g', 'g_ema') if isinstance(start.saved.get(name), dict)}
-    return start._replace(saved=start.saved | both)
+
+    def above_it(state):
+        replaced_by_it = checkpoint.without_decoder(state)
+        return renderer | {name: tensor for name, tensor in state.items() if name not in replaced_by_it}
+
+    merged = {key: above_it(start.saved[key]) for key in ('g', 'g_ema') if isinstance(start.saved.get(key), dict)}
+    return start._replace(saved=start.saved | merged)
 
 
 def _widen(start, weights, opt):

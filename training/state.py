@@ -65,11 +65,13 @@ class State:
         discriminators it may hold one."""
         self.load_generator(saved, path)
         theirs = saved.get('d')
-        for beside, what in ((False, 'discriminator'), (True, 'projected discriminator')):
-            names = [name for name in self.d.state_dict() if name.startswith('projected.') == beside]
+        parts = {}  # names of the entries of each
+        for name in self.d.state_dict():
+            what = 'projected discriminator' if name.startswith('projected.') else 'discriminator'
+            parts.setdefault(what, []).append(name)
+        for what, names in parts.items():
             try:
-                if names:
-                    checkpoint.load_state(self.d, self.d.state_dict() | {name: theirs[name] for name in names}, path)
+                checkpoint.load_state(self.d, self.d.state_dict() | {name: theirs[name] for name in names}, path)
             except (UserError, KeyError, TypeError):
                 print(f'{path} holds no {what} of these sizes: that begins anew.')
 
