@@ -84,10 +84,12 @@ def test_a_decoder_goes_on_above_another_renderer(data, renderer, tmp_path):
     other = torch.load(renderer, weights_only=True)
     for key in ('g', 'g_ema'):
         other[key] = {name: tensor * 1.5 for name, tensor in other[key].items()}
+    other['options']['camera']['azim'] = 0.123
     torch.save(other, tmp_path / 'other.pt')
     train('full_pipeline', tmp_path / 'second', flags(data, f'--iter 1 --lr 1e-9 --init_ckpt {full} '
                                                             f'--renderer_ckpt {tmp_path / "other.pt"}'))
     found, decoder = newest(tmp_path / 'second', 'full_pipeline')[1], checkpoint.read(full)
+    assert found['options']['camera']['azim'] == 0.123  # the renderer knows which cameras it learned with
     for key in ('g', 'g_ema'):
         for name, tensor in found[key].items():
             wanted = decoder[key][name] if name.startswith('decoder.') else other['g_ema'][name]

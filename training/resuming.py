@@ -68,15 +68,17 @@ def _look_for_start(opt, stage, processes):
 
 def _with_renderer(start, path):
     """The Start with the field and mapping of another checkpoint: its decoder goes on above a renderer that has learned
-    more."""
-    renderer = checkpoint.without_decoder(checkpoint.read(path)['g_ema'])
+    more, with the cameras and samples that it learned with."""
+    saved = checkpoint.read(path)
+    renderer = checkpoint.without_decoder(saved['g_ema'])
 
     def above_it(state):
         replaced_by_it = checkpoint.without_decoder(state)
         return renderer | {name: tensor for name, tensor in state.items() if name not in replaced_by_it}
 
     merged = {key: above_it(start.saved[key]) for key in ('g', 'g_ema') if isinstance(start.saved.get(key), dict)}
-    return start._replace(saved=start.saved | merged)
+    learned_with = {'options': saved['options']} if 'options' in saved else {}
+    return start._replace(saved=start.saved | merged | learned_with)
 
 
 def _widen(start, weights, opt):
