@@ -5,10 +5,10 @@
     python export_model.py --expname cats_demo --browser site
 
 --out FILE holds the moving average of the weights in half precision, and the options; generation and video take it as
-full_models/NAME.pt. With --format onnx it holds the generator for onnxruntime and other programs: cats.onnx makes
-pictures from latents w and w', and cats_mapping.onnx makes these from z (docs/generate.md). --browser FOLDER is a page
-on which a visitor's own browser runs the model (docs/hosting.md). The last line says how far pictures are from those of
-the full file.
+full_models/NAME.pt. With --keep_discriminator it also holds the discriminator, for invert_photos.py. With --format onnx
+it holds the generator for onnxruntime and other programs: cats.onnx makes pictures from latents w and w', and
+cats_mapping.onnx makes these from z (docs/generate.md). --browser FOLDER is a page on which a visitor's own browser
+runs the model (docs/hosting.md). The last line says how far pictures are from those of the full file.
 """
 import options
 
@@ -24,6 +24,7 @@ from camera import cameras_of
 from inference.identities import draw_z, seeded
 from inference.loading import load_generator
 from inference.onnx_model import compare_with, save_onnx
+from inversion.features import read_discriminator
 from utils import UserError
 from web.browser_page import write_site
 
@@ -46,20 +47,31 @@ def check(opt):
         raise UserError('--onnxruntime_web: only the page of --browser needs it; leave it out.')
     if wanted.out is None and 'format' in opt.given:
         raise UserError('--format: a page has no format; give --out too, or leave it out.')
+    if wanted.keep_discriminator and (wanted.out is None or opt.video.format != 'pt'):
+        raise UserError('--keep_discriminator: only files of --format pt can hold one; leave it out.')
     if opt.video.format == 'onnx' and wanted.out and Path(wanted.out).suffix != '.onnx':
         raise UserError(f'--out {wanted.out}: give a name that ends in .onnx.')
 
 
+def in_half(state):
+    return {name: tensor.half() for name, tensor in state.items()}
+
+
 def export_half(loaded, out):
-    """Write the weights of a Loaded model in half precision."""
+    """Write the weights of a Loaded model in half precision, on demand with its discriminator."""
     generator, opt, path, _ = loaded
+    discriminator = read_discriminator(path, opt) if opt.export.keep_discriminator else None
+    if opt.export.keep_discriminator and discriminator is None:
+        raise UserError(f'--keep_discriminator: {path} holds no StyleGAN2 discriminator of stage 2 that fits the '
+                        'model; leave it out, or give the last checkpoint of the training with --model.')
     before = frontal_pictures(generator, opt)
     saved = checkpoint.read(path)
-    half = {name: tensor.half() for name, tensor in saved['g_ema'].items()}
+    half = in_half(saved['g_ema'])
     checkpoint.load_state(generator, {name: tensor.float() for name, tensor in half.items()}, path)
     difference = (frontal_pictures(generator, opt) - before).abs() * 127.5
     out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(out, {'g_ema': half, 'options': saved.get('options', {})})
+    kept = {} if discriminator is None else {'d': in_half(discriminator.state_dict())}
+    checkpoint.save(out, {'g_ema': half, **kept, 'options': saved.get('options', {})})
     print(f'{out}: {out.stat().st_size / 1e6:.1f} MB instead of {path.stat().st_size / 1e6:.1f}; pictures differ by '
           f'{difference.mean():.3f} levels of 255 on average, by {difference.max():.1f} at most')
 

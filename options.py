@@ -552,6 +552,9 @@ GROUPS = {
     ),
     'export': (
         Flag('out', None, Scope((EXPORT, DIRECTIONS)), 'file to write', frequent=(EXPORT, DIRECTIONS)),
+        Flag('keep_discriminator', False, Scope((EXPORT,)),
+             'keep the discriminator of stage 2 in the file of --format pt too; with its features invert_photos.py '
+             'finds photos better', bool, frequent=(EXPORT,)),
         Flag('browser', None, Scope((EXPORT,)),
              'folder to write a web page to that runs the model in the browser of whoever opens it (docs/hosting.md)',
              frequent=(EXPORT,)),
@@ -571,7 +574,7 @@ GROUPS = {
              at_least(0, float), frequent=(INVERT,)),
         Flag('tune', False, INVERSION, 'then tune the decoder to each photo, which reproduces it better', bool,
              frequent=(INVERT,)),
-        Flag('tune_steps', 100, INVERSION, 'number of steps of --tune', at_least(1)),
+        Flag('tune_steps', 150, INVERSION, 'number of steps of --tune', at_least(1)),
         Flag('fit_noise', False, INVERSION,
              "also fit the decoder's noise, which reproduces the photo better but does not turn with the head", bool),
         Flag('starts', 4, INVERSION, 'without an encoder: number of first guesses that are looked at closely',

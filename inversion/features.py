@@ -78,15 +78,24 @@ def _vgg(device):
     return FeatureNetwork('torchvision VGG-16', maps)
 
 
-def _discriminator(path, opt, device):
-    """The features of the stage-2 discriminator of a checkpoint, or None where it has none that can be used."""
+def read_discriminator(path, opt):
+    """StyleGAN2's Discriminator of stage 2 in a checkpoint, which may hold a projected one beside it, or None where
+    there is none that can be used."""
     state = contents_of(path).get('d')
     if not isinstance(state, dict) or 'final_linear.1.weight' not in state:
         return None
     network = Discriminator(opt.model.size, opt.model.channel_multiplier, opt.model.channel_max)
+    own = {name: tensor for name, tensor in state.items() if not str(name).startswith('projected.')}
     try:
-        load_state(network, state, path)
+        return load_state(network, own, path)
     except UserError:  # of another kind or size; the pixels must do
+        return None
+
+
+def _discriminator(path, opt, device):
+    """The features of the discriminator in a checkpoint, or None where it has none that can be used."""
+    network = read_discriminator(path, opt)
+    if network is None:
         return None
     blocks = network.convs.eval().requires_grad_(False).to(device)
 
@@ -99,4 +108,3 @@ def _discriminator(path, opt, device):
         return found[1:]
 
     return FeatureNetwork("the model's discriminator", maps)
-

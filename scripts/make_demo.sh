@@ -40,8 +40,8 @@ mean = {name: (before['g_ema'][name] + tensor) / 2 for name, tensor in last['g_e
 own = {name: tensor for name, tensor in last['d'].items() if not name.startswith('projected.')}
 half = {part: {name: tensor.half() for name, tensor in state.items()}
         for part, state in (('g', mean), ('g_ema', mean), ('d', own))}
-torch.save({'g_ema': mean, 'options': last['options']}, 'cats_mean.pt')
+torch.save({'g_ema': mean, 'd': own, 'options': last['options']}, 'cats_mean.pt')
 torch.save(half | {'options': last['options']}, 'demo/cats_train.pt')
 PYTHON
-python export_model.py --model cats_mean.pt --out demo/cats_demo.pt
+python export_model.py --model cats_mean.pt --out demo/cats_demo.pt --keep_discriminator
 python invert_photos.py --model demo/cats_demo.pt --train_encoder

@@ -37,6 +37,19 @@ def test_the_exported_model_is_small_and_makes_the_same_pictures(data, tmp_path,
     assert images[0].std() > 0.01 and 0 < (images[0] - images[1]).abs().max() < 0.02
 
 
+def test_the_discriminator_is_kept_on_demand(data, tmp_path, monkeypatch):
+    for stage in ('volume_renderer', 'full_pipeline'):
+        train(stage, tmp_path, flags(data, '--iter 1'))
+    export(monkeypatch, tmp_path, '--out small.pt --keep_discriminator')
+    saved, before = checkpoint.read(tmp_path / 'small.pt'), checkpoint.read(checkpoint.final_model_path('debug'))
+    assert saved['d'].keys() == before['d'].keys() and saved['d']['convs.0.0.weight'].dtype == torch.float16
+    export(monkeypatch, tmp_path, '--out full_models/without.pt')
+    with pytest.raises(UserError, match='without.pt holds no StyleGAN2 discriminator'):
+        export(monkeypatch, tmp_path, '--model full_models/without.pt --out again.pt --keep_discriminator')
+    with pytest.raises(UserError, match='only files of --format pt'):
+        export(monkeypatch, tmp_path, '--out small.onnx --format onnx --keep_discriminator')
+
+
 def test_nothing_to_write_to(tmp_path, monkeypatch):
     with pytest.raises(UserError, match='--out is missing'):
         export(monkeypatch, tmp_path, '')

@@ -328,6 +328,10 @@ def test_the_checkpoints_discriminator_gives_features(loaded_tiny, tmp_path):
     loss = feature_loss(features.maps(images), features.maps(torch.rand(2, 3, 16, 16))).sum()
     loss.backward()
     assert images.grad.abs().sum() > 0 and 'discriminator' in features.name
+    # One of two is found too.
+    beside = network.state_dict() | {'projected.heads.weight': torch.zeros(1)}
+    checkpoint.save(tmp_path / 'both.pt', {'g_ema': state, 'd': beside})
+    assert load_features(opt, tmp_path / 'both.pt', 16, torch.device('cpu')) is not None
     assert load_features(opt, loaded_tiny.path, 16, torch.device('cpu')) is None
 
 
