@@ -13,7 +13,6 @@ import options
 if __name__ == '__main__':
     options.run('evaluate', __doc__)
 
-import dataclasses
 import shutil
 
 import torch
@@ -25,7 +24,6 @@ from inference.latents import Owner, read_all
 from inference.loading import load_generator
 from inference.results import model_folder
 from inversion.encoder import encoder_path, read_encoder
-from inversion.features import load_features as inversion_features
 from inversion.inverter import Inverter
 from inversion.inverting import Guesser, Settings
 from metrics.features import load_features
@@ -88,8 +86,7 @@ def inversions(generator, opt, path, folder, processes):
     entries of metrics.json, once all processes are done."""
     wanted = opt.inversion
     means = generator.mean_latents(opt.inference.truncation_mean, seeded(opt.experiment.seed, processes.device))
-    inverter = Inverter.of(generator, opt, means)
-    inverter = dataclasses.replace(inverter, features=inversion_features(opt, path, inverter.size, processes.device))
+    inverter = Inverter.with_features(generator, opt, means, path)
     photos = None
     if opt.evaluation.held_out:
         photos = open_images(opt.evaluation.held_out, inverter.size)

@@ -28,7 +28,6 @@ from inference.identities import seeded
 from inference.latents import Owner
 from inference.loading import load_generator
 from inversion.encoder import encoder_path, read_encoder, save_encoder, train_encoder
-from inversion.features import load_features
 from inversion.inverter import Inverter
 from inversion.inverting import Guesser, Inversion, Settings, batch_of
 from inversion.photos import as_tensor, cropped, sources
@@ -126,9 +125,8 @@ def main(opt):
     size = generator.decoder.size if generator.full_pipeline else generator.renderer.resolution
     folder = writable_folder(results.inversion_folder(opt, model_name), '--results_dir')
     results.read_index(folder)  # an unusable one is noticed before the work
-    features = load_features(opt, path, size, device)
     means = generator.mean_latents(opt.inference.truncation_mean, seeded(opt.experiment.seed, device))
-    inverter, owner = Inverter.of(generator, opt, means, features), Owner.of(generator, opt)
+    inverter, owner = Inverter.with_features(generator, opt, means, path), Owner.of(generator, opt)
     batch = batches(found, size, batch_of(inverter), broken, aligner)
     first = [first_batch(batch, broken)] if found else []
     encoder = the_encoder(opt, inverter, owner, path)

@@ -28,10 +28,10 @@ STEEPEST = 80.       # degrees of elevation: beyond it "up" loses its meaning
 class Weights(NamedTuple):
     """Weights of the terms of the loss."""
     edges: float = 0.1
-    features: float = 0.3
-    pull: float = 0.05       # of w towards its mean, in standard deviations squared, times the error of the pixels
-    pull_layers: float = 0.02  # of the w of the field's layers towards a common one, likewise
-    pull_prime: float = 0.02  # of the w' of the decoder's layers towards what follows from w, likewise
+    features: float = 0.05
+    pull: float = 0.015      # of w towards its mean, in standard deviations squared, times the error of the pixels
+    pull_layers: float = 0.006  # of the w of the field's layers towards a common one, likewise
+    pull_prime: float = 0.006  # of the w' of the decoder's layers towards what follows from w, likewise
     view: float = 0.002      # of the viewpoint towards the front, in units of the training's spread squared, likewise
     depth: float = 0.05      # roughness of the depth, in units of the depth range
     noise: float = 1e3       # correlation of the noise, where it is fitted

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from camera import cameras_of, sample_viewpoints
 from inference.latents import decoded, latents_of_w, render_latents
+from inversion.features import load_features
 from inversion.space import Space, spaces_of
 from model import Generator, MeanLatents
 from op.chosen import can_choose, render_with_gradients
@@ -46,9 +47,16 @@ class Inverter:
     features: object = None
 
     @classmethod
-    def of(cls, generator, opt, means, features=None):
+    def of(cls, generator, opt, means):
         psi = opt.inference.truncation_ratio if 'truncation_ratio' in opt.given else LIKELY_PSI
-        return cls(generator, opt, means, psi, *spaces_of(generator, psi, means), features)
+        return cls(generator, opt, means, psi, *spaces_of(generator, psi, means))
+
+    @classmethod
+    def with_features(cls, generator, opt, means, path):
+        """The Inverter of the model in the checkpoint at `path`, with the FeatureNetwork of --features or of that
+        checkpoint. Raises UserError as load_features does."""
+        inverter = cls.of(generator, opt, means)
+        return dataclasses.replace(inverter, features=load_features(opt, path, inverter.size, inverter.device))
 
     @property
     def device(self):

@@ -11,8 +11,9 @@ from camera import cameras_of
 from inference.latents import copied_decoder, render_latents
 from losses import edge_loss, feature_loss, pyramid_loss
 
-RATE = 4e-3        # Adam's, of weights that are of the order of 1
-STAY = 1.          # weight of how much the picture of another identity changes
+RATE = 3e-3        # Adam's, of weights that are of the order of 1
+STAY = 0.2         # weight of how much the picture of another identity changes
+STAY_EVERY = 4     # it is looked at in one of so many steps
 BETAS = (0.9, 0.99)
 
 
@@ -75,7 +76,7 @@ class Tuning:
         if self.targets is not None:
             terms['features'] = self.weights.features * feature_loss(self.inverter.features.maps(picture),
                                                                      self.targets).mean()
-        if step % 2:
+        if step % STAY_EVERY == 1:
             other = self.generator.decoder(self.other_features, self.other.w_prime, self.generator.noise('fixed', 1))
             terms['stay'] = STAY * pyramid_loss(other, self.other_picture).mean()
         return terms
