@@ -8,7 +8,7 @@ from torch import Tensor
 
 from camera import cameras_of
 from inference import results
-from inference.latents import SavedLatents, render_latents, save_latents, tuned_generator
+from inference.latents import SavedLatents, decoded, render_latents, save_latents, tuned_generator
 from inference.loaded_model import LoadedModel
 from metrics.similarity import psnr
 from surfaces.files import save_mesh
@@ -59,14 +59,21 @@ class Outcome(NamedTuple):
 
 def outcome_of(inversion, index=0, name='photo', source='a photo'):
     """The Outcome of photo `index` of an Inversion that has made its first guess."""
-    found = inversion.found.select(index)
-    saved = SavedLatents(name, found.latents, found.viewpoint, found.noise, inversion.differences[index], source)
-    picture = picture_of(inversion.inverter, saved)[0]
-    image = inversion.images[index:index + 1]
+    inverter, found, image = inversion.inverter, inversion.found.select(index), inversion.images[index:index + 1]
+    saved = saved_of(inversion, index, name, source)
+    picture, rendering = picture_of(inverter, saved)
     decibels = by_latents = psnr(picture, image).item()
-    if saved.tuned:
-        by_latents = psnr(picture_of(inversion.inverter, saved._replace(tuned=None))[0], image).item()
-    return Outcome(saved, picture, decibels, verdict(inversion.inverter, found, by_latents), found.loss.item())
+    if saved.tuned:  # tuning leaves the field as it is, so only the decoder is evaluated again
+        with torch.no_grad():
+            untuned = decoded(inverter.generator, saved.latents, rendering, saved.decoder_noise)
+        by_latents = psnr(untuned, image).item()
+    return Outcome(saved, picture, decibels, verdict(inverter, found, by_latents), found.loss.item())
+
+
+def saved_of(inversion, index=0, name='photo', source='a photo'):
+    """The SavedLatents of photo `index` of an Inversion that has made its first guess."""
+    found = inversion.found.select(index)
+    return SavedLatents(name, found.latents, found.viewpoint, found.noise, inversion.differences[index], source)
 
 
 def picture_of(inverter, saved):

@@ -19,7 +19,7 @@ from inversion.encoder import encoder_path, read_encoder
 from inversion.inverter import Inverter
 from inversion.inverting import Guesser, Inversion, Settings
 from inversion.photos import as_tensor
-from inversion.writing import outcome_of
+from inversion.writing import outcome_of, picture_of, saved_of
 from surfaces.files import save_mesh
 from utils import UserError, to_uint8
 
@@ -93,8 +93,8 @@ def invert_steps(room, image, tune):
     inversion = Inversion(inverter, target, room.guesser, settings)
     for step, progress in enumerate(inversion.run()):
         if inversion.found is not None and step % SHOWN_EVERY == 0:
-            outcome = outcome_of(inversion, source='an uploaded photo')
-            yield None, to_uint8(outcome.picture)[0], f'{progress.phase}: {100 * progress.done:.0f}%'
+            picture = picture_of(inverter, saved_of(inversion))[0]
+            yield None, to_uint8(picture)[0], f'{progress.phase}: {100 * progress.done:.0f}%'
     outcome = outcome_of(inversion, source='an uploaded photo')
     yield outcome.saved, to_uint8(outcome.picture)[0], f'Found: {outcome.line}.'
 
