@@ -56,6 +56,20 @@ def minimal_surface_loss(sdf, beta=100.):
     return torch.exp(-beta * sdf.abs()).mean()
 
 
+FAR_SHARE = 1 / 8   # of a ray before the far plane, where `far_plane_loss` wants no surface
+FAR_MARGIN = 0.005  # the distance from a surface that it asks for there, in world units
+
+
+def far_plane_loss(sdf):
+    """How far the last FAR_SHARE of each ray is from being empty: max(0, FAR_MARGIN - sdf).
+
+    Not in the paper: scraps of a wall behind the head, on which a field paints its background, become pieces of their
+    own in meshes. Without them the background is painted on the far plane. sdf (B,H,W,N,1), from near to far.
+    """
+    last = max(1, round(FAR_SHARE * sdf.shape[-2]))
+    return F.relu(FAR_MARGIN - sdf[..., -last:, :]).mean()
+
+
 def sphere_sdf(points, near, far, radius=0.):
     """Signed distance (…,1) of points (…,3) to the sphere that training starts from (radius 0: (far - near) / 4)."""
     return points.norm(dim=-1, keepdim=True) - (radius or (far - near) / 4)

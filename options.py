@@ -408,6 +408,9 @@ GROUPS = {
              'and helps short runs (0: as in the paper)', at_least(0, float), frequent=(STAGE_1,)),
         Flag('sphere_until', 2000, LEARNING_1,
              'the weight of the sphere regularization falls linearly to 0 at this step', at_least(1)),
+        Flag('far_lambda', 0., LEARNING_1,
+             'weight of a loss that keeps surfaces off the far plane, where pieces of their own come from '
+             '(0: as in the paper)', at_least(0, float)),
         Flag('sphere_fade', False, LEARNING_1,
              'let the weight of the sphere regularization follow beta and the silhouettes, and fade as the surface '
              'becomes sharp, instead of --sphere_until', bool),

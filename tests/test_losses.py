@@ -126,6 +126,14 @@ def test_minimal_surface_and_eikonal_are_zero_where_they_should_be():
     assert torch.allclose(losses.minimal_surface_loss(torch.tensor([-0.01, 0.01]), 100.), torch.tensor(-1.).exp())
 
 
+def test_only_surfaces_near_the_far_plane_are_kept_off_it():
+    sdf = torch.full((1, 2, 2, 16, 1), -0.01, requires_grad=True)
+    losses.far_plane_loss(sdf).backward()
+    assert torch.allclose(sdf.grad[..., -2:, :], torch.tensor(-1 / 8)) and not sdf.grad[..., :-2, :].any()
+    assert losses.far_plane_loss(sdf.detach() + 0.02) == 0
+    assert torch.allclose(losses.far_plane_loss(sdf[..., :3, :]), torch.tensor(0.015))  # of few samples, the last one
+
+
 def test_the_sphere_is_where_training_begins():
     cameras = cameras_at(torch.zeros(2, 2))
     points = torch.tensor([[[0.06, 0., 0.], [0., 0.12, 0.]]]).expand(2, -1, -1)

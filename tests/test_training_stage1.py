@@ -29,3 +29,22 @@ def test_chunks_do_not_change_the_gradient_of_stage_1(double, chunk):
             found.append((terms, gradients(module)))
         check_same(*found)
     assert set(terms) == {'g', 'g_view', 'g_eikonal', 'g_minimal_surface', 'g_sphere', 'surface', 'fog'}
+
+
+def test_a_surface_on_the_far_plane_is_pushed_off_it():
+    opt = tiny('train_volume_renderer', more='--far_lambda 100 --min_surf_lambda 0')
+    torch.manual_seed(0)
+    generator = build_generator(opt, full_pipeline=False)
+    discriminator = VolumeDiscriminator(8, True, 0.02)
+    with torch.no_grad():
+        generator.renderer.network.sigma_linear.bias.fill_(-0.02)
+    optimizer = torch.optim.Adam(generator.parameters(), 1e-3)
+    found = []
+    for step in range(12):
+        fakes = random_numbers.draw_fakes(opt, 'g', step, range(4), 'cpu')
+        terms = stage1.accumulate_generator(generator, discriminator, fakes, opt, 4)
+        assert 'g_minimal_surface' not in terms
+        found.append(terms['g_far'].item())
+        optimizer.step()
+        optimizer.zero_grad()
+    assert found[0] > 0 and found[-1] < 0.5 * found[0]

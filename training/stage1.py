@@ -65,7 +65,7 @@ def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lam
             inputs = fakes.select(indices)
             scale = len(inputs.z) / len(fakes.z)
             rendering = generator(inputs.z, inputs.cameras, rng=inputs.rngs,
-                                  sdf=has_sdf and opt.training.min_surf_lambda > 0,
+                                  sdf=has_sdf and (opt.training.min_surf_lambda > 0 or opt.training.far_lambda > 0),
                                   eikonal=has_sdf and opt.training.eikonal_lambda > 0).rendering
             thumbnails = augmentation(rendering.thumbnail, inputs.rngs)
             logits, viewpoints = discriminator(thumbnails)
@@ -76,9 +76,11 @@ def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lam
                 loss['g_view'] = opt.training.view_lambda * losses.viewpoint_loss(viewpoints, inputs.cameras.viewpoint)
             if rendering.eikonal is not None:
                 loss['g_eikonal'] = opt.training.eikonal_lambda * losses.eikonal_loss(rendering.eikonal)
-            if rendering.sdf is not None:
+            if has_sdf and opt.training.min_surf_lambda > 0:
                 loss['g_minimal_surface'] = opt.training.min_surf_lambda * losses.minimal_surface_loss(
                     rendering.sdf, opt.training.min_surf_beta)
+            if has_sdf and opt.training.far_lambda > 0:
+                loss['g_far'] = opt.training.far_lambda * losses.far_plane_loss(rendering.sdf)
             if has_sdf and sphere_lambda > 0:
                 # A quarter of the rays is enough for this term.
                 sdf, points = generator.renderer.stratified_sdf(
