@@ -73,6 +73,17 @@ def _torchvision(device):
     return FeatureNetwork('torchvision EfficientNet-B0', maps)
 
 
+def enlarged(images, shape):
+    """Images (B,C,h,w) bilinearly enlarged to (B,C,*shape).
+
+    On a GPU PyTorch gives each pixel of a shape to a thread, which then works through all images and channels, so that
+    small shapes keep most of it waiting; with the channels last it divides those too.
+    """
+    if images.is_cuda:
+        images = images.contiguous(memory_format=torch.channels_last)
+    return F.interpolate(images, shape, mode='bilinear', align_corners=False).contiguous()
+
+
 class Mixing(nn.Module):
     """Random, untrained mixing of the maps of all scales: 1x1 convolutions across channels, then from the coarsest
     scale to the finest 3x3 convolutions, enlarged and added (Sauer et al., section 3.2).
@@ -99,7 +110,7 @@ class Mixing(nn.Module):
         mixed = [F.conv2d(one, getattr(self, f'across_channels{k}')) for k, one in enumerate(maps)]
         for k in range(len(mixed) - 1, 0, -1):
             finer = F.conv2d(mixed[k], getattr(self, f'to_finer{k}'), padding=1)
-            finer = F.interpolate(finer, mixed[k - 1].shape[2:], mode='bilinear', align_corners=False)
+            finer = enlarged(finer, mixed[k - 1].shape[2:])
             mixed[k - 1] = (mixed[k - 1] + finer) / 2 ** 0.5
         return mixed
 
@@ -135,7 +146,7 @@ class ProjectedDiscriminator(nn.Module):
     def _enlarged(images):
         if images.shape[-1] >= SIDE:
             return images
-        return F.interpolate(images, (SIDE, SIDE), mode='bilinear', align_corners=False)
+        return enlarged(images, (SIDE, SIDE))
 
     @torch.no_grad()
     def calibrate(self, images):
