@@ -122,3 +122,24 @@ def test_moments_that_are_not_finite_are_refused(trained):
     wrong.view(-1)[0] = float('inf')
     with pytest.raises(UserError, match='g_optim does not fit parameter 0; move it away'):
         fresh().load(change(state.checkpoint(), ('g_optim', 'state', 0, 'exp_avg'), wrong), Path('models_0000001.pt'))
+
+
+@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(
+    not torch.cuda.is_available(), reason='needs a CUDA device'))])
+@pytest.mark.parametrize('kept', ('', 'projected.'))
+def test_one_of_two_discriminators_begins_with_the_files_weights(device, kept, tmp_path):
+    """The other keeps its own, which on a GPU lie elsewhere than those of files."""
+    def state(device):
+        generator, discriminator = tiny_generator(tiny('train_full_pipeline')).to(device), torch.nn.Linear(2, 1)
+        discriminator.projected = torch.nn.Linear(3, 1)
+        discriminator.to(device)
+        return State(generator, discriminator, *(run.adam(module.parameters(), 1e-3, (0., 0.9))
+                                                 for module in (generator, discriminator)))
+
+    there, here = state('cpu'), state(device)
+    own = {name: tensor.cpu() for name, tensor in here.d.state_dict().items()}
+    part = {name: tensor for name, tensor in there.d.state_dict().items()
+            if name.startswith('projected.') == bool(kept)}
+    here.begin_from({'g_ema': there.g_ema.state_dict(), 'd': part}, tmp_path / 'file.pt')
+    for name, tensor in here.d.state_dict().items():
+        assert torch.equal(tensor.cpu(), part.get(name, own[name])), name

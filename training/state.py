@@ -65,13 +65,16 @@ class State:
         discriminators it may hold one."""
         self.load_generator(saved, path)
         theirs = saved.get('d')
+        own = {name: tensor.cpu() for name, tensor in self.d.state_dict().items()}  # where those of files are
         parts = {}  # names of the entries of each
-        for name in self.d.state_dict():
+        for name in own:
             what = 'projected discriminator' if name.startswith('projected.') else 'discriminator'
             parts.setdefault(what, []).append(name)
         for what, names in parts.items():
             try:
-                checkpoint.load_state(self.d, self.d.state_dict() | {name: theirs[name] for name in names}, path)
+                found = {name: theirs[name] for name in names}
+                checkpoint.load_state(self.d, own | found, path)
+                own |= found
             except (UserError, KeyError, TypeError):
                 print(f'{path} holds no {what} of these sizes: that begins anew.')
 
