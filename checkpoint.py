@@ -345,6 +345,17 @@ def without_decoder(state):
     return {name: tensor for name, tensor in state.items() if not str(name).startswith('decoder.')}
 
 
+def is_projected(name):
+    """Whether an entry of a discriminator's state dict belongs to the projected one beside it (training/projected.py).
+    """
+    return str(name).startswith('projected.')
+
+
+def without_projected(state):
+    """A discriminator's state dict without what belongs to the projected one beside it."""
+    return {name: tensor for name, tensor in state.items() if not is_projected(name)}
+
+
 def load_state(module, state, path):
     """Load a state dict into a module, strictly: names and shapes must agree; half precision becomes the module's.
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from checkpoint import contents_of, load_state
+from checkpoint import contents_of, load_state, without_projected
 from discriminators import Discriminator
 from metrics.features import frozen_torchscript
 from utils import UserError, shortened
@@ -85,9 +85,8 @@ def read_discriminator(path, opt):
     if not isinstance(state, dict) or 'final_linear.1.weight' not in state:
         return None
     network = Discriminator(opt.model.size, opt.model.channel_multiplier, opt.model.channel_max)
-    own = {name: tensor for name, tensor in state.items() if not str(name).startswith('projected.')}
     try:
-        return load_state(network, own, path)
+        return load_state(network, without_projected(state), path)
     except UserError:  # of another kind or size; the pixels must do
         return None
 

@@ -68,7 +68,7 @@ class State:
         own = {name: tensor.cpu() for name, tensor in self.d.state_dict().items()}  # where those of files are
         parts = {}  # names of the entries of each
         for name in own:
-            what = 'projected discriminator' if name.startswith('projected.') else 'discriminator'
+            what = 'projected discriminator' if checkpoint.is_projected(name) else 'discriminator'
             parts.setdefault(what, []).append(name)
         for what, names in parts.items():
             try:
