@@ -570,7 +570,7 @@ GROUPS = {
              "first train the encoder of this model, which gives quick first guesses; it is kept beside the model's "
              'checkpoint', bool, frequent=(INVERT,)),
         Flag('encoder_steps', 1500, INVERTING, 'number of training steps of --train_encoder', at_least(1)),
-        Flag('steps', 60, INVERSION,
+        Flag('steps', 120, INVERSION,
              'most steps in which all latents are optimized, after viewpoint and w (0: the first guess alone)',
              at_least(0), frequent=(INVERT,)),
         Flag('seconds', 0., INVERSION, 'most seconds for the optimization of one photo (0: no limit)',

@@ -20,6 +20,7 @@ BETAS = (0.9, 0.99)
 # Adam's, of the coordinates, and in radians.
 RATE_U, RATE_VIEW, RATE_LAYERS, RATE_W_PRIME, RATE_NOISE = 0.03, 0.002, 0.1, 0.3, 0.1
 FAR = 0.04           # error of the pixels; below it steps are shorter, which Adam's do not become by themselves
+NEAR = 0.02          # error of the pixels at the beginning, below which they alone lead on, in less time
 PATIENCE = 8         # it ends where so many steps in a row have gained nothing
 DECAY_FROM = 0.6     # share of the steps from which the rates fall to 0
 STEEPEST = 80.       # degrees of elevation: beyond it "up" loses its meaning
@@ -113,6 +114,7 @@ class Fitting:
         self.targets = inverter.features.maps(images) if inverter.features else None
         self.found = None
         self.error = None  # (B,) of the pixels in the last step
+        self.near = None   # (B,) whether it was below NEAR at the beginning, as the model's own images are
 
     def latents(self):
         """The Latents at the present coordinates."""
@@ -132,8 +134,10 @@ class Fitting:
         pixels = pyramid_loss(picture, images)
         error = pixels.detach() if self.error is None else self.error
         terms = {'pixels': pixels, 'edges': weights.edges * edge_loss(picture, images), 'pull': error * pull}
-        if self.targets is not None:
-            terms['features'] = weights.features * feature_loss(inverter.features.maps(picture), self.targets)
+        self.near = error < NEAR if self.near is None else self.near
+        if self.targets is not None and not self.near.all():
+            different = feature_loss(inverter.features.maps(picture), self.targets)
+            terms['features'] = weights.features * different.where(~self.near, 0)
         if self.noise is not None:
             terms['noise'] = weights.noise * noise_correlation(self.noise)
         cameras = cameras_of(inverter.opt, viewpoint)

@@ -21,7 +21,7 @@ PIXELS_AT_ONCE = {'cpu': 1 << 14, 'cuda': 1 << 21}  # of the pictures of one bat
 
 class Settings(NamedTuple):
     """How long to look."""
-    steps: int = 60
+    steps: int = 120
     seconds: float = 0.      # most seconds for one photo, 0: no limit
     tune_steps: int = 0      # of the decoder; 0: leave it as it is
     starts: int = 4          # candidates that are looked at closely, where there is no encoder

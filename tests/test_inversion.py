@@ -1,4 +1,6 @@
 """inversion/: coordinates, first guesses, the optimization's gradients and what it keeps, the encoder, features."""
+import dataclasses
+
 import pytest
 import torch
 from PIL import Image
@@ -342,6 +344,30 @@ def test_the_checkpoints_discriminator_gives_features(loaded_tiny, tmp_path):
     checkpoint.save(tmp_path / 'both.pt', {'g_ema': state, 'd': beside})
     assert load_features(opt, tmp_path / 'both.pt', 16, torch.device('cpu')) is not None
     assert load_features(opt, loaded_tiny.path, 16, torch.device('cpu')) is None
+
+
+def test_features_are_left_out_where_the_pixels_are_near(inverter, known):
+    """The images of the model's own take less time without, and a photo beside one keeps its features."""
+    images, truth = known
+    seen = []
+
+    class Counting:
+        name = 'counting'
+
+        def maps(self, images):
+            seen.append(len(images))
+            return [images]
+
+    inverter = dataclasses.replace(inverter, features=Counting())
+    other = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    near = Fitting(inverter, images[:1], truth.select([0]))
+    assert [set(terms) & {'features'} for _, terms in near.run(2)] == [set()] * 3 and seen == [1]  # of the target
+    fitting = Fitting(inverter, torch.cat([images[:1], other]), truth.select([0, 0]))
+    features = fitting.terms(fitting.latents())['features']
+    assert features[0] == 0 and features[1] > 0
+    fitting.error = torch.tensor([1., 0.])  # the beginning decides
+    again = fitting.terms(fitting.latents())['features']
+    assert again[0] == 0 and again[1] > 0
 
 
 def test_a_torchscript_network_gives_features(loaded_tiny, tmp_path):
