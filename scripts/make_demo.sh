@@ -11,7 +11,8 @@ cd "$(dirname "$0")/.."
 git show bf7dfbc:demo/cats_demo.pt > before.pt
 python prepare_data.py --out_path datasets/cats_128 --size 128 "$@"
 
-# Both stages. The decoder goes on from the one of the release before, and so does its discriminator of stage 2.
+# Both stages. The decoder goes on from the one of the release before, and so does its discriminator of stage 2. (When
+# this was run, that discriminator began anew, by a mistake that training/state.py no longer makes.)
 DATASET=datasets/cats_128 EXPNAME=cats_128 START=before.pt DECODER=before.pt bash scripts/train_one_gpu.sh
 
 # 25 small steps from the average of stage 1's weights, on a CPU. They do nothing but take the scraps of surface away that

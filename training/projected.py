@@ -135,7 +135,7 @@ class ProjectedDiscriminator(nn.Module):
         super().__init__()
         self._maps = network.maps  # a function, so that its weights are not this module's
         with torch.no_grad():
-            maps = self._maps(self._enlarged(torch.zeros(2, 3, size, size, device=device)))
+            maps = self._maps(self._large_enough(torch.zeros(2, 3, size, size, device=device)))
         self.mixing = Mixing([one.shape[1] for one in maps])
         self.register_buffer('spread', torch.ones(len(maps)))  # of the mixed maps, by scale
         self.heads = nn.ModuleList(head(channels, one.shape[-1]) for channels, one in
@@ -143,7 +143,7 @@ class ProjectedDiscriminator(nn.Module):
         self.to(device).eval()
 
     @staticmethod
-    def _enlarged(images):
+    def _large_enough(images):
         if images.shape[-1] >= SIDE:
             return images
         return enlarged(images, (SIDE, SIDE))
@@ -155,7 +155,7 @@ class ProjectedDiscriminator(nn.Module):
         The networks' maps have very different sizes, and so would the logits. (Sauer et al. have batch normalization in
         the heads for that, by which --chunk would change the gradient.)
         """
-        mixed = self.mixing(self._maps(self._enlarged(images)))
+        mixed = self.mixing(self._maps(self._large_enough(images)))
         self.spread.copy_(torch.stack([one.std() for one in mixed]).clamp(min=1e-6))
 
     def renormalize(self):
@@ -170,7 +170,7 @@ class ProjectedDiscriminator(nn.Module):
 
     def forward(self, images):
         """Images (B,3,size,size) in [-1, 1] to logits (B,SCALES), one a scale."""
-        mixed = self.mixing(self._maps(self._enlarged(images)))
+        mixed = self.mixing(self._maps(self._large_enough(images)))
         return torch.cat([own(one / spread).flatten(1) for own, one, spread in
                           zip(self.heads, mixed, self.spread, strict=True)], dim=1)
 

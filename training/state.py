@@ -65,7 +65,8 @@ class State:
         discriminators it may hold one."""
         self.load_generator(saved, path)
         theirs = saved.get('d')
-        own = {name: tensor.cpu() for name, tensor in self.d.state_dict().items()}  # where those of files are
+        # load_state takes tensors on the CPU only, as files have them, and here some are this run's own.
+        own = {name: tensor.cpu() for name, tensor in self.d.state_dict().items()}
         parts = {}  # names of the entries of each
         for name in own:
             what = 'projected discriminator' if checkpoint.is_projected(name) else 'discriminator'
