@@ -577,7 +577,7 @@ GROUPS = {
              at_least(0, float), frequent=(INVERT,)),
         Flag('tune', False, INVERSION, 'then tune the decoder to each photo, which reproduces it better', bool,
              frequent=(INVERT,)),
-        Flag('tune_steps', 150, INVERSION, 'number of steps of --tune', at_least(1)),
+        Flag('tune_steps', 300, INVERSION, 'number of steps of --tune', at_least(1)),
         Flag('fit_noise', False, INVERSION,
              "also fit the decoder's noise, which reproduces the photo better but does not turn with the head", bool),
         Flag('starts', 4, INVERSION, 'without an encoder: number of first guesses that are looked at closely',

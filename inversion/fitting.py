@@ -38,6 +38,10 @@ class Weights(NamedTuple):
     noise: float = 1e3       # correlation of the noise, where it is fitted
 
 
+# Where the decoder is tuned afterwards, latents need not make the whole photo; likely ones look right from the sides.
+PIVOT = Weights(features=0.1, pull=0.15, pull_layers=0.06, pull_prime=0.06, view=0.05)
+
+
 def rate_factor(done):
     """What the rates are multiplied by at a share `done` in [0, 1] of the steps."""
     return min(1., max(0., (1 - done) / (1 - DECAY_FROM)))

@@ -7,7 +7,7 @@ import torch
 
 from inversion import encoder as encoders
 from inversion import search
-from inversion.fitting import Fitting, Found, Weights
+from inversion.fitting import PIVOT, Fitting, Found, Weights
 from inversion.inverter import Guess
 from inversion.preview import Preview
 from inversion.solving import solve
@@ -79,9 +79,15 @@ class Inversion:
 
     def __init__(self, inverter, images, guesser, settings=None, weights=None):
         self.inverter, self.images, self.guesser = inverter, images, guesser
-        self.settings, self.weights = settings or Settings(), weights or Weights()
+        self.settings = settings or Settings()
+        self.weights = weights or (PIVOT if self.tuned else Weights())
         self.guess, self.fitting, self.differences = None, None, [None] * len(images)
         self.errors = [float('inf')] * len(images)  # after the least squares
+
+    @property
+    def tuned(self):
+        """Whether the decoder is tuned too."""
+        return self.settings.tune_steps > 0 and self.inverter.generator.full_pipeline
 
     @property
     def found(self):
@@ -96,7 +102,7 @@ class Inversion:
         settings, seconds = self.settings, self.settings.seconds
         began = time.perf_counter()
         self.guess = self.guesser.guess(self.images)
-        share = FIT_SHARE if settings.tune_steps else 1.
+        share = FIT_SHARE if self.tuned else 1.
         if settings.steps:
             yield from self.solve(share * SOLVE_SHARE * seconds)
         self.fitting = Fitting(self.inverter, self.images, self.guess, self.weights, settings.fit_noise)
@@ -104,7 +110,7 @@ class Inversion:
         close = max(self.errors) < CLOSE and not settings.fit_noise
         for done, terms in self.fitting.run(0 if close else settings.steps, left):
             yield Progress('latents', done, terms)
-        if settings.tune_steps and self.inverter.generator.full_pipeline:
+        if self.tuned:
             yield from self.tune((1 - share) * seconds)
 
     def solve(self, seconds):
@@ -118,7 +124,7 @@ class Inversion:
                 return seconds and time.perf_counter() - began > seconds
 
             steps = solve(self.inverter, self.guesser.preview, self.images[i:i + 1],
-                          starts.select(slice(i * count, (i + 1) * count)), self.weights, late)
+                          starts.select(slice(i * count, (i + 1) * count)), late)
             for done, guess, error in steps:
                 viewpoints[i], us[i], self.errors[i] = guess.viewpoint[0], guess.u[0], error
                 self.guess = Guess(torch.stack(viewpoints), torch.stack(us))

@@ -45,4 +45,4 @@ torch.save({'g_ema': g_ema, 'd': own, 'options': full['options']}, 'cats_full.pt
 torch.save(half | {'options': full['options']}, 'demo/cats_train.pt')
 PYTHON
 python export_model.py --model cats_full.pt --out demo/cats_demo.pt --keep_discriminator
-python invert_photos.py --model demo/cats_demo.pt --train_encoder
+python invert_photos.py --model demo/cats_demo.pt --train_encoder --encoder_steps 6000

@@ -9,14 +9,14 @@ import checkpoint
 from discriminators import Discriminator
 from inference.latents import Owner
 from inversion import encoder as encoders
-from inversion import search, writing
+from inversion import search, solving, writing
 from inversion.features import load_features
 from inversion.fitting import Fitting, Weights, clamped
 from inversion.inverter import Guess, Inverter, shrunk
 from inversion.inverting import Guesser, Inversion, Settings
 from inversion.photos import cropped, sources
 from inversion.preview import Preview, to_guess, to_vector
-from inversion.solving import Stage, learned, solve
+from inversion.solving import LeastSquares, Search, learned, solve
 from inversion.space import Space
 from inversion.tuning import Tuning
 from inversion.writing import outcome_of, verdict
@@ -229,7 +229,7 @@ def test_learned_derivatives_explain_the_last_step_and_leave_others():
 def test_least_squares_find_the_truth_of_a_field(field):
     inverter, image, truth = field
     start = Guess(truth.viewpoint + 0.05, 0.7 * truth.u)
-    *_, (done, found, error) = solve(inverter, Preview.fitted(inverter), image, start, Weights())
+    *_, (done, found, error) = solve(inverter, Preview.fitted(inverter), image, start)
     assert done <= 1 and error < 1e-8
     assert (found.viewpoint - truth.viewpoint).abs().max() < 1e-4 and (found.u - truth.u).abs().max() < 1e-3
 
@@ -237,22 +237,41 @@ def test_least_squares_find_the_truth_of_a_field(field):
 def test_least_squares_come_nearer_through_a_decoder(inverter, preview, known):
     images, truth = known
     start = Guess(truth.viewpoint[2:] + 0.05, 0.7 * truth.u[2:])
-    errors = [error for _, _, error in solve(inverter, preview, images[2:], start, Weights())]
-    stage = Stage(inverter, preview, images[2:], 8, True, Weights())
-    assert errors[-1] < 0.2 * stage.at(to_vector(start, inverter)).error
-    assert stage.at(to_vector(truth.select([2]), inverter)).error < 1e-9
+    errors = [error for _, _, error in solve(inverter, preview, images[2:], start)]
+    squares = LeastSquares(inverter, preview, images[2:], 8, True, 0.)
+    assert errors[-1] < 0.2 * squares.at(to_vector(start, inverter)).error
+    assert squares.at(to_vector(truth.select([2]), inverter)).error < 1e-9
 
 
 def test_least_squares_take_the_best_start(field):
     inverter, image, truth = field
     starts = Guess(torch.cat([truth.viewpoint + 0.5, truth.viewpoint]), torch.cat([-truth.u, truth.u]))
-    _, first, _ = next(solve(inverter, Preview.fitted(inverter), image, starts, Weights()))
+    _, first, _ = next(solve(inverter, Preview.fitted(inverter), image, starts))
     assert (first.viewpoint - truth.viewpoint).abs().max() < 1e-3
+
+
+def test_least_squares_begin_again_where_the_first_start_does_not_find_the_image(field, monkeypatch):
+    inverter, image, truth = field
+    starts = Guess(torch.cat([truth.viewpoint + 0.5, truth.viewpoint + 0.02]), torch.cat([-truth.u, 0.8 * truth.u]))
+    monkeypatch.setattr(Search, 'begin', lambda search: 0)  # so the first one stays the first
+    monkeypatch.setattr(solving, 'FOUND', 1e-7)
+    steps = list(solve(inverter, Preview.fitted(inverter), image, starts))
+    assert steps[-1][2] < 1e-7 and [share for share, _, _ in steps] == sorted(share for share, _, _ in steps)
+    monkeypatch.setattr(solving, 'TRIED', 1)
+    assert list(solve(inverter, Preview.fitted(inverter), image, starts))[-1][2] > 1e-5
+
+
+def test_least_squares_prefer_what_is_likely(field):
+    inverter, image, truth = field
+    far = to_vector(truth.select(slice(0, 1)), inverter) * 2
+    ends = [list(LeastSquares(inverter, Preview.fitted(inverter), image, 8, False, pull).run(far, 3))[-1].x.norm()
+            for pull in (0., 10.)]
+    assert ends[1] < 0.5 * ends[0]
 
 
 def test_least_squares_end_when_the_time_is_over(inverter, preview, known):
     start = known[1].select(slice(0, 1))
-    assert len(list(solve(inverter, preview, known[0][:1], start, Weights(), late=lambda: True))) == 1
+    assert len(list(solve(inverter, preview, known[0][:1], start, late=lambda: True))) == 1
 
 
 def test_the_search_finds_its_own_candidates(inverter, preview):

@@ -11,6 +11,7 @@ from skimage.metrics import structural_similarity
 import evaluate
 from camera import cameras_of
 from inversion.inverter import Inverter
+from inversion.solving import Part
 from metrics.inversion import angle_between, depth_error, depth_of, own_image
 from metrics.similarity import psnr, ssim
 from utils import to_uint8
@@ -60,7 +61,7 @@ def test_own_images_depend_on_their_number_alone(loaded_tiny):
 
 def test_evaluation_measures_every_stage(loaded_tiny, command, tmp_path, monkeypatch):
     monkeypatch.setattr('inversion.search.IDENTITIES', 4)
-    monkeypatch.setattr('inversion.solving.STEPS', (2, 2))
+    monkeypatch.setattr('inversion.solving.PARTS', (Part(0, False, 2, 0.01), Part(-1, True, 2, 0.001)))
     monkeypatch.setattr('inversion.preview.PICTURES', 4)
     inverter = Inverter.of(loaded_tiny.generator, loaded_tiny.opt, loaded_tiny.means)
     (tmp_path / 'cats').mkdir()

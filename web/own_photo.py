@@ -26,7 +26,7 @@ from utils import UserError, to_uint8
 UPLOAD_BYTES = 20 << 20   # of one photo
 MAX_PIXELS = 50_000_000   # of one photo
 KEPT_SECONDS = 3600       # how long a page that nobody uses keeps what was found
-STEPS, TUNE_STEPS, SECONDS = 120, 150, 120.  # of the optimization of a photo; the time is a limit
+STEPS, TUNE_STEPS, SECONDS = 120, 300, 120.  # of the optimization of a photo; the time is a limit
 SHOWN_EVERY = 10          # steps between the pictures that are shown on the way
 EDITS = 3                 # sliders of shape, and of color
 MOST = 3.                 # standard deviations that a slider reaches
