@@ -37,6 +37,7 @@ WIDENED, NARROWED = 5., 5.  # the damping after a step that failed, and after on
 ATTEMPTS = 4                # so many failed steps in a row end a part
 LIMIT = 3.                  # largest change of a coordinate in one step
 ENOUGH = 0.02               # a part ends where a step gains less than this share
+START_STEPS = 3             # of each of several starts, before the likeliest goes on
 FOUND = 0.01                # mean squared error (26 dB) from which on no other start is tried
 TRIED = 2                   # starts, at most, that the whole search is made from
 
@@ -127,8 +128,8 @@ def clamped(x, inverter):
 def solve(inverter, preview, image, starts, late=lambda: False):
     """Yield (share done in [0, 1], the best Guess so far, its squared error) of one image (1,3,S,S).
 
-    starts: a Guess of several. The search goes on from the one that is likeliest after its first part; where that does
-    not find the image, it begins again from the next. late: whether the time is over.
+    starts: a Guess of several. The search goes on from the one that is likeliest after its first steps; where that does
+    not find the image, it goes on from the next. late: whether the time is over.
     """
     vectors = [to_vector(starts.select(slice(i, i + 1)), inverter) for i in range(len(starts.u))]
     searches = [Search(inverter, preview, image, x) for x in vectors]
@@ -152,10 +153,9 @@ class Search:
 
     def __init__(self, inverter, preview, image, x):
         self.inverter, self.preview, self.image, self.x = inverter, preview, image, x
-        self.begun = False
 
     def part(self, part):
-        """Yield the best State of a Part so far; the next part begins where this one ends."""
+        """Yield the best State of a Part so far; what comes next begins where this ends."""
         side = sides(self.inverter)[part.side]
         for state in LeastSquares(self.inverter, self.preview, self.image, side, part.exact, part.pull).run(
                 self.x, part.steps):
@@ -163,17 +163,15 @@ class Search:
             yield state
 
     def begin(self):
-        """Make the first part. Returns how unlikely the result is (-2 log likelihood, divided by the pixels that count,
-        where the error of the pixels is normally distributed with an unknown variance)."""
-        *_, state = self.part(PARTS[0])
-        self.begun = True
+        """Make a few steps of the first part. Returns how unlikely the result is: -2 log likelihood, divided by the
+        pixels that count, where the error of the pixels is normal with an unknown variance."""
+        *_, state = self.part(PARTS[0]._replace(steps=START_STEPS))
         return state.error.log().item() + PARTS[0].pull * state.x.square().sum().item()
 
     def run(self):
         """Yield (share done, the best State so far, whether its error is that of the model's picture)."""
-        parts, done = PARTS[self.begun:], 0
-        total = sum(part.steps for part in parts)
-        for part in parts:
+        done, total = 0, sum(part.steps for part in PARTS)
+        for part in PARTS:
             for count, state in enumerate(self.part(part)):
                 yield (done + min(count, part.steps)) / total, state, part.exact
             done += part.steps
