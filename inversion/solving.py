@@ -51,12 +51,13 @@ class State(NamedTuple):
 
 
 class LeastSquares:
-    """The least squares of one image at one size. exact: the model's picture is compared, not the preview. pull: of the
-    square of each unknown, times the error of the pixels."""
+    """The least squares of one image in one Part of the search."""
 
-    def __init__(self, inverter, preview, image, side, exact, pull):
-        self.inverter, self.preview, self.side, self.exact, self.pull = inverter, preview, side, exact, pull
-        self.target = shrunk(image, side)
+    def __init__(self, inverter, preview, image, part):
+        self.inverter, self.preview, self.steps, self.exact, self.pull = (
+            inverter, preview, part.steps, part.exact, part.pull)
+        self.side = sides(inverter)[part.side]
+        self.target = shrunk(image, self.side)
 
     def at(self, x):
         """The State at a vector."""
@@ -77,11 +78,11 @@ class LeastSquares:
         preview = self.preview.pictures(guess, self.side, chosen) if self.exact else state.picture
         return self.preview.jacobian(guess, self.side, chosen, preview)
 
-    def run(self, x, steps):
+    def run(self, x):
         """Yield the best State so far: that at a vector, then after each step."""
         state, damping, matrix, fresh = self.at(x), DAMPING, None, False
         yield state
-        for _ in range(steps):
+        for _ in range(self.steps):
             if matrix is None:
                 matrix, fresh = self.derivatives(state), True
             moved, damping = self.step(state, matrix, damping)
@@ -156,9 +157,7 @@ class Search:
 
     def part(self, part):
         """Yield the best State of a Part so far; what comes next begins where this ends."""
-        side = sides(self.inverter)[part.side]
-        for state in LeastSquares(self.inverter, self.preview, self.image, side, part.exact, part.pull).run(
-                self.x, part.steps):
+        for state in LeastSquares(self.inverter, self.preview, self.image, part).run(self.x):
             self.x = state.x
             yield state
 

@@ -20,6 +20,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 import options
 from camera import cameras_at, video_viewpoints
 from inference.loaded_model import load_model
+from inversion.solving import Part
 from model import build_generator
 from op.fast import fast_parts
 from surfaces.rendering import render_surface
@@ -146,6 +147,14 @@ def loaded_tiny(tmp_path, monkeypatch):
     monkeypatch.setattr('tempfile.tempdir', str(tmp_path / 'temporary'))
     save_tiny_model(tmp_path)
     return load_model('tiny', device='cpu', truncation_mean=100)
+
+
+@pytest.fixture
+def quick_inversion(monkeypatch):
+    """Photos are inverted with few candidates, pictures and steps."""
+    monkeypatch.setattr('inversion.search.IDENTITIES', 4)
+    monkeypatch.setattr('inversion.preview.PICTURES', 4)
+    monkeypatch.setattr('inversion.solving.PARTS', (Part(0, False, 2, 0.01), Part(-1, True, 2, 0.001)))
 
 
 @pytest.fixture

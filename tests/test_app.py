@@ -25,7 +25,6 @@ from tiny_model import frames_of, save_tiny_model, z_of
 
 import app
 import options
-from inversion.solving import Part
 from utils import UserError
 from web.explorer import AROUND, build, w_between
 from web.own_photo import UPLOAD_BYTES, uploaded
@@ -69,10 +68,7 @@ def test_files_last_as_long_as_the_request(api, tmp_path):
     assert not list((tmp_path / 'temporary').glob('stylesdf-*'))
 
 
-def test_a_photo_is_found_turned_and_kept_as_a_file(api, model, tmp_path, monkeypatch):
-    monkeypatch.setattr('inversion.search.IDENTITIES', 4)
-    monkeypatch.setattr('inversion.preview.PICTURES', 4)
-    monkeypatch.setattr('inversion.solving.PARTS', (Part(0, False, 2, 0.01), Part(-1, True, 2, 0.001)))
+def test_a_photo_is_found_turned_and_kept_as_a_file(api, model, tmp_path, monkeypatch, quick_inversion):
     for name, value in (('STEPS', 4), ('TUNE_STEPS', 3), ('SHOWN_EVERY', 2)):
         monkeypatch.setattr(f'web.own_photo.{name}', value)
     Image.fromarray(model.picture(model.w_of([3], 0.7), model.cameras([[5., 0.]]), 0.7)).save('photo.png')

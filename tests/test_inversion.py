@@ -16,7 +16,7 @@ from inversion.inverter import Guess, Inverter, shrunk
 from inversion.inverting import Guesser, Inversion, Settings
 from inversion.photos import cropped, sources
 from inversion.preview import Preview, to_guess, to_vector
-from inversion.solving import LeastSquares, Search, learned, solve
+from inversion.solving import LeastSquares, Part, Search, learned, solve
 from inversion.space import Space
 from inversion.tuning import Tuning
 from inversion.writing import outcome_of, verdict
@@ -238,7 +238,7 @@ def test_least_squares_come_nearer_through_a_decoder(inverter, preview, known):
     images, truth = known
     start = Guess(truth.viewpoint[2:] + 0.05, 0.7 * truth.u[2:])
     errors = [error for _, _, error in solve(inverter, preview, images[2:], start)]
-    squares = LeastSquares(inverter, preview, images[2:], 8, True, 0.)
+    squares = LeastSquares(inverter, preview, images[2:], Part(-1, True, 0, 0.))
     assert errors[-1] < 0.2 * squares.at(to_vector(start, inverter)).error
     assert squares.at(to_vector(truth.select([2]), inverter)).error < 1e-9
 
@@ -264,7 +264,7 @@ def test_least_squares_begin_again_where_the_first_start_does_not_find_the_image
 def test_least_squares_prefer_what_is_likely(field):
     inverter, image, truth = field
     far = to_vector(truth.select(slice(0, 1)), inverter) * 2
-    ends = [list(LeastSquares(inverter, Preview.fitted(inverter), image, 8, False, pull).run(far, 3))[-1].x.norm()
+    ends = [list(LeastSquares(inverter, Preview.fitted(inverter), image, Part(0, False, 3, pull)).run(far))[-1].x.norm()
             for pull in (0., 10.)]
     assert ends[1] < 0.5 * ends[0]
 

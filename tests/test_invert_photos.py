@@ -12,17 +12,13 @@ import generate_shapes_and_images as generate
 import invert_photos
 from inference.results import read_inversions
 from inversion import inverting
-from inversion.solving import Part
 
 TINY = ['--expname', 'tiny', '--device', 'cpu', '--truncation_mean', '100']
 QUICK = ['--steps', '3', '--starts', '2']
 
 
 @pytest.fixture
-def model(loaded_tiny, monkeypatch):
-    monkeypatch.setattr('inversion.search.IDENTITIES', 4)
-    monkeypatch.setattr('inversion.solving.PARTS', (Part(0, False, 2, 0.01), Part(-1, True, 2, 0.001)))
-    monkeypatch.setattr('inversion.preview.PICTURES', 4)
+def model(loaded_tiny, monkeypatch, quick_inversion):
     monkeypatch.setattr('inversion.writing.FRAMES', 4)
     monkeypatch.setattr('inversion.encoder.FIRST', 8)
     monkeypatch.setattr('inversion.encoder.BATCH', 8)

@@ -11,7 +11,6 @@ from skimage.metrics import structural_similarity
 import evaluate
 from camera import cameras_of
 from inversion.inverter import Inverter
-from inversion.solving import Part
 from metrics.inversion import angle_between, depth_error, depth_of, own_image
 from metrics.similarity import psnr, ssim
 from utils import to_uint8
@@ -59,10 +58,7 @@ def test_own_images_depend_on_their_number_alone(loaded_tiny):
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_evaluation_measures_every_stage(loaded_tiny, command, tmp_path, monkeypatch):
-    monkeypatch.setattr('inversion.search.IDENTITIES', 4)
-    monkeypatch.setattr('inversion.solving.PARTS', (Part(0, False, 2, 0.01), Part(-1, True, 2, 0.001)))
-    monkeypatch.setattr('inversion.preview.PICTURES', 4)
+def test_evaluation_measures_every_stage(loaded_tiny, command, tmp_path, quick_inversion):
     inverter = Inverter.of(loaded_tiny.generator, loaded_tiny.opt, loaded_tiny.means)
     (tmp_path / 'cats').mkdir()
     for number in range(3):
