@@ -250,9 +250,14 @@ class Rendering(NamedTuple):
 
     def as_images(self, resolution):
         """The same from values that lie ray by ray: (B,R,C), and sdf and eikonal (B,R,N,C)."""
-        size = (resolution, resolution)
-        return Rendering(*(x if x is None else x.transpose(1, 2).unflatten(2, size) for x in self[:4]),
-                         *(x if x is None else x.unflatten(1, size) for x in self[4:]))
+        return Rendering(*(x if x is None else x.transpose(1, 2).unflatten(2, (-1, resolution)) for x in self[:4]),
+                         *(x if x is None else x.unflatten(1, (-1, resolution)) for x in self[4:]))
+
+    @staticmethod
+    def joined(renderings, dim=0):
+        """Several as one, side by side along an axis: by default more images."""
+        return renderings[0] if len(renderings) == 1 else Rendering(*(
+            None if values[0] is None else torch.cat(values, dim) for values in zip(*renderings, strict=True)))
 
 
 class VolumeRenderer(nn.Module):
@@ -336,8 +341,7 @@ class VolumeRenderer(nn.Module):
             features=integrate(weights, features) if wanted.features else None,
             xyz=integrate(weights, points),
             background=weights[..., -1:],
-            sdf=raw if wanted.sdf else None,
-            eikonal=slope)
+            sdf=raw if wanted.sdf else None, eikonal=slope)
 
     def evaluate(self, field, points, viewdirs, cameras, eikonal=False):
         """The field at world points (B,R,N,3) of rays that it sees along viewdirs (B,R,3), or None.

@@ -6,7 +6,6 @@ import torch
 from tqdm import tqdm
 
 from op.folded_field import fold
-from op.tiles import tile_points
 from training.run import adam
 
 # Ellipsoids in the field's own units (near and far plane at -1 and 1): center, radii. A skull, two ears, a nose.
@@ -62,7 +61,7 @@ def fit_head(generator, w, far_minus_near, steps=STEPS):
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     errors = []
     for _ in tqdm(range(steps), desc='fitting a field to a head', unit='step'):
-        points = training_points(min(POINTS, tile_points(w.device, network.width)), random).requires_grad_()
+        points = training_points(POINTS, random).requires_grad_()
         target = head_sdf(points)
         target_slope, = torch.autograd.grad(target.sum(), points)
         sdf, _, _, slope = fold(network, w).with_slope(points.detach())

@@ -10,6 +10,7 @@ import torch
 from camera import cameras_of
 from inversion.inverter import Guess, shrunk
 from op.chosen import can_choose, choose, render_chosen
+from volume_renderer import Rendering
 
 SIDES = (16, 32)   # of the previews, in pixels
 PICTURES = 24      # that the maps are fitted to
@@ -71,10 +72,8 @@ class Preview:
         if chosen is None:
             rendering = generator.renderer(latents.w, cameras, resolution=side, features=full)
         else:
-            views = [render_chosen(generator.renderer, latents.w[b:b + 1], cameras[b:b + 1], chosen, full)
-                     for b in range(len(cameras))]
-            rendering = type(views[0])(*(None if values[0] is None else torch.cat(values)
-                                         for values in zip(*views, strict=True)))
+            rendering = Rendering.joined([render_chosen(generator.renderer, latents.w[b:b + 1], cameras[b:b + 1],
+                                                        chosen, full) for b in range(len(cameras))])
         if not full:
             return rendering.thumbnail
         layer = generator.decoder.conv1

@@ -77,10 +77,9 @@ def render_chosen(renderer, w, camera, chosen, features=True):
 
 def render_with_gradients(renderer, w, cameras, features=True):
     """VolumeRenderer.forward of latents w (B,style_dim) by B cameras, with gradients at the samples that matter."""
-    views = [render_chosen(renderer, w[b:b + 1], cameras[b:b + 1],
-                           choose(renderer, w[b:b + 1], cameras[b:b + 1]), features) for b in range(len(cameras))]
-    return views[0] if len(views) == 1 else Rendering(*(None if values[0] is None else torch.cat(values)
-                                                        for values in zip(*views, strict=True)))
+    return Rendering.joined([render_chosen(renderer, w[b:b + 1], cameras[b:b + 1],
+                                           choose(renderer, w[b:b + 1], cameras[b:b + 1]), features)
+                             for b in range(len(cameras))])
 
 
 def evaluate(renderer, field, points, viewdirs, camera):

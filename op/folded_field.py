@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from op.products import product
+from op.sines import sine, sine_and_cosine
 from op.siren import fused_field
 
 
@@ -73,18 +75,18 @@ class FoldedField(NamedTuple):
         """Activations (B,P,C) of the last hidden layer."""
         for i, (weight, bias) in enumerate(self.points):
             out = self.scratch and self.scratch.tensor(i % 2, (*points.shape[:2], weight.shape[2]), points)
-            points = _sin(torch.baddbmm(bias, points, weight, out=out))
+            points = sine(product(points, weight, bias, out))
         return points
 
     def hidden_and_slope(self, points):
         """What `hidden` gives, and the gradient (B,P,3) of the first output by the points."""
         cosines = []
         for weight, bias in self.points:
-            points, cosine = _SinCos.apply(torch.baddbmm(bias, points, weight))
+            points, cosine = sine_and_cosine(product(points, weight, bias))
             cosines.append(cosine)
         slope = self.sigma[0]  # (1,C), then (B,P,C) and at last (B,P,3)
         for (weight, _), cosine in zip(reversed(self.points), reversed(cosines), strict=True):
-            slope = torch.bmm(slope * cosine, weight.transpose(1, 2))
+            slope = product(slope * cosine, weight.transpose(1, 2))
         return points, slope
 
     def heads(self, hidden, viewdirs=None):
@@ -99,10 +101,10 @@ class FoldedField(NamedTuple):
         weight, bias = self.views
         from_view = torch.baddbmm(bias, viewdirs, weight[:, -3:])  # once a ray, not once a sample
         out = self.scratch and self.scratch.tensor('features', hidden.shape, hidden)
-        from_point = torch.bmm(hidden, weight[:, :-3], out=out)
+        from_point = product(hidden, weight[:, :-3], out=out)
         batch, rays, width = from_view.shape
         samples = from_point.view(batch, rays, hidden.shape[1] // max(1, rays), width)
-        return _sin(samples + from_view[:, :, None] if samples.requires_grad
+        return sine(samples + from_view[:, :, None] if samples.requires_grad
                     else samples.add_(from_view[:, :, None])).view(hidden.shape)
 
 
@@ -120,23 +122,3 @@ def _fold_layer(layer, w):
     gain, shift = layer.gain_and_shift(w)
     return ((gain[:, :, None] * layer.weight).transpose(1, 2),
             torch.addcmul(shift, gain, layer.bias)[:, None])
-
-
-def _sin(x):
-    return x.sin() if x.requires_grad else x.sin_()
-
-
-class _SinCos(torch.autograd.Function):
-    """(sin x, cos x): each is what the other's derivative needs."""
-
-    @staticmethod
-    def forward(ctx, x):
-        sine, cosine = x.sin(), x.cos()
-        ctx.save_for_backward(sine, cosine)
-        return sine, cosine
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, d_sine, d_cosine):
-        sine, cosine = ctx.saved_tensors
-        return (d_sine * cosine).addcmul_(d_cosine, sine, value=-1)

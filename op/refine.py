@@ -330,7 +330,8 @@ class Samples:
     def moved(self, error, influence):
         """By how much a depth moves if a sample of this influence is nearer to the surface by an error."""
         scale = self.field.density.scale
-        return (error * (1 / scale)).clamp_(max=STEEPEST).expm1_().mul_(influence).mul_(scale)
+        share = (error * (1 / scale)).clamp_(max=STEEPEST).exp_().sub_(1)  # expm1 takes PyTorch 2 to 17 times as long
+        return share.mul_(influence).mul_(scale)
 
     def wanted(self, tolerance, of):
         """A mask of those samples that `of` takes of a volume whose deviation matters more than the tolerance, or

@@ -10,9 +10,11 @@ ray of every 4th row is evaluated. Between four of these rays the distances lie 
 they bend nearby. What may have weight by that is evaluated, front to back. Measured: docs/performance.md.
 """
 import itertools
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from op.refine import BENDS, COARSEST, Field, Tolerances, bends, corners, neighborhood, picked, sdf_volume
 from volume_renderer import Rendering, VolumeRenderer, pixel_directions, sample_depths
@@ -21,6 +23,7 @@ from volume_renderer import Rendering, VolumeRenderer, pixel_directions, sample_
 SURFACE = Tolerances(nodes=5e-7, centers=1e-6, faces=4e-6, ray=7e-5, sure=8)
 NEAR_ZERO = 0.05   # in scales of the density: of a mesh, samples whose sign is in doubt are exact
 NO_WEIGHT = 3e-5   # samples of a picture that have less weight are left out
+OPAQUE = 20        # exponent: nothing passes, and exp is ten times as slow where its results are subnormal numbers
 PROBE_RAYS = 1 / 256  # of a picture: evaluated as a whole, to see whether something was overlooked
 SLAB_SAMPLES = 1 << 23  # of a surface whose distances are searched for at a time
 FEWEST_ROWS = 24   # of a slab, which the search needs
@@ -49,8 +52,7 @@ class SparseRenderer(VolumeRenderer):
                          self._surface(field, grid, camera, sdf, decisive)
                          or super().forward(latent, camera, resolution=resolution, samples=samples, color=False,
                                             sdf=sdf))
-        return views[0] if len(views) == 1 else Rendering(*(None if values[0] is None else torch.cat(values)
-                                                            for values in zip(*views, strict=True)))
+        return Rendering.joined(views)
 
     def _has_a_grid(self, resolution, color, sdf, on_gpu):
         """Whether views may come from few samples: those of all rays lie on a grid, or, of a picture, at one offset a
@@ -140,14 +142,13 @@ def around_zero(volume, _):
 class Picture:
     """The samples of a picture: R rays of N each, of which those are evaluated that may have weight.
 
-    low, high: between which the distances (R,N) lie; values: what they are, or a guess.
+    low, high: between which the distances (R,N) lie; values: what they are, or a guess; known: which were evaluated.
     """
 
     def __init__(self, renderer, field, grid, camera, t):
         """t: (R,N) where the samples lie: on the grid, or up to one step behind it."""
         self.renderer, self.field, self.grid, self.camera, self.t = renderer, field, grid, camera, t
-        self.features, self.logits, self.count = [], [], 0
-        self.row = torch.full(t.shape, -1, device=t.device)  # of each sample's features in the list of those
+        self.evaluated, self.known = [], torch.zeros_like(t, dtype=torch.bool)
         self.spacing = (t[:, 1:] - t[:, :-1]) * grid.rays.norm(dim=-1, keepdim=True)  # (R,N-1)
         self.bound()
 
@@ -174,8 +175,7 @@ class Picture:
             between = torch.lerp(between[:, :-1], between[:, 1:], (self.t[:, :1] - grid.depths[0]) / grid.step)
         self.values, self.low, self.high = between, between - room, between + room
         if not jittered:
-            known = self.row >= 0
-            self.low[known] = self.high[known] = self.values[known]
+            self.low[self.known] = self.high[self.known] = self.values[self.known]
 
     def settle(self):
         """Evaluate the samples that may have weight."""
@@ -185,7 +185,7 @@ class Picture:
             wanted = self.most_weight(self.high if attempt else self.values) > NO_WEIGHT
             if not attempt:
                 wanted[rays] = True
-            ray, sample = (wanted & (self.row < 0)).nonzero().T
+            ray, sample = (wanted & ~self.known).nonzero().T
             if not len(ray):
                 return
             points = self.grid.origin + self.grid.rays[ray] * self.t[ray, sample, None]
@@ -197,10 +197,12 @@ class Picture:
 
     def most_weight(self, thick):
         """The largest weights (R,N) that the samples can have, if those before them are at the distances `thick`."""
-        density = self.grid.density.value
+        def opacity(distances):
+            return self.grid.density.value(distances[:, :-1]).mul_(self.spacing)
+
         weight = torch.ones_like(thick)  # the last sample may get all that is left
-        weight[:, :-1] = -torch.expm1(-density(self.low[:, :-1]) * self.spacing)
-        weight[:, 1:] *= torch.exp(-(density(thick[:, :-1]) * self.spacing).cumsum(-1))
+        weight[:, :-1] -= opacity(self.low).clamp_(max=OPAQUE).neg_().exp_()
+        weight[:, 1:] *= opacity(thick).cumsum(-1).clamp_(max=OPAQUE).neg_().exp_()
         return weight
 
     def widen(self, ray, sample, outside):
@@ -211,34 +213,41 @@ class Picture:
         around[ray, sample] = outside.clamp(min=0)
         size = self.grid.resolution
         around = 2 * neighborhood(torch.maximum, around.view(size, size, -1), COARSEST).flatten(0, 1)
-        around.masked_fill_(self.row >= 0, 0)
+        around.masked_fill_(self.known, 0)
         self.low -= around
         self.high += around
 
-    def evaluate(self, ray, sample, points, viewdirs, kept=slice(None)):
-        """Distances (P,) at points (P,3); kept: which of them are samples of the picture, ray and sample (P,)."""
+    def evaluate(self, ray, sample, points, viewdirs, kept=None):
+        """Distances (P,) at points (P,3); kept: which of them are samples of the picture, ray and sample (P,), if not
+        all are. The samples lie ray by ray."""
         distances, features, logits = self.renderer.evaluate_at(self.field, points, viewdirs, self.camera)
-        self.features.append(features)
-        self.logits.append(logits)
-        row = torch.arange(self.count, self.count + len(points), device=ray.device)
-        self.row[ray[kept], sample[kept]] = row[kept]
-        self.count += len(points)
+        index = torch.arange(len(points), device=ray.device) if kept is None else kept.nonzero()[:, 0]
+        self.evaluated.append(Evaluated(ray[index], sample[index], index, features, logits))
+        self.known[ray[index], sample[index]] = True
         return distances
 
     def blend(self, weights, features):
         """Colors (R,3) in [-1, 1] and, if wanted, features (R,C), of the samples with these weights (R,N)."""
-        evaluated = self.row >= 0
-        kept = weights.where(evaluated, 0.)
+        kept = weights.where(self.known, 0.)
         # The samples that were left out give their weight to those that were kept.
         kept *= weights.sum(-1, keepdim=True) / kept.sum(-1, keepdim=True).clamp(min=NO_WEIGHT)
-        row, weight = self.row[evaluated], kept[evaluated]
-        begins = F.pad(evaluated.sum(-1).cumsum(0)[:-1], (1, 0))  # of each ray in this list
+        colors = sum(part.blended(kept, torch.sigmoid(part.logits)) for part in self.evaluated)
+        return 2 * colors - 1, sum(part.blended(kept, part.features) for part in self.evaluated) if features else None
 
-        def blended(values):
-            return F.embedding_bag(row, torch.cat(values), begins, mode='sum', per_sample_weights=weight)
 
-        colors = 2 * blended([torch.sigmoid(logits) for logits in self.logits]) - 1
-        return colors, blended(self.features) if features else None
+class Evaluated(NamedTuple):
+    """Samples of a picture that were evaluated together, ray by ray: P of them, among Q points."""
+    ray: Tensor       # (P,)
+    sample: Tensor    # (P,) its place along that ray
+    index: Tensor     # (P,) its point
+    features: Tensor  # (Q,C)
+    logits: Tensor    # (Q,3)
+
+    def blended(self, weights, values):
+        """What they add to each ray (R,C), by the weights (R,N) of all samples; values: (Q,C) at the points."""
+        begins = F.pad(torch.bincount(self.ray, minlength=len(weights)).cumsum(0)[:-1], (1, 0))  # of each ray in here
+        return F.embedding_bag(self.index, values, begins, mode='sum',
+                               per_sample_weights=weights[self.ray, self.sample])
 
 
 class ViewGrid:

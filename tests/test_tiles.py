@@ -17,7 +17,7 @@ SWITCHES = [{}, {'force_background': True, 'static_viewdirs': True}, {'sdf': Fal
 @pytest.fixture(params=SWITCHES, ids=str)
 def both(request, monkeypatch):
     """The two renderers with the same weights; tiles of 7 rays, of which 81 are no multiple."""
-    monkeypatch.setitem(tiles.TILE_POINTS, 'cpu', 50)
+    monkeypatch.setitem(tiles.TILE_VALUES, 'cpu', 50 * 24)
     monkeypatch.setitem(tiles.TRAINING_POINTS, 'cpu', 3 * 50)
     settings = {'style_dim': 16, 'resolution': 9, 'samples': 7, 'depth': 3, 'width': 24, 'perturb': 0.}
     torch.manual_seed(0)
