@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from op.threads import for_each
+
 COARSEST = 4         # the first samples are so far apart along each axis
 FEWEST_NODES = 6     # along an axis, which the interpolation needs
 # The kinds of a level's samples: which of their indices are odd. Each is predicted from the kinds before it.
@@ -301,14 +303,14 @@ class Samples:
         self.spacing = stride * field.spacing
         self.influence = torch.empty_like(self.values)
         self.reached = None if field.hidden else torch.empty_like(self.exact)
-        for rows in self.row_slices():
-            self.weigh_rays(rows)
+        self.by_rows(self.weigh_rays)
 
-    def row_slices(self):
-        """Slices of rows that make up the volume. On a CPU what is computed of one stays in the cache."""
-        rows = self.values.shape[0]
-        step = max(1, CACHED_SAMPLES // self.values[0].numel()) if self.values.device.type == 'cpu' else rows
-        return [slice(first, min(rows, first + step)) for first in range(0, rows, step)]
+    def by_rows(self, work):
+        """[work(rows)] of slices of rows that make up the volume. On a CPU what is computed of one stays in the cache.
+        """
+        rows, device = self.values.shape[0], self.values.device
+        step = max(1, CACHED_SAMPLES // self.values[0].numel()) if device.type == 'cpu' else rows
+        return for_each(work, [slice(first, min(rows, first + step)) for first in range(0, rows, step)], device)
 
     def weigh(self, places):
         """Find out anew what each sample matters on the rays through some places (P,3), whose distances changed."""
@@ -395,10 +397,12 @@ class Samples:
 
     def all_in_doubt(self, matters):
         """The index (P,3) of all samples that are `in_doubt`."""
-        found = [self.in_doubt(matters, itemgetter(rows)).nonzero() for rows in self.row_slices()]
-        for places, rows in zip(found, self.row_slices(), strict=True):
+        def in_rows(rows):
+            places = self.in_doubt(matters, itemgetter(rows)).nonzero()
             places[:, 0] += rows.start
-        return torch.cat(found)
+            return places
+
+        return torch.cat(self.by_rows(in_rows))
 
     def in_doubt_on(self, rays, matters):
         """The index (P,3) of those on rays, given by their rows and columns."""
@@ -439,8 +443,7 @@ class Samples:
 
         Some rays are chosen at random, and evaluated, among those on which it may matter.
         """
-        total = torch.cat([self.effect(self.deviation[rows], self.influence[rows]).sum(-1)
-                           for rows in self.row_slices()])
+        total = torch.cat(self.by_rows(lambda rows: self.effect(self.deviation[rows], self.influence[rows]).sum(-1)))
         rays = picked((total > IN_PLAY * self.field.tolerances.ray).nonzero(), PROBE_RAYS, self.rng)
         if not len(rays):
             return 1.

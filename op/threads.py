@@ -11,19 +11,17 @@ import torch
 
 
 def for_each(work, items, device, in_order=False):
-    """Call work(item) for each item of a list, on a CPU as many at a time as this thread's PyTorch has threads.
+    """A list of work(item) for each item of a list, on a CPU as many at a time as this thread's PyTorch has threads.
 
-    Each call has one thread and records no gradients. Returns when all are done; raises what one of them raised.
-    in_order: one after the other nevertheless.
+    Each call has one thread and records no gradients. Raises what one of them raised. in_order: one after the other
+    nevertheless.
     """
     threads = torch.get_num_threads() if device.type == 'cpu' and not in_order else 1
     if min(threads, len(items)) < 2:
         with torch.no_grad():
-            for item in items:
-                work(item)
-        return
-    for call in [_pool(threads).submit(torch.no_grad()(work), item) for item in items]:
-        call.result()
+            return [work(item) for item in items]
+    calls = [_pool(threads).submit(torch.no_grad()(work), item) for item in items]
+    return [call.result() for call in calls]
 
 
 _of_this_thread = threading.local()
