@@ -165,8 +165,8 @@ class Generation:
         files, shown = write_pictures(self.folder, identity, batches, len(cameras), self.shaped, progress, later)
         if self.owner:
             files.append(results.latents_file(identity.long_name))
-            save_latents(self.folder / files[-1], latents, self.owner, viewpoints, source=source_of(identity, opt),
-                         **kept_of(identity.saved))
+            save_latents(self.folder / files[-1], latents, self.owner, viewpoints, camera=opt.camera,
+                         source=source_of(identity, opt), **kept_of(identity.saved))
         pictured = time.perf_counter()
         if self.write_surfaces:
             files += self.write_surfaces(self.folder, identity, generator, latents, cameras, shown, noise or 'fixed',

@@ -1,14 +1,14 @@
 """Invert photos: find the viewpoint and latents from which a model makes them, so that they can be turned and edited.
 
-    python invert_photos.py --expname cats_demo --train_encoder                    once for each model, some minutes
     python invert_photos.py --expname cats_demo photo.jpg more_photos/ --tune --page --video
+    python invert_photos.py --expname mine --train_encoder        once for each model of your own, some minutes
     python render_video.py --expname cats_demo --latents evaluations/cats_demo/final_model/inversions/photo/latents.pt
 
 Photos are files, folders or zips. Without an encoder the search begins with the best of many random identities, which
 takes longer. For each photo it writes under RESULTS_DIR/EXPNAME/MODEL/inversions/NAME/: the square that was used, the
 reconstruction, views from five angles, depth, mesh, and latents.pt, which --latents of the other commands takes.
-inversions/index.json lists what was found. Ctrl-C ends the search early, and the best so far is written. What it can do
-and how well: docs/inversion.md.
+inversions/index.json lists what was found. Ctrl-C ends the command: of the photo at hand the best so far is written,
+and the remaining ones are not begun. What it can do and how well: docs/inversion.md.
 """
 import options
 
@@ -32,7 +32,7 @@ from inversion.inverter import Inverter
 from inversion.inverting import Guesser, Inversion, Settings, batch_of
 from inversion.photos import as_tensor, cropped, sources
 from inversion.writing import outcome_of, write_photo
-from utils import UserError, select_device, writable_folder
+from utils import UserError, printable, select_device, writable_folder
 from web.results_page import write_page
 
 
@@ -68,7 +68,7 @@ def first_batch(batch, broken):
     if crops is None:
         where, reason = next(iter(broken.items()))
         more = f' (and {len(broken) - 1} more)' if len(broken) > 1 else ''
-        raise UserError(f'{where} cannot be read as a photo: {reason}{more}; give photos, or a folder or zip of them.')
+        raise UserError(f'{where} cannot be used: {reason}{more}; mend it, or give other photos.')
     return crops
 
 
@@ -78,6 +78,8 @@ def the_encoder(opt, inverter, owner, model_path):
     if not opt.inversion.train_encoder:
         return read_encoder(path, inverter, owner)
     writable_folder(path.parent, '--train_encoder')
+    if path.exists():
+        print(f'{path} stays as it is until the new encoder is finished, and is then replaced.')
     encoder = train_encoder(inverter, opt.inversion.encoder_steps)
     save_encoder(path, encoder, owner)
     print(f'The encoder is in {path}, where it is found from now on.')
@@ -108,7 +110,11 @@ def invert(inverter, crops, guesser, settings):
 
 def write(inversion, crops, owner, folder, path, seconds, opt):
     """Write what was found of some Crops; prints a line for each."""
+    earlier = results.read_index(folder)
     for i, crop in enumerate(crops):
+        before = str(earlier.get(crop.source.name, {}).get('photo', crop.source.where))
+        if before != crop.source.where:
+            print(f'{crop.source.name}: this takes the place of what was found of {printable(before)}.')
         outcome = outcome_of(inversion, i, crop.source.name, f'photo {crop.source.where}')
         facts = {'seconds': round(seconds / len(crops), 1), 'checkpoint': {'file': str(path), 'weights': owner.weights}}
         write_photo(inversion.inverter, folder, crop, outcome, owner, path, facts, opt.inversion.video)
@@ -120,14 +126,13 @@ def main(opt):
     generator, opt, path, model_name = load_generator(opt, device)
     check(opt, generator, path)
     wanted, broken, written = opt.inversion, {}, 0
-    found = sources(wanted.photos) if wanted.photos else []
+    found, left_out = sources(wanted.photos) if wanted.photos else ([], [])
     aligner = Aligner(wanted.landmarks) if wanted.align else None
-    size = generator.decoder.size if generator.full_pipeline else generator.renderer.resolution
     folder = writable_folder(results.inversion_folder(opt, model_name), '--results_dir')
     results.read_index(folder)  # an unusable one is noticed before the work
     means = generator.mean_latents(opt.inference.truncation_mean, seeded(opt.experiment.seed, device))
     inverter, owner = Inverter.with_features(generator, opt, means, path), Owner.of(generator, opt)
-    batch = batches(found, size, batch_of(inverter), broken, aligner)
+    batch = batches(found, inverter.size, batch_of(inverter), broken, aligner)
     first = [first_batch(batch, broken)] if found else []
     encoder = the_encoder(opt, inverter, owner, path)
     if not found:
@@ -138,15 +143,17 @@ def main(opt):
         prepare(guesser)
     settings = Settings(wanted.steps, wanted.seconds, wanted.tune_steps if wanted.tune else 0, wanted.starts,
                         wanted.fit_noise)
-    for crops in itertools.chain(first, batch):
-        began = time.perf_counter()
-        inversion, stop = invert(inverter, crops, guesser, settings)
-        if inversion.found is not None:
-            write(inversion, crops, owner, folder, path, time.perf_counter() - began, opt)
-            written += len(crops)
-        if stop:
-            raise stop
-    print('\n'.join([f'{written} {"photo" if written == 1 else "photos"} in {folder}',
-                     *named_lines('not readable, skipped', broken)]))
-    if opt.inference.page:
-        print(f'Page: {write_page(folder.parent)}')
+    try:
+        for crops in itertools.chain(first, batch):
+            began = time.perf_counter()
+            inversion, stop = invert(inverter, crops, guesser, settings)
+            if inversion.found is not None:
+                write(inversion, crops, owner, folder, path, time.perf_counter() - began, opt)
+                written += len(crops)
+            if stop:
+                raise stop
+    finally:
+        print('\n'.join([f'{written} {"photo" if written == 1 else "photos"} in {folder}',
+                         *named_lines('not readable, skipped', broken), *left_out]))
+        if opt.inference.page and written:
+            print(f'Page: {write_page(folder.parent)}')

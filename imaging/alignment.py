@@ -135,6 +135,9 @@ def read_landmarks(path):
         except (TypeError, ValueError):
             raise UserError(f'--landmarks {path}: line {number} does not hold eight numbers after the name of the '
                             'photo.') from None
+        if row['photo'] in found:
+            raise UserError(f'--landmarks {path}: line {number} names a photo of an earlier line; leave out one of '
+                            'them.')
         found[row['photo']] = Landmarks(*values)
     return found
 
@@ -159,7 +162,7 @@ class Aligner:
         for key in (name, Path(name).name):
             if key in self._given:
                 return self._given[key]
-        raise BrokenPhoto(f'{self._path} has no line for it')
+        raise BrokenPhoto(f'--landmarks {self._path} has no line for it')
 
     def _find(self, image):
         self._detector = self._detector or _mtcnn()(keep_all=True, post_process=False, device='cpu')

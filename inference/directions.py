@@ -147,7 +147,7 @@ def read_directions(path, generator, owner):
     contents = checkpoint.contents_of(path)
     if not isinstance(contents, dict) or contents.get('format') != FORMAT:
         raise UserError(f'{path} holds no directions; give a file that find_directions.py wrote.')
-    owner.check(contents.get('model'), path, 'directions')
+    owner.check(contents.get('model'), path)
     entries = contents.get('directions')
     device, size = generator.style[0].weight.device, generator.style_dim
     layers = generator.decoder.num_layers if generator.full_pipeline else 1

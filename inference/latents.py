@@ -8,13 +8,16 @@ A file of latents is a dict written by torch.save and read with weights_only=Tru
                  layer of the field, the one of the view direction last, as invert_photos.py finds them
     w_prime      (1,L,2*style_dim) of each decoder layer, likewise; None for a field without decoder
     viewpoints   (V,2) azimuth and elevation in radians: where the identity was seen from
+    camera       {'fov': …, 'dist_radius': …} of those views; older files do not have it
     noise        the decoder's noise maps, a list of (1,1,h,w), or None for those of the checkpoint
     tuned        {name: difference} between a tuned decoder's weights and the checkpoint's, in half precision, or None
     source       where the latents come from, in words
 """
 import copy
 import hashlib
+import math
 import re
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +28,8 @@ import checkpoint
 from utils import UserError, printable
 
 FORMAT = 'StyleSDF latents 1'
+LATENTS_FILE = 'latents.pt'  # of a folder that is named after a photo
+CAMERA = 'fov', 'dist_radius'  # flags that say what is seen from a viewpoint
 MAX_VIEWS = 1000
 MAX_NAME = 60       # of an identity that is named after its file
 MAX_SOURCE = 500    # characters
@@ -136,33 +141,35 @@ class Owner(NamedTuple):
     def of(cls, generator, opt):
         return cls(opt.experiment.expname, weights_hash(generator))
 
-    def check(self, model, path, what='latents'):
-        """Raise UserError where a file's entry `model` names another one."""
+    def check(self, model, path, remedy='give that model with --expname or --model'):
+        """Raise UserError where a file's entry `model` names another one. remedy: what to do then."""
         if not isinstance(model, dict) or not all(isinstance(model.get(key), str) for key in self._fields):
-            raise UserError(f'{path} does not say which model its {what} belong to, and so is of no use.')
+            raise UserError(f'{path} does not name the model that it is for, and so is of no use; make it anew.')
         if model['weights'] != self.weights:
             other = printable(model['name'])
             same = ' (another one of that name)' if other == self.name else ''
-            raise UserError(f'{path} holds {what} of the model {other}{same}, which mean nothing to {self.name}; give '
-                            'the model that they belong to with --expname or --model.')
+            raise UserError(f'{path} is for the model {other}{same} and of no use to {self.name}; {remedy}.')
 
 
-def save_latents(path, latents, owner, viewpoints, *, noise=None, tuned=None, source=''):
-    """Write a file of Latents of one identity, atomically. viewpoints: (V,2). The rest: see the head of this file."""
+def save_latents(path, latents, owner, viewpoints, *, camera=None, noise=None, tuned=None, source=''):
+    """Write a file of Latents of one identity, atomically. viewpoints: (V,2). camera: the flags of the group of that
+    name. The rest: see the head of this file."""
     def plain(tensor):
         return None if tensor is None else tensor.detach().cpu().float().contiguous().clone()
 
     checkpoint.save(path, {
         'format': FORMAT, 'model': owner._asdict(), 'w': plain(latents.w), 'w_prime': plain(latents.w_prime),
-        'viewpoints': plain(viewpoints), 'noise': noise and [plain(one) for one in noise],
+        'viewpoints': plain(viewpoints), 'camera': camera and {name: float(camera[name]) for name in CAMERA},
+        'noise': noise and [plain(one) for one in noise],
         'tuned': tuned and {name: plain(one).half() for name, one in tuned.items()}, 'source': source[:MAX_SOURCE]})
 
 
-def read_latents(path, generator, owner):
+def read_latents(path, generator, owner, opt=None):
     """The SavedLatents in a file, checked to fit the generator, whose Owner is given, and moved to its device.
 
-    Raises UserError for a file that is missing, damaged, no latents, of another model, or that would cost more memory
-    than it has bytes.
+    opt: the options with which the latents are to be shown, if they are. Raises UserError for a file that is missing,
+    damaged, no latents, of another model, that would cost more memory than it has bytes, or that was made with cameras
+    of which these options know nothing.
     """
     contents = checkpoint.contents_of(path)
     if not isinstance(contents, dict) or contents.get('format') != FORMAT:
@@ -195,10 +202,20 @@ def read_latents(path, generator, owner):
     viewpoints = tensor('viewpoints', contents.get('viewpoints'), None, 2)
     if not 1 <= len(viewpoints) <= MAX_VIEWS or viewpoints.abs().max() > 2 * torch.pi:
         raise UserError(f'{path} is damaged: its viewpoints are no angles.')
+    if opt:
+        _check_camera(contents.get('camera'), opt, path)
     source = contents.get('source')
     return SavedLatents(name_of_file(path), Latents(w, w_prime), viewpoints, noise, tuned,
                         printable(source, MAX_SOURCE) if isinstance(source, str) else '',
                         checkpoint.file_hash(path))
+
+
+def _check_camera(saved, opt, path):
+    for name in CAMERA if isinstance(saved, dict) else ():
+        own, value = saved.get(name), opt.camera[name]
+        if isinstance(own, float) and not math.isclose(own, value, rel_tol=1e-6) and name not in opt.given:
+            raise UserError(f'{path} was made with --{name} {own:g}; give that for the same pictures, or --{name} '
+                            f'{value:g} for others.')
 
 
 def _listed(noise, sides, path):
@@ -215,19 +232,38 @@ def _tuned(tuned, decoder, path, tensor):
 
 
 def name_of_file(path):
-    """What an identity from this file is called in the names of its results: letters, digits and hyphens."""
-    return re.sub(r'[^A-Za-z0-9]+', '-', Path(path).stem).strip('-')[:MAX_NAME] or 'photo'
+    """What an identity from this file is called in the names of its results: ASCII letters, digits and hyphens.
+
+    Letters lose their accents. A latents.pt has the name of its folder, as those of invert_photos.py have.
+    """
+    path = Path(path)
+    name = path.absolute().parent.name if path.name == LATENTS_FILE else path.stem
+    plain = unicodedata.normalize('NFKD', name).encode('ascii', 'ignore').decode()
+    return re.sub(r'[^A-Za-z0-9]+', '-', plain).strip('-')[:MAX_NAME] or 'photo'
+
+
+def unused_name(name, taken):
+    """The name, or name-2, name-3 and so on: the first that is not in `taken`, a set to which it is added.
+
+    Upper and lower case are the same here, as they are to some systems' files.
+    """
+    unused, number = name, 2
+    while unused.casefold() in taken:
+        unused, number = f'{name}-{number}', number + 1
+    taken.add(unused.casefold())
+    return unused
 
 
 def files_of(paths, flag='--latents'):
-    """The files that a flag names: files as they are, of folders the .pt files in them, by name.
+    """The files that a flag names: files as they are, of folders the .pt files in them, by name, or else the latents.pt
+    of the folders in them, as invert_photos.py writes them.
 
     Raises UserError for a folder without any.
     """
     files = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(path.glob('*.pt'))
+            inside = sorted(path.glob('*.pt')) or sorted(path.glob(f'*/{LATENTS_FILE}'))
             if not inside:
                 raise UserError(f'{flag} {path}: this folder holds no files of latents (.pt).')
             files += inside
@@ -240,10 +276,6 @@ def read_all(paths, generator, opt):
     """The SavedLatents of all files that --latents names, each with a name of its own."""
     owner, found, taken = Owner.of(generator, opt), [], set()
     for path in files_of(paths):
-        saved = read_latents(path, generator, owner)
-        name, number = saved.name, 2
-        while name in taken:
-            name, number = f'{saved.name}-{number}', number + 1
-        taken.add(name)
-        found.append(saved._replace(name=name))
+        saved = read_latents(path, generator, owner, opt)
+        found.append(saved._replace(name=unused_name(saved.name, taken)))
     return found

@@ -60,7 +60,7 @@ class LoadedModel:
 
     def read(self, path):
         """The SavedLatents in a file, of this model. Raises UserError."""
-        return read_latents(path, self.generator, self.owner)
+        return read_latents(path, self.generator, self.owner, self.opt)
 
     @functools.cached_property
     def owner(self):

@@ -208,8 +208,26 @@ def add_to_index(folder, name, entry):
         earlier = {file for file in kept + old.get('earlier_files', [])
                    if file not in files and (folder / file).is_file()}
         entries[name] = entry | {'files': files} | ({'earlier_files': sorted(earlier)} if earlier else {})
-        with atomic_path(folder / INDEX) as temporary:
-            temporary.write_text(json.dumps({'results': entries}, indent=1) + '\n', encoding='utf-8')
+        _write_index(folder, entries)
+
+
+def remove_inversion(folder, name):
+    """Remove the files that invert_photos.py has written of a photo, and its entry in the index."""
+    folder = Path(folder)
+    place = folder / name
+    files = [place / file for file in INVERTED] + [*place.glob('mesh.*'), *place.glob('video.*')]
+    with _alone(folder):
+        entries = read_index(folder)
+        if entries.pop(name, None):
+            _write_index(folder, entries)
+        for file in files:
+            if file.is_file():
+                file.unlink()
+
+
+def _write_index(folder, entries):
+    with atomic_path(folder / INDEX) as temporary:
+        temporary.write_text(json.dumps({'results': entries}, indent=1) + '\n', encoding='utf-8')
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ previews (preview.py), which take a fifth of the time of pictures. They are chan
 sharpness, and parts are covered, since photos differ from samples in these. The encoder is kept beside the model's
 checkpoint, NAME_encoder.pt, and the maps of the previews with it.
 """
-import contextlib
+import math
 from pathlib import Path
 
 import torch
@@ -29,6 +29,8 @@ RATE = 1e-3
 WIDER = 1.25               # viewpoints are drawn from so many times the training's spread
 PSI = (0.5, 1.1)           # distance from the mean of w, times that of random identities
 VIEW_WEIGHT = 4.           # of the viewpoint's error against that of the coordinates of w
+CAMERA = 'azim', 'elev', 'fov', 'dist_radius'  # flags that its viewpoints depend on
+ANOTHER = 'train another one with --train_encoder'
 
 
 class Block(nn.Module):
@@ -114,7 +116,7 @@ def changed(pictures, rng):
 
 
 def train_encoder(inverter, steps=STEPS):
-    """A trained Encoder of a model. Ctrl-C ends the training early; the encoder is what it is then."""
+    """A trained Encoder of a model."""
     device, side = inverter.device, side_for(inverter)
     rng = torch.Generator(device).manual_seed(inverter.opt.experiment.seed)
     preview = Preview.fitted(inverter)
@@ -123,7 +125,7 @@ def train_encoder(inverter, steps=STEPS):
         encoder = Encoder(inverter.generator.style_dim, side, preview).to(device).train()
     adam = torch.optim.Adam(encoder.parameters(), lr=RATE)
     pool = None
-    with tqdm(total=steps, desc='training the encoder', unit='step') as bar, contextlib.suppress(KeyboardInterrupt):
+    with tqdm(total=steps, desc='training the encoder', unit='step') as bar:
         first = min(FIRST, FRESH * steps)
         for made in range(0, first, FRESH):
             pool = joined(pool, samples(preview, FRESH, rng, side))
@@ -166,11 +168,16 @@ def encoder_path(model_path):
     return path.with_name(f'{path.stem}_encoder.pt')
 
 
+def camera_of(inverter):
+    """The flags of the cameras that an encoder is trained for, which it knows no others than."""
+    return {name: float(inverter.opt.camera[name]) for name in CAMERA}
+
+
 def save_encoder(path, encoder, owner):
     """Write an encoder of the model `owner` (inference.latents.Owner), in half precision."""
     preview = encoder.preview
     checkpoint.save(path, {'format': FORMAT, 'model': owner._asdict(), 'side': encoder.side,
-                           'psi': preview.inverter.psi, 'maps': preview.maps,
+                           'psi': preview.inverter.psi, 'camera': camera_of(preview.inverter), 'maps': preview.maps,
                            'encoder': {name: value.half() for name, value in encoder.state_dict().items()}})
 
 
@@ -192,15 +199,23 @@ def read_encoder(path, inverter, owner):
     another model."""
     if not Path(path).exists():
         return None
-    contents = checkpoint.contents_of(path)
+    try:
+        contents = checkpoint.contents_of(path)
+    except UserError as error:
+        raise UserError(f'{str(error).rstrip(".")}, or remove it and {ANOTHER}.') from None
     side = contents.get('side') if isinstance(contents, dict) and contents.get('format') == FORMAT else None
     if not isinstance(side, int) or side != side_for(inverter):
-        raise UserError(f'{path} is no encoder of this model; remove it, and train one with --train_encoder.')
-    owner.check(contents.get('model'), path, 'the encoder')
+        raise UserError(f'{path} is no encoder of this model; remove it, and {ANOTHER}.')
+    owner.check(contents.get('model'), path, f'remove it, and {ANOTHER}')
     psi = contents.get('psi')
     if not isinstance(psi, int | float) or psi != inverter.psi:
         raise UserError(f'{path} was trained with --truncation_ratio {printable(psi)}, not {inverter.psi}; give the '
-                        'same, or train another encoder with --train_encoder.')
+                        f'same, or {ANOTHER}.')
+    known = contents.get('camera')  # older files do not have it
+    for name, value in camera_of(inverter).items() if isinstance(known, dict) else ():
+        if isinstance(known.get(name), float) and not math.isclose(known[name], value, rel_tol=1e-6):
+            raise UserError(f'{path} was trained with --{name} {known[name]:g}, not {value:g}; give the same, or '
+                            f'{ANOTHER}.')
     preview = Preview(inverter, maps_of(contents.get('maps'), inverter, path))
     encoder = Encoder(inverter.generator.style_dim, side, preview)
     checkpoint.load_state(encoder, contents.get('encoder'), path)

@@ -47,7 +47,7 @@ def rate_factor(done):
     return min(1., max(0., (1 - done) / (1 - DECAY_FROM)))
 
 
-def clamped(viewpoint):
+def clamped_viewpoint(viewpoint):
     """Viewpoints whose elevation stays clear of the poles."""
     limit = STEEPEST * torch.pi / 180
     return torch.cat([viewpoint[:, :1], viewpoint[:, 1:].clamp(-limit, limit)], dim=1)
@@ -129,7 +129,7 @@ class Fitting:
     def terms(self, latents):
         """{name: (B,)} the terms of the loss, with their weights."""
         inverter, weights, images = self.inverter, self.weights, self.images
-        viewpoint = clamped(self.viewpoint)
+        viewpoint = clamped_viewpoint(self.viewpoint)
         picture, rendering = inverter.render(latents, viewpoint, 'fixed' if self.noise is None else self.noise)
         pull = weights.pull * self.u.square().mean(1) + weights.view * (viewpoint / inverter.spread).square().sum(1)
         pull = pull + weights.pull_layers * self.w_offsets.square().mean(dim=(1, 2))
@@ -153,7 +153,7 @@ class Fitting:
     def keep(self, latents, loss):
         """Keep what is better than all before, photo by photo. Returns whether anything is."""
         now = Found(Latents(*(None if one is None else one.detach() for one in latents)),
-                    clamped(self.viewpoint.detach()), self.u.detach().clone(),
+                    clamped_viewpoint(self.viewpoint.detach()), self.u.detach().clone(),
                     self.noise and [one.detach().clone() for one in self.noise], loss.detach())
         if self.found is None:
             self.found = now

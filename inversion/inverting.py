@@ -61,11 +61,11 @@ class Guesser:
         if self.encoder is None and self._candidates is None:
             self._candidates = search.candidates(self.inverter, self.preview, progress)
 
-    def guess(self, images):
+    def first_guess(self, images):
         """The Guess of each of B images (B,3,S,S)."""
-        return self.starting(images, 1)
+        return self.guesses(images, 1)
 
-    def starting(self, images, count=None):
+    def guesses(self, images, count=None):
         """A Guess of several for each image, or of one where there is an encoder: those of the first image first."""
         self.prepare()
         if self.encoder is not None:
@@ -80,12 +80,12 @@ class Inversion:
     def __init__(self, inverter, images, guesser, settings=None, weights=None):
         self.inverter, self.images, self.guesser = inverter, images, guesser
         self.settings = settings or Settings()
-        self.weights = weights or (PIVOT if self.tuned else Weights())
+        self.weights = weights or (PIVOT if self.tunes_decoder else Weights())
         self.guess, self.fitting, self.differences = None, None, [None] * len(images)
         self.errors = [float('inf')] * len(images)  # after the least squares
 
     @property
-    def tuned(self):
+    def tunes_decoder(self):
         """Whether the decoder is tuned too."""
         return self.settings.tune_steps > 0 and self.inverter.generator.full_pipeline
 
@@ -101,8 +101,8 @@ class Inversion:
         yield Progress('first guess')
         settings, seconds = self.settings, self.settings.seconds
         began = time.perf_counter()
-        self.guess = self.guesser.guess(self.images)
-        share = FIT_SHARE if self.tuned else 1.
+        self.guess = self.guesser.first_guess(self.images)
+        share = FIT_SHARE if self.tunes_decoder else 1.
         if settings.steps:
             yield from self.solve(share * SOLVE_SHARE * seconds)
         self.fitting = Fitting(self.inverter, self.images, self.guess, self.weights, settings.fit_noise)
@@ -110,12 +110,12 @@ class Inversion:
         close = max(self.errors) < CLOSE and not settings.fit_noise
         for done, terms in self.fitting.run(0 if close else settings.steps, left):
             yield Progress('latents', done, terms)
-        if self.tuned:
+        if self.tunes_decoder:
             yield from self.tune((1 - share) * seconds)
 
     def solve(self, seconds):
         """Viewpoint and w of each image by least squares, in at most `seconds` each (0: no limit)."""
-        starts = self.guesser.starting(self.images)
+        starts = self.guesser.guesses(self.images)
         count, viewpoints, us = len(starts.u) // len(self.images), *map(list, self.guess)
         for i in range(len(self.images)):
             began = time.perf_counter()

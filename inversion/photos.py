@@ -8,14 +8,15 @@ from PIL import Image
 
 from imaging.fit import RESAMPLE, resize_and_crop
 from imaging.photos import Photos
-from inference.latents import name_of_file
+from inference.latents import name_of_file, unused_name
 from utils import UserError
 
 
 class Source(NamedTuple):
     """One photo, not read yet."""
-    name: str        # of its results: letters, digits and hyphens
+    name: str        # of its results: ASCII letters, digits and hyphens
     where: str       # for people: the file, with the folder or zip that it is in
+    listed: str      # what --landmarks may call it: the file as it was named, or its path in the folder or zip
     photos: Photos
     file: str        # its name there
 
@@ -32,26 +33,25 @@ class Crop(NamedTuple):
 
 
 def sources(paths):
-    """The Sources of all photos that are named, each with a name of its own: files, folders, and zips.
+    """(Sources of all photos that are named, each with a name of its own: files, folders, and zips; lines that say what
+    else there is in the folders and zips).
 
     Raises UserError for a path that does not exist, or a folder or zip without images.
     """
-    found, taken = [], {}
+    found, taken, left_out = [], set(), []
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f'{path} does not exist; name the photos to invert: files, folders or zips of them.')
         alone = path.is_file() and path.suffix.lower() != '.zip'
         photos = Photos.single(path) if alone else Photos(path)
+        left_out += [f'{path}: {line}' for line in photos.left_out()]
         for file in photos.files:
-            name = name_of_file(file)
-            taken[name] = taken.get(name, 0) + 1
-            if taken[name] > 1:
-                name = f'{name}-{taken[name]}'
             where = str(path) if alone else f'{path}: {file}'
-            found.append(Source(name, where, photos, file))
+            listed = str(path) if alone else file
+            found.append(Source(unused_name(name_of_file(file), taken), where, listed, photos, file))
     if not found:
         raise UserError('name the photos to invert: files, folders or zips of them.')
-    return found
+    return found, left_out
 
 
 def cropped(source, size, aligner=None):
@@ -61,7 +61,7 @@ def cropped(source, size, aligner=None):
     """
     photo, about = source.read(), ''
     if aligner:
-        photo, about = aligner(source.file, photo)
+        photo, about = aligner(source.listed, photo)
     short = min(photo.size)
     if short < size:
         about = (f'only {photo.width}x{photo.height} pixels, enlarged to the {size} of the model, so what is found '

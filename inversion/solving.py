@@ -61,7 +61,7 @@ class LeastSquares:
 
     def at(self, x):
         """The State at a vector."""
-        guess = to_guess(clamped(x, self.inverter)[None], self.inverter)
+        guess = to_guess(clamped_vector(x, self.inverter)[None], self.inverter)
         chosen = self.preview.choose(guess, self.side) if not self.exact else None
         picture = self.exact_picture(guess) if self.exact else self.preview.pictures(guess, self.side, chosen)
         return State(x, picture, chosen, (picture - self.target).square().mean())
@@ -120,7 +120,7 @@ def learned(matrix, change, effect):
     return matrix + torch.outer(effect - matrix @ change, change / change.square().sum().clamp(min=1e-12))
 
 
-def clamped(x, inverter):
+def clamped_vector(x, inverter):
     """A vector whose elevation stays clear of the poles."""
     limit = STEEPEST * torch.pi / 180 / inverter.spread[1].item()
     return torch.cat([x[:1], x[1:2].clamp(-limit, limit), x[2:]])
@@ -142,7 +142,8 @@ def solve(inverter, preview, image, starts, late=lambda: False):
             if exact and (best is None or state.error < best.error):
                 best = state
             shown = best or state
-            yield (count + share) / len(tried), to_guess(clamped(shown.x, inverter)[None], inverter), shown.error.item()
+            guess = to_guess(clamped_vector(shown.x, inverter)[None], inverter)
+            yield (count + share) / len(tried), guess, shown.error.item()
             if late():
                 return
         if best.error < FOUND:

@@ -27,6 +27,7 @@ class Tuning:
     def __init__(self, inverter, image, found, weights):
         self.inverter, self.image, self.found, self.weights = inverter, image, found, weights
         self.generator = copied_decoder(inverter.generator)
+        # All of the decoder but its mapping network, since w' is given, and the biases that nothing reads (model.py).
         self.parameters = {name: value for name, value in self.generator.decoder.named_parameters()
                            if not name.startswith('style.') and not (name.endswith('bias') and value.dim() == 4
                                                                      and 'to_rgb' not in name)}

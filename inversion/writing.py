@@ -8,7 +8,7 @@ from torch import Tensor
 
 from camera import cameras_of
 from inference import results
-from inference.latents import SavedLatents, decoded, render_latents, save_latents, tuned_generator
+from inference.latents import LATENTS_FILE, SavedLatents, decoded, render_latents, save_latents, tuned_generator
 from inference.loaded_model import LoadedModel
 from metrics.similarity import psnr
 from surfaces.files import save_mesh
@@ -87,32 +87,48 @@ def picture_of(inverter, saved):
 def write_photo(inverter, folder, crop, outcome, owner, model_path, facts, video=False):
     """Write all files of one inverted photo below `folder`, and its entry in the index.
 
-    crop: the Crop. outcome: its Outcome. facts: what else the entry is to say. video: whether the head is to turn.
+    crop: the Crop. outcome: its Outcome. facts: what else the entry is to say. video: whether the head is to turn. The
+    latents, which took the time, come first. Where the writing ends early, what was written is listed, and nothing is
+    left of an earlier result of that name, which may be of another photo.
     """
     opt, saved, name = inverter.opt, outcome.saved, outcome.saved.name
+    results.remove_inversion(folder, name)
+    save_latents(folder / name / LATENTS_FILE, saved.latents, owner, saved.viewpoints, camera=opt.camera,
+                 noise=saved.noise, tuned=saved.tuned, source=saved.source)
+    files = [f'{name}/{LATENTS_FILE}']
+    try:
+        for file in files_beside_latents(inverter, crop, outcome, folder / name, model_path, video):
+            files.append(f'{name}/{file.name}')
+    finally:
+        azimuth, elevation = saved.viewpoints[0].tolist()
+        results.add_to_index(folder, name, {
+            'photo': crop.source.where, 'viewpoint': {'azim': azimuth, 'elev': elevation}, 'psnr': outcome.decibels,
+            'loss': outcome.loss if math.isfinite(outcome.loss) else None,
+            'fov': opt.camera.fov, 'dist_radius': opt.camera.dist_radius, 'tuned': bool(saved.tuned),
+            'latents': owner.weights, 'files': files, **facts})
+
+
+def files_beside_latents(inverter, crop, outcome, folder, model_path, video):
+    """Write the pictures, the mesh and the video of one inverted photo; yields each file that is finished."""
+    opt, saved = inverter.opt, outcome.saved
     model = LoadedModel(inverter.generator, opt, inverter.means, model_path)
-    files = []
 
-    def file(end):
-        files.append(f'{name}/{end}')
-        return folder / files[-1]
+    def picture(end, images):
+        save_image_row(folder / end, images)
+        return folder / end
 
-    save_image_row(file('photo.png'), [np.asarray(crop.image)])
-    save_image_row(file('reconstruction.png'), [to_uint8(outcome.picture)[0]])
-    save_image_row(file('views.png'), [model.picture(saved, model.cameras([[angle, 0.]])) for angle in ANGLES])
+    yield picture('photo.png', [np.asarray(crop.image)])
+    yield picture('reconstruction.png', [to_uint8(outcome.picture)[0]])
+    yield picture('views.png', [model.picture(saved, model.cameras([[angle, 0.]])) for angle in ANGLES])
     camera = cameras_of(opt, saved.viewpoints)
     surface = render_surface(inverter.generator.renderer, saved.latents.w, camera)
-    save_image_row(file('depth.png'), [to_uint8(shade_surface(surface.xyz[0], surface.background[0], camera, 'depth'))])
+    yield picture('depth.png', [to_uint8(shade_surface(surface.xyz[0], surface.background[0], camera, 'depth'))])
     mesh = model.mesh(saved)
     if mesh is not None:
-        save_mesh(file(f'mesh.{opt.inference.mesh_format}'), mesh)
+        path = folder / f'mesh.{opt.inference.mesh_format}'
+        save_mesh(path, mesh)
+        yield path
     if video:
-        model.video(file('video.mp4'), saved, frames=FRAMES)
-    save_latents(file('latents.pt'), saved.latents, owner, saved.viewpoints, noise=saved.noise, tuned=saved.tuned,
-                 source=saved.source)
-    azimuth, elevation = saved.viewpoints[0].tolist()
-    results.add_to_index(folder, name, {
-        'photo': crop.source.where, 'viewpoint': {'azim': azimuth, 'elev': elevation}, 'psnr': outcome.decibels,
-        'loss': outcome.loss if math.isfinite(outcome.loss) else None,
-        'fov': opt.camera.fov, 'dist_radius': opt.camera.dist_radius, 'tuned': bool(saved.tuned),
-        'latents': owner.weights, 'files': files, **facts})
+        path = folder / 'video.mp4'
+        model.video(path, saved, frames=FRAMES)
+        yield path

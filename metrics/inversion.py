@@ -104,7 +104,7 @@ def measure_inversion(inverter, image, guesser, settings, truth=None):
     guesser.prepare()
     began = time.perf_counter()
     with torch.no_grad():
-        guess = guesser.guess(image)
+        guess = guesser.first_guess(image)
         latents = inverter.latents(guess.u)
     take('guess', inverter.generator, latents, guess.viewpoint, None, time.perf_counter() - began)
     began = time.perf_counter()

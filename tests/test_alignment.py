@@ -97,7 +97,7 @@ def test_landmarks_from_a_file_make_a_data_set(command, tmp_path):
     (tmp_path / 'l.csv').write_text(HEADER + line('a.png', landmarks))
     arguments = ['--out_path', 'data', '--size', '64', 'faces']
     code, out, _ = command(prepare_data, *arguments, '--align', '--landmarks', 'l.csv')
-    assert code == 0 and 'unknown.png: l.csv has no line for it' in out
+    assert code == 0 and 'unknown.png: --landmarks l.csv has no line for it' in out
     code, _, error = command(prepare_data, *arguments)
     assert code == 2 and '--align' in error  # the data set remembers
     image = ImageDataset(tmp_path / 'data', 64)

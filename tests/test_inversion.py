@@ -11,7 +11,7 @@ from inference.latents import Owner
 from inversion import encoder as encoders
 from inversion import search, solving, writing
 from inversion.features import load_features
-from inversion.fitting import Fitting, Weights, clamped
+from inversion.fitting import Fitting, Weights, clamped_viewpoint
 from inversion.inverter import Guess, Inverter, shrunk
 from inversion.inverting import Guesser, Inversion, Settings
 from inversion.photos import cropped, sources
@@ -159,7 +159,7 @@ def test_time_ends_the_optimization(inverter, known):
 
 
 def test_elevations_stay_clear_of_the_poles():
-    assert clamped(torch.tensor([[5., 3.]])).tolist() == [[5., pytest.approx(1.3963, abs=1e-3)]]
+    assert clamped_viewpoint(torch.tensor([[5., 3.]])).tolist() == [[5., pytest.approx(1.3963, abs=1e-3)]]
 
 
 def test_fitted_noise_is_the_pictures_own(inverter, known):
@@ -326,13 +326,13 @@ def test_the_encoder_learns_the_models_own_samples(inverter, monkeypatch, tmp_pa
     assert torch.allclose(again(pictures)[0], trained(pictures)[0], atol=0.05)
     assert torch.equal(again.preview.maps[8], trained.preview.maps[8])
     assert encoders.read_encoder(tmp_path / 'none.pt', inverter, owner) is None
-    with pytest.raises(UserError, match='the encoder of the model tiny'):
+    with pytest.raises(UserError, match='for the model tiny .another one of that name.* --train_encoder'):
         encoders.read_encoder(tmp_path / 'e.pt', inverter, owner._replace(weights='x'))
     contents = checkpoint.contents_of(tmp_path / 'e.pt')
     for key, value, message in (
             ('maps', {8: torch.zeros(2, 2)}, 'its maps'), ('maps', {8: 0, 'x': 0}, 'its maps'),
             ('psi', 0.2, 'truncation_ratio'), ('psi', torch.ones(2), 'truncation_ratio'),
-            ('side', torch.ones(2), 'no encoder')):
+            ('side', torch.ones(2), 'no encoder'), ('camera', {'fov': 7.}, 'with --fov 7, not 6')):
         checkpoint.save(tmp_path / 'f.pt', contents | {key: value})
         with pytest.raises(UserError, match=message):
             encoders.read_encoder(tmp_path / 'f.pt', inverter, owner)
@@ -406,10 +406,15 @@ def test_sources_have_names_of_their_own(tmp_path):
     for folder in ('a', 'b'):
         (tmp_path / folder).mkdir()
         Image.new('RGB', (40, 20), 'red').save(tmp_path / folder / 'my cat.png')
-    found = sources([tmp_path / 'a', tmp_path / 'b' / 'my cat.png'])
-    assert [source.name for source in found] == ['my-cat', 'my-cat-2']
+    for name in ('My-Cat-2.png', 'my cat 2.png'):
+        Image.new('RGB', (40, 20), 'red').save(tmp_path / 'b' / name)
+    found, left_out = sources([tmp_path / 'a', tmp_path / 'b' / 'my cat.png', tmp_path / 'b'])
+    assert [source.name for source in found] == ['my-cat', 'my-cat-2', 'My-Cat-2-2', 'my-cat-2-3', 'my-cat-3']
+    assert not left_out
     crop = cropped(found[1], 32)
     assert crop.image.size == (32, 32) and 'only 40x20 pixels' in crop.note
+    (tmp_path / 'a/link.png').symlink_to('nowhere.png')
+    assert sources([tmp_path / 'a'])[1] == [f'{tmp_path / "a"}: not taken: links that lead nowhere (1)']
     with pytest.raises(UserError, match='name the photos'):
         sources([])
 

@@ -59,7 +59,7 @@ def test_photos_become_latents_that_generation_takes(model, photos, command, tmp
     assert Image.open(found['anna'].files['views.png']).size == (5 * 16, 16)
     assert 'Photo anna' in (folder.parent / 'index.html').read_text()
     assert command(generate, *TINY, '--latents', found['anna'].files['latents.pt'], '--no_surface_renderings')[0] == 0
-    again = np.asarray(Image.open(folder.parent / 'chosen_angles/images/latents-latents.png'))
+    again = np.asarray(Image.open(folder.parent / 'chosen_angles/images/latents-anna.png'))
     assert np.array_equal(again, np.asarray(Image.open(found['anna'].files['reconstruction.png'])))
     photo = np.asarray(Image.open(found['anna'].files['photo.png']), dtype=float)
     error = np.mean((photo - again) ** 2)
@@ -94,6 +94,65 @@ def test_interrupted_it_writes_the_best_so_far(model, photos, command, tmp_path,
     assert {one.name for one in found} == {'anna', 'ben'}
 
 
+def test_an_interrupted_encoder_leaves_the_one_before(model, photos, command, tmp_path, monkeypatch):
+    assert invert(command, '--train_encoder', '--encoder_steps', 2)[0] == 0
+    before = (tmp_path / 'full_models/tiny_encoder.pt').read_bytes()
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('inversion.encoder.encoder_loss', stopped)
+    code, out, _ = invert(command, photos, '--train_encoder', '--encoder_steps', 2)
+    assert code == 130 and 'is then replaced' in out and 'anna' not in out
+    assert (tmp_path / 'full_models/tiny_encoder.pt').read_bytes() == before
+
+
+def test_what_is_interrupted_while_writing_is_of_one_photo(model, photos, command, tmp_path, monkeypatch):
+    """The latents are there, and nothing of another photo that had the name before."""
+    folder = tmp_path / 'evaluations/tiny/final_model/inversions'
+    assert invert(command, photos / 'anna.png', '--video', '--mesh_format', 'ply')[0] == 0
+    before, = read_inversions(folder)
+    (tmp_path / 'other').mkdir()
+    (photos / 'ben.jpg').rename(tmp_path / 'other/anna.jpg')
+    (folder / 'anna/mine.txt').write_text('notes')
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('inversion.writing.save_mesh', stopped)
+    code, out, _ = invert(command, 'other/anna.jpg', photos / 'broken.png', '--page')
+    assert code == 130 and f'takes the place of what was found of {photos / "anna.png"}' in out and 'Page: ' not in out
+    after, = read_inversions(folder)
+    assert after.source == 'other/anna.jpg' and after.viewpoint != before.viewpoint
+    assert set(after.files) == {'photo.png', 'reconstruction.png', 'views.png', 'depth.png', 'latents.pt'}
+    assert {path.name for path in (folder / 'anna').iterdir()} == {*after.files, 'mine.txt'}
+    assert tuple(model.read(after.files['latents.pt']).viewpoints[0].tolist()) == after.viewpoint
+
+
+def test_an_interruption_still_tells_what_there_is(model, photos, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(invert_photos, 'batch_of', lambda inverter: 1)
+    invert_one = invert_photos.invert
+    calls = []
+
+    def stopped_at_second(*args):
+        calls.append(args)
+        inversion, _ = invert_one(*args)
+        return inversion, KeyboardInterrupt() if len(calls) == 2 else None
+
+    monkeypatch.setattr(invert_photos, 'invert', stopped_at_second)
+    code, out, _ = invert(command, photos / 'anna.png', photos / 'broken.png', photos / 'ben.jpg', 'more.zip', '--page')
+    assert code == 130 and '2 photos in' in out and 'broken.png' in out and 'Page: ' in out
+
+
+def test_latents_are_shown_with_the_cameras_that_they_were_found_with(model, photos, command, tmp_path):
+    file = tmp_path / 'evaluations/tiny/final_model/inversions/anna/latents.pt'
+    assert invert(command, photos / 'anna.png', '--fov', 7)[0] == 0
+    code, _, error = command(generate, *TINY, '--latents', file, '--no_surface_renderings')
+    assert code == 2 and 'made with --fov 7; give that for the same pictures, or --fov 6' in error
+    for fov in (7, 6):
+        assert command(generate, *TINY, '--latents', file, '--no_surface_renderings', '--fov', fov)[0] == 0
+
+
 def test_a_batch_gives_what_one_photo_alone_gives(model, photos, command, tmp_path, monkeypatch):
     assert invert(command, photos, '--results_dir', 'a')[0] == 0
     monkeypatch.setattr(invert_photos, 'batch_of', lambda inverter: 1)
@@ -110,8 +169,8 @@ def test_a_batch_gives_what_one_photo_alone_gives(model, photos, command, tmp_pa
 @pytest.mark.parametrize('arguments, message', [
     ([], 'name the photos'),
     (['nowhere.jpg'], 'nowhere.jpg does not exist'),
-    (['text.txt'], 'text.txt cannot be read as a photo: it is not an image'),
-    (['photos/broken.png'], 'broken.png cannot be read as a photo'),
+    (['text.txt'], 'text.txt cannot be used: it is not an image'),
+    (['photos/broken.png'], 'broken.png cannot be used'),
     (['empty'], 'empty holds no images'),
     (['photos', '--features', 'nowhere.pt'], '--features nowhere.pt'),
     (['photos', '--steps', '-1'], '--steps')])

@@ -129,7 +129,7 @@ def test_latents_of_another_model_are_refused_by_name(model, latents, tmp_path, 
     state['renderer.network.sigma_linear.bias'] += 0.01
     checkpoint.save(tmp_path / 'full_models/other.pt', {'g_ema': state})
     code, _, error = command(generate, '--expname', 'other', '--renderer_spatial_output_dim', 8, '--latents', file)
-    assert code == 2 and 'the model tiny, which mean nothing to other' in error and error.count('\n') == 1
+    assert code == 2 and 'is for the model tiny and of no use to other' in error and error.count('\n') == 1
 
 
 def test_the_same_weights_in_half_precision_are_the_same_model(model):
@@ -140,7 +140,7 @@ def test_the_same_weights_in_half_precision_are_the_same_model(model):
 
 @pytest.mark.parametrize('change, message', [
     (lambda c: c | {'format': 'x'}, 'holds no latents'),
-    (lambda c: c | {'model': None}, 'does not say which model'),
+    (lambda c: c | {'model': None}, 'does not name the model'),
     (lambda c: c | {'w': c['w'][:, 1:]}, 'its w does not have'),
     (lambda c: c | {'w': c['w'].to_sparse()}, 'its w does not have'),
     (lambda c: c | {'w': c['w'][:, None].expand(-1, 10 ** 6, -1)}, 'its w does not have'),
@@ -190,9 +190,14 @@ def test_evaluation_of_latents_has_no_fid(model, latents, command):
 
 def test_names_and_folders(model, latents, tmp_path):
     assert name_of_file('a/My photo (1).pt') == 'My-photo-1' and name_of_file('…') == 'photo'
+    assert name_of_file('Zoë é.png') == 'Zoe-e' and name_of_file('inversions/anna/latents.pt') == 'anna'
     (tmp_path / 'several').mkdir()
     for name in 'ba':
         write(model, latents, tmp_path / 'several' / f'{name}.pt')
     assert [path.name for path in files_of(['several', 'c.pt'])] == ['a.pt', 'b.pt', 'c.pt']
+    for name in ('x', 'y'):
+        (tmp_path / 'photos' / name).mkdir(parents=True)
+        write(model, latents, tmp_path / 'photos' / name / 'latents.pt')
+    assert [name_of_file(path) for path in files_of(['photos'])] == ['x', 'y']
     owner = Owner.of(model.generator, model.opt)
     assert read_latents('several/a.pt', model.generator, owner).name == 'a'

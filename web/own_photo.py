@@ -145,8 +145,8 @@ def photo_requests(room, gr, request_file, refusal):
     def photo_latents(saved, *amounts):
         moved = room.edited(needed(saved), amounts)
         with request_file('stylesdf_latents.pt') as path:
-            save_latents(path, moved.latents, model.owner, moved.viewpoints, noise=moved.noise, tuned=moved.tuned,
-                         source=moved.source)
+            save_latents(path, moved.latents, model.owner, moved.viewpoints, camera=model.opt.camera, noise=moved.noise,
+                         tuned=moved.tuned, source=moved.source)
             yield str(path)
 
     return Munch(find=find, choose=choose, turn=turn, photo_mesh=photo_mesh, photo_video=photo_video,
