@@ -21,7 +21,11 @@ def for_each(work, items, device, in_order=False):
         with torch.no_grad():
             return [work(item) for item in items]
     calls = [_pool(threads).submit(torch.no_grad()(work), item) for item in items]
-    return [call.result() for call in calls]
+    try:
+        return [call.result() for call in calls]
+    finally:  # after an error or Ctrl-C the others need not be begun
+        for call in calls:
+            call.cancel()
 
 
 _of_this_thread = threading.local()

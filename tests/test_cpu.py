@@ -1,5 +1,6 @@
 """op/products.py, op/sines.py and op/threads.py: what the definitions give, by quicker libraries and on all threads."""
 import os
+import time
 
 import pytest
 import torch
@@ -122,13 +123,19 @@ def test_each_item_once_with_a_thread_of_its_own():
 
 
 @pytest.mark.usefixtures('two_threads')
-def test_what_an_item_raises_reaches_the_caller():
+def test_what_an_item_raises_reaches_the_caller_and_ends_the_work():
+    done = []
+
     def work(item):
         if item == 3:
             raise ValueError('three')
+        time.sleep(0.01)
+        done.append(item)
 
     with pytest.raises(ValueError, match='three'):
-        for_each(work, list(range(5)), CPU)
+        for_each(work, list(range(500)), CPU)
+    for_each(done.append, ['a', 'b'], CPU)  # the threads are free again
+    assert len(done) < 250
 
 
 @pytest.mark.usefixtures('two_threads')
