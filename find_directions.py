@@ -46,7 +46,11 @@ def check(opt):
 
 def group(paths, flag, generator, owner):
     """The Latents of the files that a flag names."""
-    return [read_latents(path, generator, owner).latents for path in tqdm(files_of(paths, flag), desc='reading')]
+    files = files_of(paths, flag)
+    for file in files:
+        if not file.exists():
+            raise UserError(f'{flag} {file} does not exist; check the path.')
+    return [read_latents(path, generator, owner).latents for path in tqdm(files, desc='reading')]
 
 
 def main(opt):

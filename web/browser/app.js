@@ -15,7 +15,7 @@ const MOST_EDIT = 3;                    // standard deviations
 const $ = id => document.getElementById(id);
 const stages = {picture: $('picture').querySelector('.stage'), surface: $('surface').querySelector('.stage')};
 const note = name => stages[name].querySelector('p');
-const state = {seed: 0, other: 1, mix: 0, truncation: 0.7, azimuth: 0, elevation: 0, edits: {}};
+const state = {seed: 3, other: 8, mix: 0, truncation: 0.7, azimuth: 0, elevation: 0, edits: {}};
 const worker = new Worker(new URL(`model-worker.js${location.search}`, import.meta.url), {type: 'module'});
 const meshWorker = new Worker(new URL('mesh-worker.js', import.meta.url), {type: 'module'});
 let model = null, rest = null, count = 0, view3d = null, mesh = null, walking = null, wanted = {id: 0};
