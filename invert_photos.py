@@ -114,7 +114,7 @@ def write(inversion, crops, owner, folder, path, seconds, opt):
     for i, crop in enumerate(crops):
         before = str(earlier.get(crop.source.name, {}).get('photo', crop.source.where))
         if before != crop.source.where:
-            print(f'{crop.source.name}: this takes the place of what was found of {printable(before)}.')
+            print(f'{crop.source.name}: this takes the place of what was found of {printable(before, 300)}.')
         outcome = outcome_of(inversion, i, crop.source.name, f'photo {crop.source.where}')
         facts = {'seconds': round(seconds / len(crops), 1), 'checkpoint': {'file': str(path), 'weights': owner.weights}}
         write_photo(inversion.inverter, folder, crop, outcome, owner, path, facts, opt.inversion.video)

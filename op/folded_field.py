@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from op.products import product
-from op.sines import sine, sine_and_cosine
+from op.sines import sine
 from op.siren import fused_field
 
 
@@ -82,7 +82,7 @@ class FoldedField(NamedTuple):
         """What `hidden` gives, and the gradient (B,P,3) of the first output by the points."""
         cosines = []
         for weight, bias in self.points:
-            points, cosine = sine_and_cosine(product(points, weight, bias))
+            points, cosine = _SinCos.apply(product(points, weight, bias))
             cosines.append(cosine)
         slope = self.sigma[0]  # (1,C), then (B,P,C) and at last (B,P,3)
         for (weight, _), cosine in zip(reversed(self.points), reversed(cosines), strict=True):
@@ -122,3 +122,19 @@ def _fold_layer(layer, w):
     gain, shift = layer.gain_and_shift(w)
     return ((gain[:, :, None] * layer.weight).transpose(1, 2),
             torch.addcmul(shift, gain, layer.bias)[:, None])
+
+
+class _SinCos(torch.autograd.Function):
+    """(sin x, cos x): each is what the other's derivative needs."""
+
+    @staticmethod
+    def forward(ctx, x):
+        sine, cosine = x.sin(), x.cos()
+        ctx.save_for_backward(sine, cosine)
+        return sine, cosine
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_sine, d_cosine):
+        sine, cosine = ctx.saved_tensors
+        return (d_sine * cosine).addcmul_(d_cosine, sine, value=-1)

@@ -87,6 +87,8 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch._C, '_cuda_endAllocateToPool', lambda index, pool: tidied.append(pool), raising=False)
     monkeypatch.setattr(graphs, 'kernels', SimpleNamespace(wanted=lambda x: True, unusable=kernels.unusable))
     monkeypatch.setattr(op.upfirdn, '_evaluate', op.upfirdn._plain)  # the CPU's own way reads the filter's values
+    monkeypatch.setattr('op.sines._suits', lambda x: False)  # NumPy's operations are not recorded
+    monkeypatch.setattr('op.tiles.for_each', lambda work, items, *_, **__: [work(item) for item in items])  # in here
     monkeypatch.setattr(graphs, '_failures', [])
     monkeypatch.setenv('STYLESDF_OPS', 'auto')
     kernels._warn_once.cache_clear()
