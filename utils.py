@@ -17,7 +17,7 @@ from pathlib import Path
 MAX_SENTENCE = 10_000  # characters of an error that are shown
 MAX_REASON = 200  # characters of what another library says
 SPINS = 1000  # rounds of waiting, some microseconds, before a thread of OpenMP goes to sleep
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # mallopt(3)
 
 # An operating-system error of these kinds is the user's to mend (a full disk, a read-only folder, a disk that fails, a
 # network disk that has gone), not a bug.
@@ -272,3 +272,4 @@ def keep_freed_memory():
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(M_MMAP_MAX, 0)
             mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
+            mallopt(M_ARENA_MAX, 1)  # else each thread (op/threads.py) would keep what it alone needs
