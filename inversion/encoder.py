@@ -5,7 +5,6 @@ previews (preview.py), which take a fifth of the time of pictures. They are chan
 sharpness, and parts are covered, since photos differ from samples in these. The encoder is kept beside the model's
 checkpoint, NAME_encoder.pt, and the maps of the previews with it.
 """
-import math
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 import checkpoint
+from inference.latents import flags_of, other_flags
 from inversion.inverter import Guess, shrunk
 from inversion.preview import Preview, sides
 from utils import UserError, printable
@@ -168,16 +168,12 @@ def encoder_path(model_path):
     return path.with_name(f'{path.stem}_encoder.pt')
 
 
-def camera_of(inverter):
-    """The flags of the cameras that an encoder is trained for, which it knows no others than."""
-    return {name: float(inverter.opt.camera[name]) for name in CAMERA}
-
-
 def save_encoder(path, encoder, owner):
     """Write an encoder of the model `owner` (inference.latents.Owner), in half precision."""
     preview = encoder.preview
     checkpoint.save(path, {'format': FORMAT, 'model': owner._asdict(), 'side': encoder.side,
-                           'psi': preview.inverter.psi, 'camera': camera_of(preview.inverter), 'maps': preview.maps,
+                           'psi': preview.inverter.psi, 'camera': flags_of(preview.inverter.opt.camera, CAMERA),
+                           'maps': preview.maps,
                            'encoder': {name: value.half() for name, value in encoder.state_dict().items()}})
 
 
@@ -211,11 +207,8 @@ def read_encoder(path, inverter, owner):
     if not isinstance(psi, int | float) or psi != inverter.psi:
         raise UserError(f'{path} was trained with --truncation_ratio {printable(psi)}, not {inverter.psi}; give the '
                         f'same, or {ANOTHER}.')
-    known = contents.get('camera')  # older files do not have it
-    for name, value in camera_of(inverter).items() if isinstance(known, dict) else ():
-        if isinstance(known.get(name), float) and not math.isclose(known[name], value, rel_tol=1e-6):
-            raise UserError(f'{path} was trained with --{name} {known[name]:g}, not {value:g}; give the same, or '
-                            f'{ANOTHER}.')
+    for name, own, value in other_flags(contents.get('camera'), inverter.opt.camera, CAMERA):
+        raise UserError(f'{path} was trained with --{name} {own:g}, not {value:g}; give the same, or {ANOTHER}.')
     preview = Preview(inverter, maps_of(contents.get('maps'), inverter, path))
     encoder = Encoder(inverter.generator.style_dim, side, preview)
     checkpoint.load_state(encoder, contents.get('encoder'), path)

@@ -7,6 +7,8 @@ thread has its own (threads.py).
 import numpy as np
 import torch
 
+from op.products import PROCESSORS
+
 
 def sine(x):
     """sin x. Differentiable; where no gradient is wanted, x is overwritten."""
@@ -21,4 +23,4 @@ def sine(x):
 
 def _suits(x):
     return (x.device.type == 'cpu' and x.dtype == torch.float32 and x.is_contiguous()
-            and torch.backends.cpu.get_cpu_capability() in ('AVX2', 'AVX512'))
+            and torch.backends.cpu.get_cpu_capability() in PROCESSORS)

@@ -16,11 +16,11 @@ def for_each(work, items, device, in_order=False):
     Each call has one thread and records no gradients. Raises what one of them raised. in_order: one after the other
     nevertheless.
     """
-    threads = torch.get_num_threads() if device.type == 'cpu' and not in_order else 1
+    threads, work = torch.get_num_threads() if device.type == 'cpu' and not in_order else 1, torch.no_grad()(work)
     if min(threads, len(items)) < 2:
-        with torch.no_grad():
-            return [work(item) for item in items]
-    calls = [_pool(threads).submit(torch.no_grad()(work), item) for item in items]
+        return [work(item) for item in items]
+    pool = _pool(threads)
+    calls = [pool.submit(work, item) for item in items]
     try:
         return [call.result() for call in calls]
     finally:  # after an error or Ctrl-C the others need not be begun
