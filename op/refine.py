@@ -551,39 +551,40 @@ class Level(Samples):
         for kind in kinds:
             own = (part(self.roughness, kind).square() + part(self.inherited, kind)).sqrt_()
             part(self.deviation, kind).copy_(own.masked_fill_(part(self.exact, kind), 0))
-        groups, padded = self.groups(IN_PLAY * tolerance, kinds), beyond(self.values)
+        groups = sum(for_each(partial(self.groups, IN_PLAY * tolerance), kinds, self.values.device), [])
         probes = [picked(group.places, PROBES, self.rng) for group in groups]
+        padded = beyond(self.values)
         errors = self.look(torch.cat(probes)).split(list(map(len, probes))) if groups else ()
-        for group, probe, error in zip(groups, probes, errors, strict=True):
-            at, by = tuple(group.places.T), tuple(probe.T)
-            roughness, inherited, doubt = self.roughness[by], self.inherited[by], torch.zeros_like(self.values[at])
-            if len(probe) >= FEWEST_PROBES:
-                variance = (roughness.square() + inherited).add_((SMOOTH * self.field.density.scale) ** 2)
-                prediction = Prediction(padded, group).fit(probe, self.values[by], variance)
-                error = self.values[by] - prediction(probe)
-                predicted, before = prediction(group.places), self.values[at]
-                self.values[at] = before.where(self.exact[at], predicted)
-                # Where two ways to interpolate differ by much, neither is believed.
-                doubt = (predicted - before).abs_().square_().mul_(1 / SURPRISING ** 2)
-            factor = factor_of(error, inherited, roughness) * (AT_ENDS if group.at_ends else 1)
-            variance = torch.maximum((factor * self.roughness[at]).square_().add_(self.inherited[at]), doubt)
-            self.deviation[at] = variance.sqrt_().where(self.exact[at].logical_not(), 0.)
+        for_each(partial(self.predict_group, padded), list(zip(groups, probes, errors, strict=True)), padded.device)
         return groups
 
-    def groups(self, tolerance, kinds):
-        """The samples of some kinds that matter more than the tolerance as Groups: a list, without empty ones."""
-        own = [self.places(tolerance, kind) for kind in kinds]
-        places = torch.cat(own)
+    def predict_group(self, padded, given):
+        """Predict a Group by those of its samples that were chosen at random, its probes (P,3), and by how much those
+        were off before (P,). padded: the volume with PAD samples beyond its ends."""
+        group, probe, error = given
+        at, by = tuple(group.places.T), tuple(probe.T)
+        roughness, inherited, doubt = self.roughness[by], self.inherited[by], torch.zeros_like(self.values[at])
+        if len(probe) >= FEWEST_PROBES:
+            variance = (roughness.square() + inherited).add_((SMOOTH * self.field.density.scale) ** 2)
+            prediction = Prediction(padded, group).fit(probe, self.values[by], variance)
+            error = self.values[by] - prediction(probe)
+            predicted, before = prediction(group.places), self.values[at]
+            self.values[at] = before.where(self.exact[at], predicted)
+            # Where two ways to interpolate differ by much, neither is believed.
+            doubt = (predicted - before).abs_().square_().mul_(1 / SURPRISING ** 2)
+        factor = factor_of(error, inherited, roughness) * (AT_ENDS if group.at_ends else 1)
+        variance = torch.maximum((factor * self.roughness[at]).square_().add_(self.inherited[at]), doubt)
+        self.deviation[at] = variance.sqrt_().where(self.exact[at].logical_not(), 0.)
+
+    def groups(self, tolerance, kind):
+        """The samples of a kind that matter more than the tolerance as Groups: a list, without empty ones."""
+        places = self.places(tolerance, kind)
         upper = constant(tuple(size - PAD for size in self.values.shape), places.device)
         # 0: at the ends, 1: edges between four faces that were evaluated, 2: others
-        sort = torch.full((len(places),), 2, device=places.device)
-        if kinds is EDGES:
-            known = torch.cat([self.between_faces(some, kind) for some, kind in zip(own, kinds, strict=True)])
-            sort -= known.long()
+        sort = 2 - self.between_faces(places, kind).long() if kind in EDGES else torch.full_like(places[:, 0], 2)
         sort *= ((places >= PAD) & (places < upper)).all(1)
-        sort += 3 * torch.cat([torch.full((len(some),), i, device=places.device) for i, some in enumerate(own)])
-        counts = torch.bincount(sort, minlength=3 * len(kinds)).tolist()
-        return [Group(some, kinds[i // 3], i % 3 == 0, i % 3 == 1)
+        counts = torch.bincount(sort, minlength=3).tolist()
+        return [Group(some, kind, i == 0, i == 1)
                 for i, some in enumerate(places[sort.argsort(stable=True)].split(counts)) if len(some)]
 
     def between_faces(self, places, kind):
