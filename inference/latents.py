@@ -159,7 +159,7 @@ def save_latents(path, latents, owner, viewpoints, *, camera=None, noise=None, t
 
     checkpoint.save(path, {
         'format': FORMAT, 'model': owner._asdict(), 'w': plain(latents.w), 'w_prime': plain(latents.w_prime),
-        'viewpoints': plain(viewpoints), 'camera': camera and flags_of(camera, CAMERA),
+        'viewpoints': plain(viewpoints), 'camera': camera and camera_flags(camera, CAMERA),
         'noise': noise and [plain(one) for one in noise],
         'tuned': tuned and {name: plain(one).half() for name, one in tuned.items()}, 'source': source[:MAX_SOURCE]})
 
@@ -210,16 +210,16 @@ def read_latents(path, generator, owner, opt=None):
                         checkpoint.file_hash(path))
 
 
-def flags_of(camera, names):
+def camera_flags(camera, names):
     """{name: number} of flags of the group `camera`, as files keep them."""
     return {name: float(camera[name]) for name in names}
 
 
 def other_flags(saved, camera, names):
-    """(name, number in the file, number now) of each of these flags that a file's entry, made by `flags_of`, has with
-    another number; older files have no such entry."""
+    """(name, number in the file, number now) of each of these flags that a file's entry, made by `camera_flags`, has
+    with another number; older files have no such entry."""
     saved = saved if isinstance(saved, dict) else {}
-    return [(name, saved[name], value) for name, value in flags_of(camera, names).items()
+    return [(name, saved[name], value) for name, value in camera_flags(camera, names).items()
             if isinstance(saved.get(name), float) and not math.isclose(saved[name], value, rel_tol=1e-6)]
 
 

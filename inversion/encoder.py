@@ -13,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 import checkpoint
-from inference.latents import flags_of, other_flags
+from inference.latents import camera_flags, other_flags
 from inversion.inverter import Guess, shrunk
 from inversion.preview import Preview, sides
 from utils import UserError, printable
@@ -172,7 +172,7 @@ def save_encoder(path, encoder, owner):
     """Write an encoder of the model `owner` (inference.latents.Owner), in half precision."""
     preview = encoder.preview
     checkpoint.save(path, {'format': FORMAT, 'model': owner._asdict(), 'side': encoder.side,
-                           'psi': preview.inverter.psi, 'camera': flags_of(preview.inverter.opt.camera, CAMERA),
+                           'psi': preview.inverter.psi, 'camera': camera_flags(preview.inverter.opt.camera, CAMERA),
                            'maps': preview.maps,
                            'encoder': {name: value.half() for name, value in encoder.state_dict().items()}})
 

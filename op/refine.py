@@ -551,17 +551,19 @@ class Level(Samples):
         for kind in kinds:
             own = (part(self.roughness, kind).square() + part(self.inherited, kind)).sqrt_()
             part(self.deviation, kind).copy_(own.masked_fill_(part(self.exact, kind), 0))
-        groups = sum(for_each(partial(self.groups, IN_PLAY * tolerance), kinds, self.values.device), [])
+        groups, padded = self.groups(IN_PLAY * tolerance, kinds), beyond(self.values)
         probes = [picked(group.places, PROBES, self.rng) for group in groups]
-        padded = beyond(self.values)
         errors = self.look(torch.cat(probes)).split(list(map(len, probes))) if groups else ()
-        for_each(partial(self.predict_group, padded), list(zip(groups, probes, errors, strict=True)), padded.device)
+        for_each(lambda given: self.predict_group(padded, *given), list(zip(groups, probes, errors, strict=True)),
+                 padded.device)
         return groups
 
-    def predict_group(self, padded, given):
-        """Predict a Group by those of its samples that were chosen at random, its probes (P,3), and by how much those
-        were off before (P,). padded: the volume with PAD samples beyond its ends."""
-        group, probe, error = given
+    def predict_group(self, padded, group, probe, error):
+        """Predict the samples of a Group, and find their deviations.
+
+        padded: the volume with PAD samples beyond its ends. probe: some of the samples (P,3), chosen at random, that
+        were evaluated. error: by how much each of those was off before (P,).
+        """
         at, by = tuple(group.places.T), tuple(probe.T)
         roughness, inherited, doubt = self.roughness[by], self.inherited[by], torch.zeros_like(self.values[at])
         if len(probe) >= FEWEST_PROBES:
@@ -576,15 +578,20 @@ class Level(Samples):
         variance = torch.maximum((factor * self.roughness[at]).square_().add_(self.inherited[at]), doubt)
         self.deviation[at] = variance.sqrt_().where(self.exact[at].logical_not(), 0.)
 
-    def groups(self, tolerance, kind):
-        """The samples of a kind that matter more than the tolerance as Groups: a list, without empty ones."""
-        places = self.places(tolerance, kind)
+    def groups(self, tolerance, kinds):
+        """The samples of some kinds that matter more than the tolerance as Groups: a list, without empty ones."""
+        own = for_each(partial(self.places, tolerance), kinds, self.values.device)
+        places = torch.cat(own)
         upper = constant(tuple(size - PAD for size in self.values.shape), places.device)
         # 0: at the ends, 1: edges between four faces that were evaluated, 2: others
-        sort = 2 - self.between_faces(places, kind).long() if kind in EDGES else torch.full_like(places[:, 0], 2)
+        sort = torch.full((len(places),), 2, device=places.device)
+        if kinds is EDGES:
+            known = torch.cat([self.between_faces(some, kind) for some, kind in zip(own, kinds, strict=True)])
+            sort -= known.long()
         sort *= ((places >= PAD) & (places < upper)).all(1)
-        counts = torch.bincount(sort, minlength=3).tolist()
-        return [Group(some, kind, i == 0, i == 1)
+        sort += 3 * torch.cat([torch.full((len(some),), i, device=places.device) for i, some in enumerate(own)])
+        counts = torch.bincount(sort, minlength=3 * len(kinds)).tolist()
+        return [Group(some, kinds[i // 3], i % 3 == 0, i % 3 == 1)
                 for i, some in enumerate(places[sort.argsort(stable=True)].split(counts)) if len(some)]
 
     def between_faces(self, places, kind):

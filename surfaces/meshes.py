@@ -98,7 +98,7 @@ def decisive_samples(sdf, deviation, near, far, margin):
     slices = _slices_where(sdf[0, ..., 0] < margin)  # all values of the others are positive
     (rows, above, top), (columns, beside, left) = (
         [tensor[slices] for tensor in _resampling(size, samples, near, far, sdf.device)] for size in (height, width))
-    by_depth = sdf[0, ..., slices, 0].permute(2, 0, 1).contiguous()  # a third of the time of the products below
+    by_depth = sdf[0, ..., slices, 0].permute(2, 0, 1).contiguous()  # so the products take a third of the time
     aligned = rows @ by_depth @ columns.mT  # align_volume's values but for rounding
     aligned.masked_fill_(above[:, :, None] | beside[:, None, :], 1.)
     inside, needed = aligned < 0, aligned.abs() < margin  # (N,H,W), as aligned
