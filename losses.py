@@ -70,9 +70,14 @@ def far_plane_loss(sdf):
     return F.relu(FAR_MARGIN - sdf[..., -last:, :]).mean()
 
 
+def sphere_radius(near, far, radius=0.):
+    """Radius of the sphere that training starts from: as given, or (far - near) / 4 where it is 0."""
+    return radius or (far - near) / 4
+
+
 def sphere_sdf(points, near, far, radius=0.):
-    """Signed distance (…,1) of points (…,3) to the sphere that training starts from (radius 0: (far - near) / 4)."""
-    return points.norm(dim=-1, keepdim=True) - (radius or (far - near) / 4)
+    """Signed distance (…,1) of points (…,3) to the sphere that training starts from (see `sphere_radius`)."""
+    return points.norm(dim=-1, keepdim=True) - sphere_radius(near, far, radius)
 
 
 def sphere_loss(sdf, points, cameras, radius=0.):
@@ -82,6 +87,37 @@ def sphere_loss(sdf, points, cameras, radius=0.):
     near and far planes. radius: see `sphere_sdf`.
     """
     return F.l1_loss(sdf, sphere_sdf(points, cameras.near, cameras.far, radius))
+
+
+RELIEF_DISC = 0.7  # of the sphere's radius: the part of a picture in which a face has to stand out
+LEAST_RELIEF = 0.8  # of the sphere's own
+
+
+def relief(points, cameras, radius=0.):
+    """How far surfaces stand out toward their cameras in the middle of the picture: (B,), 1 for the sphere that
+    training starts from, 0 for a flat surface, below 0 for a hollow one.
+
+    points: (B,3,H,W) expected surface points in the world. radius: see `sphere_radius`. It is the slope of the line
+    that fits the surface's height along the camera's axis to the sphere's on the same rays, by least squares.
+    """
+    axis = cameras.extrinsics[:, :, 2, None, None]
+    height = (points * axis).sum(1)
+    aside = (points - height[:, None] * axis).square().sum(1).detach()  # squared distance from the axis
+    squared = torch.as_tensor(sphere_radius(cameras.near, cameras.far, radius)) ** 2
+    inside = (aside < RELIEF_DISC ** 2 * squared).to(points.dtype)
+    count = inside.sum((1, 2), keepdim=True).clamp(min=1)
+    sphere = (squared - aside).clamp(min=0).sqrt()
+    sphere = (sphere - (sphere * inside).sum((1, 2), keepdim=True) / count) * inside
+    return (height * sphere).sum((1, 2)) / sphere.square().sum((1, 2)).clamp(min=1e-12)
+
+
+def relief_loss(points, cameras, radius=0.):
+    """How much of LEAST_RELIEF the `relief` of surfaces lacks: max(0, LEAST_RELIEF - relief). Arguments as there.
+
+    Not in the paper. A hollow mask that is turned the other way gives nearly the same pictures as a face, as long as it
+    is seen from near the front only. So part of the faces become hollow if nothing speaks against it.
+    """
+    return F.relu(LEAST_RELIEF - relief(points, cameras, radius)).mean()
 
 
 def thumbnail_loss(images, thumbnails):

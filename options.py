@@ -411,6 +411,9 @@ GROUPS = {
         Flag('far_lambda', 0., LEARNING_1,
              'weight of a loss that keeps surfaces off the far plane, where pieces of their own come from '
              '(0: as in the paper)', at_least(0, float)),
+        Flag('relief_lambda', 0., LEARNING_1,
+             'weight of a loss that makes the middle of a picture stand out toward the camera, against hollow faces '
+             '(0: as in the paper)', at_least(0, float)),
         Flag('sphere_fade', False, LEARNING_1,
              'let the weight of the sphere regularization follow beta and the silhouettes, and fade as the surface '
              'becomes sharp, instead of --sphere_until', bool),

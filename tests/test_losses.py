@@ -134,6 +134,35 @@ def test_only_surfaces_near_the_far_plane_are_kept_off_it():
     assert torch.allclose(losses.far_plane_loss(sdf[..., :3, :]), torch.tensor(0.015))  # of few samples, the last one
 
 
+def relief_of(height, viewpoint, radius=0.09):
+    """The relief of a surface whose height along the camera's axis is a function of the distance from that axis."""
+    cameras = cameras_at(torch.tensor([viewpoint]))
+    y, x = torch.meshgrid(torch.linspace(-0.1, 0.1, 40), torch.linspace(-0.1, 0.1, 40), indexing='ij')
+    local = torch.stack([x, y, height(torch.hypot(x, y))])
+    points = torch.einsum('ij,jhw->ihw', cameras.extrinsics[0, :, :3], local)[None]
+    return losses.relief(points, cameras, radius).item(), losses.relief_loss(points, cameras, radius).item()
+
+
+@pytest.mark.parametrize('viewpoint', [[0., 0.], [0.4, -0.3]])
+def test_only_faces_that_do_not_stand_out_are_pulled_forward(viewpoint):
+    def sphere(aside):
+        return (0.09 ** 2 - aside ** 2).clamp(min=0).sqrt()
+
+    for share in (1., 1.5, -0.5):
+        found, loss = relief_of(lambda aside, share=share: 0.02 + share * sphere(aside), viewpoint)
+        assert found == pytest.approx(share, abs=1e-4)
+        assert loss == pytest.approx(max(0., 0.8 - share), abs=1e-4)
+    assert relief_of(torch.zeros_like, viewpoint)[0] == pytest.approx(0, abs=1e-5)
+    assert relief_of(lambda aside: torch.full_like(aside, -0.1), viewpoint)[0] == pytest.approx(0, abs=1e-4)
+    # what lies outside the disc does not count
+    assert relief_of(lambda aside: sphere(aside) + (aside > 0.07), viewpoint)[0] == pytest.approx(1, abs=1e-4)
+
+
+def test_the_relief_of_the_papers_sphere_is_one():
+    assert relief_of(lambda aside: (0.06 ** 2 - aside ** 2).clamp(min=0).sqrt(), [0., 0.], radius=0.)[0] == \
+        pytest.approx(1, abs=1e-4)
+
+
 def test_the_sphere_is_where_training_begins():
     cameras = cameras_at(torch.zeros(2, 2))
     points = torch.tensor([[[0.06, 0., 0.], [0., 0.12, 0.]]]).expand(2, -1, -1)

@@ -31,6 +31,22 @@ def test_chunks_do_not_change_the_gradient_of_stage_1(double, chunk):
     assert set(terms) == {'g', 'g_view', 'g_eikonal', 'g_minimal_surface', 'g_sphere', 'surface', 'fog'}
 
 
+def test_a_flat_surface_comes_to_stand_out():
+    opt = tiny('train_volume_renderer', more='--relief_lambda 1 --sphere_radius 0.09')
+    torch.manual_seed(0)
+    generator = build_generator(opt, full_pipeline=False)
+    discriminator = VolumeDiscriminator(8, True, 0.02)
+    optimizer = torch.optim.Adam(generator.parameters(), 1e-3)
+    found = []
+    for step in range(30):
+        fakes = random_numbers.draw_fakes(opt, 'g', step, range(4), 'cpu')
+        terms = stage1.accumulate_generator(generator, discriminator, fakes, opt, 4)
+        found.append(terms['g_relief'].item())
+        optimizer.step()
+        optimizer.zero_grad()
+    assert found[0] > 0.6 and found[-1] < 0.7 * found[0], found
+
+
 def test_a_surface_on_the_far_plane_is_pushed_off_it():
     opt = tiny('train_volume_renderer', more='--far_lambda 100 --min_surf_lambda 0')
     torch.manual_seed(0)

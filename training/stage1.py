@@ -81,6 +81,9 @@ def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lam
                     rendering.sdf, opt.training.min_surf_beta)
             if has_sdf and opt.training.far_lambda > 0:
                 loss['g_far'] = opt.training.far_lambda * losses.far_plane_loss(rendering.sdf)
+            if opt.training.relief_lambda > 0:
+                loss['g_relief'] = opt.training.relief_lambda * losses.relief_loss(rendering.xyz, inputs.cameras,
+                                                                                   opt.training.sphere_radius)
             if has_sdf and sphere_lambda > 0:
                 # A quarter of the rays is enough for this term.
                 sdf, points = generator.renderer.stratified_sdf(
