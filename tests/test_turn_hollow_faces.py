@@ -1,0 +1,66 @@
+"""The script that turns the hollow faces of a field inside out."""
+import importlib.util
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT
+
+import checkpoint
+import options
+
+
+@pytest.fixture(scope='module')
+def script():
+    spec = importlib.util.spec_from_file_location('turn_hollow_faces', ROOT / 'scripts' / 'turn_hollow_faces.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Surface:
+    """Stands in for a renderer: everywhere the same surface, whose relief is `relief`; remembers its viewpoints."""
+    resolution = 64
+
+    def __init__(self, relief):
+        self.relief, self.seen = relief, []
+
+    def __call__(self, w, cameras, resolution, samples, **_):
+        self.seen.append(cameras.viewpoint)
+        y, x = torch.meshgrid(*[torch.linspace(-0.1, 0.1, resolution)] * 2, indexing='ij')
+        height = self.relief * (0.09 ** 2 - x ** 2 - y ** 2).clamp(min=0).sqrt()
+        points = torch.einsum('bij,jhw->bihw', cameras.extrinsics[:, :, :3], torch.stack([x, y, height]))
+        flat = torch.zeros(len(w), 3, resolution, resolution)
+        return SimpleNamespace(xyz=points, features=flat, thumbnail=flat,
+                               sdf=torch.ones(len(w), resolution, resolution, samples, 1),
+                               eikonal=torch.ones(len(w), resolution, resolution, samples, 3) / 3 ** 0.5)
+
+
+@pytest.mark.parametrize('relief', [1.2, -1.2])
+def test_hollow_faces_are_learned_from_mirrored_views(script, relief):
+    opt = options.parse(options.GENERATE, '', ['--expname', 'cats_demo'])
+    given, new = Surface(relief), Surface(1.2)
+    found = script.terms(given, new, torch.zeros(3, 64), opt)
+    front, taught = given.seen
+    shown, = new.seen
+    assert not front.any() and shown.any() and torch.equal(taught, shown if relief > 0 else -shown)
+    assert found['relief'] < 1e-3 and found['far'] == 0  # as far as the given one is deep
+    assert script.terms(given, Surface(-1.2), torch.zeros(3, 64), opt)['relief'] == pytest.approx(2.4, abs=1e-3)
+    assert script.terms(given, Surface(0.5), torch.zeros(3, 64), opt)['relief'] == pytest.approx(0.7, abs=1e-3)
+
+
+def test_it_writes_a_field_to_train_on(script, tmp_path, monkeypatch):
+    out = tmp_path / 'turned.pt'
+    monkeypatch.setattr('sys.argv', ['turn', str(ROOT / 'demo' / 'cats_demo.pt'), '--out', str(out), '--steps', '2'])
+    monkeypatch.setattr(script, 'RAYS', 8)
+    script.main()
+    given, written = checkpoint.read(ROOT / 'demo' / 'cats_demo.pt')['g_ema'], checkpoint.read(out)['g_ema']
+    assert set(written) == set(checkpoint.without_decoder(given))
+    moved = {name for name in written if not torch.equal(written[name], given[name].float())}
+    assert 'renderer.network.sigma_linear.weight' in moved and not any(name.startswith('style') for name in moved)
+
+
+def test_the_rate_falls_and_surfaces_become_sharp(script):
+    rates, betas = zip(*(script.progress(step, 1000) for step in range(1000)), strict=True)
+    assert max(rates) == pytest.approx(script.RATE, rel=0.02) and rates[-1] == pytest.approx(script.LAST_RATE, rel=0.01)
+    assert betas[0] == script.COARSEST_BETA and betas[-1] == script.FINEST_BETA
