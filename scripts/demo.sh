@@ -7,7 +7,7 @@ set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 install requirements.txt
 name=${EXPNAME:-cats_demo}
-python generate_shapes_and_images.py --expname "$name" --seeds "${SEEDS:-3,8,16,18,63,73,78,91}" "$@"
+python generate_shapes_and_images.py --expname "$name" --seeds "${SEEDS:-3,5,8,13,17,18,19,20}" "$@"
 python render_video.py --expname "$name" --seeds "${VIDEO_SEED:-18}" --frames "${FRAMES:-40}" --fps 20 --page "$@"
 echo
 echo "Open this page in a browser: $PWD/evaluations/$name/final_model/index.html"

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Both stages at 128x128 pixels on one GPU in twenty minutes, from the field of a trained model. Interrupted at any time,
-# the same command goes on where it was.
+# Both stages at 128x128 pixels on one GPU in a quarter of an hour, from the field of a trained model. Interrupted at any
+# time, the same command goes on where it was.
 #     FEATURES=lite0_maps.pt bash scripts/train_one_gpu.sh cats.zip
 # The argument (or PHOTOS) is a zip or a folder of photos. FEATURES is a TorchScript file of a feature network
 # (benchmarks/lite_features.py writes one; without it torchvision downloads its own). START is the model to begin from.
 # DECODER is a model whose decoder is to go on. DATASET, EXPNAME, WIDTH (of the field), STEPS32, STEPS64 (stage 1 at so
 # many rays) and STEPS_DECODER may be set as well.
 #
-# Measured on an H200, as the larger part of scripts/make_demo.sh: 3 minutes at 32x32 rays (129,000 images, 886 a second),
-# 5 minutes at 64x64 (98,000, 332 a second), 11 minutes of stage 2 (280,000, 420 a second). 37 GB of the GPU at most.
-# What came of it: demo/README.md and docs/notes/training.md.
+# Measured on an H200, as the larger part of scripts/make_demo.sh, with a DECODER: 3.6 minutes at 32x32 rays (145,000
+# images, 770 a second), 9.4 minutes at 64x64 (180,000, 325 a second), 2.4 minutes of stage 2 (45,000, 313 a second).
+# 37 GB of the GPU at most. What came of it: demo/README.md and docs/notes/training.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 photos=${1:-${PHOTOS:-}} dataset=${DATASET:-datasets/cats_128} name=${EXPNAME:-cats_128} start=${START:-demo/cats_demo.pt}
@@ -22,21 +22,25 @@ common=(--dataset_path "$dataset" --size 128 --azim 0.15 --num_workers 12 --cont
         ${FEATURES:+--features "$FEATURES"})
 
 # Stage 1, first at few rays. A small R1 keeps the discriminators in balance, the sphere and the eikonal loss hold the
-# surface against them, and the last loss keeps surfaces off the far plane.
+# surface against them, and the last two losses keep surfaces off the far plane and faces from becoming hollow.
 field() { # EXPNAME RAYS STEPS START BATCH PROJECTED_LAMBDA LR_G LR_D
     [ -e "pretrained_renderer/$1_vol_renderer.pt" ] || python train_volume_renderer.py "${common[@]}" --expname "$1" \
         --renderer_spatial_output_dim "$2" --iter "$3" --init_ckpt "$4" --batch "$5" --chunk "$5" \
         --projected_lambda "$6" --lr_g "$7" --lr_d "$8" --width "${WIDTH:-128}" --N_samples 16 \
         --discriminator projected --discriminator_width 0.5 --r1 0.5 --r1_every 4 --eikonal_lambda 0.25 \
-        --sphere_radius 0.09 --sphere_lambda 1 --sphere_until 1000000 --far_lambda 5
+        --sphere_radius 0.09 --sphere_lambda 1 --sphere_until 1000000 --far_lambda 20 --relief_lambda 2
 }
-field "${name}_32" 32 "${STEPS32:-1010}" "$start" 128 0.2 1.4e-4 4e-4
-field "$name" 64 "${STEPS64:-1537}" "pretrained_renderer/${name}_32_vol_renderer.pt" 64 0.15 1e-4 3e-4
+field "${name}_32" 32 "${STEPS32:-1134}" "$start" 128 0.2 1.4e-4 4e-4
+field "$name" 64 "${STEPS64:-2805}" "pretrained_renderer/${name}_32_vol_renderer.pt" 64 0.15 1e-4 3e-4
 
 # Stage 2 with both discriminators: the projected one knows what eyes look like, StyleGAN2's sees the grain of the fur.
-# The decoder is drawn to the thumbnails. It begins anew, or as the one of DECODER.
-python train_full_pipeline.py "${common[@]}" --expname "$name" --iter "${STEPS_DECODER:-2185}" --batch 128 --chunk 128 \
+# The decoder is drawn to the thumbnails. It begins anew, which takes longer, or as the one of DECODER.
+steps=${STEPS_DECODER:-4000}
+if [ -n "${DECODER:-}" ]; then
+    steps=${STEPS_DECODER:-700}
+fi
+python train_full_pipeline.py "${common[@]}" --expname "$name" --iter "$steps" --batch 64 --chunk 64 \
     --precision bf16 --channel_multiplier 1 --channel_max 128 --discriminator both --projected_lambda 0.5 --r1 1 \
-    --g_reg_every 0 --thumbnail_lambda 5 --augment --augment_images 300000 --lr 0.002 --dense \
+    --g_reg_every 0 --thumbnail_lambda 2 --augment --augment_images 300000 --lr 0.002 --dense \
     ${DECODER:+--renderer_ckpt "pretrained_renderer/${name}_vol_renderer.pt" --init_ckpt "$DECODER"}
 echo "Now: python generate_shapes_and_images.py --expname $name"
