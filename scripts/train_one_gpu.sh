@@ -35,11 +35,8 @@ field "$name" 64 "${STEPS64:-2805}" "pretrained_renderer/${name}_32_vol_renderer
 
 # Stage 2 with both discriminators: the projected one knows what eyes look like, StyleGAN2's sees the grain of the fur.
 # The decoder is drawn to the thumbnails. It begins anew, which takes longer, or as the one of DECODER.
-steps=${STEPS_DECODER:-4000}
-if [ -n "${DECODER:-}" ]; then
-    steps=${STEPS_DECODER:-700}
-fi
-python train_full_pipeline.py "${common[@]}" --expname "$name" --iter "$steps" --batch 64 --chunk 64 \
+steps=${STEPS_DECODER:-${DECODER:+700}}
+python train_full_pipeline.py "${common[@]}" --expname "$name" --iter "${steps:-4000}" --batch 64 --chunk 64 \
     --precision bf16 --channel_multiplier 1 --channel_max 128 --discriminator both --projected_lambda 0.5 --r1 1 \
     --g_reg_every 0 --thumbnail_lambda 2 --augment --augment_images 300000 --lr 0.002 --dense \
     ${DECODER:+--renderer_ckpt "pretrained_renderer/${name}_vol_renderer.pt" --init_ckpt "$DECODER"}

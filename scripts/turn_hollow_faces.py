@@ -8,15 +8,31 @@ given surface is hollow, while its own surfaces have to stand out as far as the 
 field for --init_ckpt of train_volume_renderer.py. Faces are less clear afterwards, and training has to go on.
 """
 import argparse
-import copy
-import math
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from options import at_least
+from utils import run_command, writable_folder
+
+
+def read_flags():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('model', help='a checkpoint with a field and its mapping')
+    parser.add_argument('--out', type=Path, required=True, help='the file to write')
+    parser.add_argument('--steps', type=at_least(1), default=5000, help='Ctrl-C writes what has been learned so far')
+    return parser.parse_args()
+
+
+if __name__ == '__main__':
+    run_command('turn_hollow_faces', read_flags)
+
+import copy
+import math
+
 import torch
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import checkpoint
 import losses
@@ -63,13 +79,8 @@ def terms(given, new, w, opt):
             'far': FAR * losses.far_plane_loss(shown.sdf)}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('model', help='a checkpoint with a field and its mapping')
-    parser.add_argument('--out', required=True, help='the file to write')
-    parser.add_argument('--steps', type=int, default=5000)
-    flags = parser.parse_args()
-
+def main(flags):
+    writable_folder(flags.out.parent, '--out')
     torch.manual_seed(0)
     model = load_model(flags.model, device='cpu')
     given = model.generator.renderer
@@ -78,27 +89,28 @@ def main():
     new.perturb = 1.
     new.sigmoid_beta.requires_grad_(False)
     average = copy.deepcopy(new.state_dict())
+    try:
+        train(model, new, average, flags.steps)
+    finally:
+        given.load_state_dict(average)
+        checkpoint.save(flags.out, {'g_ema': checkpoint.without_decoder(model.generator.state_dict()),
+                                    'options': checkpoint.saved_options(model.opt)})
+
+
+def train(model, new, average, steps):
+    """Train the renderer `new` on that of the model. average: the moving average of its weights, changed in place."""
     optimizer = torch.optim.Adam(new.network.parameters(), RATE, betas=(0.9, 0.99))
-    bar = tqdm(range(flags.steps), unit=' steps')
+    bar = tqdm(range(steps), unit=' steps')
     for step in bar:
-        optimizer.param_groups[0]['lr'], beta = progress(step, flags.steps)
+        optimizer.param_groups[0]['lr'], beta = progress(step, steps)
         new.sigmoid_beta.fill_(beta)
         with torch.no_grad():
             w = model.generator.map(torch.randn(BATCH, model.opt.model.style_dim))
             w = model.means.w + torch.empty(BATCH, 1).uniform_(*PSI) * (w - model.means.w)
-        found = terms(given, new, w, model.opt)
+        found = terms(model.generator.renderer, new, w, model.opt)
         optimizer.zero_grad()
         sum(found.values()).backward()
         optimizer.step()
         bar.set_postfix({name: f'{value.item():.3f}' for name, value in found.items()})
         for name, value in new.state_dict().items():
             average[name].lerp_(value, 1 - min(MEMORY, (step + 1) / (step + 10)))
-
-    saved = checkpoint.read(Path(flags.model))
-    field = {name: value.float() for name, value in checkpoint.without_decoder(saved['g_ema']).items()}
-    field |= {f'renderer.{name}': value for name, value in average.items()}
-    checkpoint.save(Path(flags.out), {'g_ema': field, 'options': saved['options']})
-
-
-if __name__ == '__main__':
-    main()

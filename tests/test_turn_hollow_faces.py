@@ -1,5 +1,7 @@
 """The script that turns the hollow faces of a field inside out."""
 import importlib.util
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -53,7 +55,7 @@ def test_it_writes_a_field_to_train_on(script, tmp_path, monkeypatch):
     out = tmp_path / 'turned.pt'
     monkeypatch.setattr('sys.argv', ['turn', str(ROOT / 'demo' / 'cats_demo.pt'), '--out', str(out), '--steps', '2'])
     monkeypatch.setattr(script, 'RAYS', 8)
-    script.main()
+    script.main(script.read_flags())
     given, written = checkpoint.read(ROOT / 'demo' / 'cats_demo.pt')['g_ema'], checkpoint.read(out)['g_ema']
     assert set(written) == set(checkpoint.without_decoder(given))
     moved = {name for name in written if not torch.equal(written[name], given[name].float())}
@@ -64,3 +66,23 @@ def test_the_rate_falls_and_surfaces_become_sharp(script):
     rates, betas = zip(*(script.progress(step, 1000) for step in range(1000)), strict=True)
     assert max(rates) == pytest.approx(script.RATE, rel=0.02) and rates[-1] == pytest.approx(script.LAST_RATE, rel=0.01)
     assert betas[0] == script.COARSEST_BETA and betas[-1] == script.FINEST_BETA
+
+
+def test_a_missing_model_is_one_sentence(tmp_path):
+    ended = subprocess.run([sys.executable, ROOT / 'scripts' / 'turn_hollow_faces.py', tmp_path / 'none.pt', '--out',
+                            tmp_path / 'out.pt'], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2 and 'Traceback' not in ended.stderr and 'none.pt' in ended.stderr
+    assert not (tmp_path / 'out.pt').exists()
+
+
+def test_an_interruption_writes_what_there_is(script, tmp_path, monkeypatch):
+    out = tmp_path / 'turned.pt'
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('sys.argv', ['turn', str(ROOT / 'demo' / 'cats_demo.pt'), '--out', str(out)])
+    monkeypatch.setattr(script, 'terms', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        script.main(script.read_flags())
+    assert checkpoint.read(out)['g_ema']
