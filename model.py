@@ -18,7 +18,8 @@ from op import fused_leaky_relu, upfirdn2d
 from volume_renderer import Rendering, VolumeRenderer, draw
 
 MEAN_LATENT_DRAWS = 10_000  # as many as the original takes
-MEAN_PART = 1 << 14         # of them at a time
+DRAWN_AT_ONCE = 1 << 14     # of them
+MAPPED_AT_ONCE = 1 << 11    # of them: with more, most of the time goes into fresh memory for the layers
 PRECISIONS = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 
 
@@ -270,7 +271,7 @@ def truncate(latent, psi, mean):
 class MeanLatents(NamedTuple):
     """The means that truncation pulls w and w' towards."""
     w: Tensor               # (1,style_dim)
-    w_prime: Tensor | None  # (1,2*style_dim), None for a generator without decoder
+    w_prime: Tensor | None = None  # (1,2*style_dim), None for a generator without decoder
 
 
 class Generated(NamedTuple):
@@ -303,14 +304,13 @@ class Generator(nn.Module):
     @torch.no_grad()
     def mean_latents(self, draws=MEAN_LATENT_DRAWS, rng=None):
         """MeanLatents over `draws` latents z ~ N(0, I), in parts, so that memory does not grow with them."""
-        means = []
-        for first in range(0, draws, MEAN_PART):
-            part = min(MEAN_PART, draws - first)
-            w = self.style(torch.randn(part, self.style_dim, generator=rng, device=self.style[0].weight.device))
-            both = [w, self.decoder.style(w)] if self.full_pipeline else [w]
-            means.append([latent.mean(0, keepdim=True) * (part / draws) for latent in both])
-        means = [sum(parts) for parts in zip(*means, strict=True)]
-        return MeanLatents(means[0], means[1] if self.full_pipeline else None)
+        means, device = [], self.style[0].weight.device
+        for first in range(0, draws, DRAWN_AT_ONCE):
+            z = torch.randn(min(DRAWN_AT_ONCE, draws - first), self.style_dim, generator=rng, device=device)
+            for w in map(self.style, z.split(MAPPED_AT_ONCE)):
+                both = [w, self.decoder.style(w)] if self.full_pipeline else [w]
+                means.append([latent.mean(0, keepdim=True) * (len(w) / draws) for latent in both])
+        return MeanLatents(*map(sum, zip(*means, strict=True)))
 
     def map(self, z, psi=1., means=None):
         """The renderer's latents w (B,style_dim), truncated, from z (B,style_dim)."""

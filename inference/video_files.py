@@ -21,7 +21,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
-from utils import UserError, atomic_path
+from utils import QUICK_PNG, UserError, atomic_path
 
 FORMATS = ('mp4', 'gif', 'webp', 'webm', 'frames')
 WITH_ALPHA = ('webm', 'webp', 'frames')
@@ -114,7 +114,7 @@ def _folder(path, target):
         def encode(frame):
             nonlocal count
             try:
-                Image.fromarray(frame).save(new / f'{count:05d}.png', compress_level=1)
+                Image.fromarray(frame).save(new / f'{count:05d}.png', **QUICK_PNG)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, str(path / f'{count:05d}.png')) from None
             count += 1

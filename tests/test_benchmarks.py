@@ -263,6 +263,11 @@ def test_the_roughness_of_a_field(monkeypatch):
     assert run()['error'] < 1e-4 and torch.equal(generator.renderer.network.pts_linears[1].weight, 1.5 * weight)
 
 
+def test_the_row_of_the_demo_is_what_the_script_runs():
+    script = (BENCHMARKS.parent / 'scripts' / 'demo.sh').read_text()
+    assert f'${{SEEDS:-{commands.DEMO_SEEDS}}}' in script and f'${{VIDEO_SEED:-{commands.VIDEO_SEED}}}' in script
+
+
 def test_commands_run_from_start_to_end(tmp_path):
     seconds = commands.command_seconds([(commands.GENERATE, '--help')], 'none.pt', 'ours')
     assert 0 < seconds < 60

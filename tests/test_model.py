@@ -91,7 +91,8 @@ def test_mean_latents(golden, manifest):
 def test_mean_latents_in_parts(manifest, monkeypatch):
     """Over more latents than are held at a time it is the mean of all of them."""
     generator = small_pipeline(manifest)
-    monkeypatch.setattr('model.MEAN_PART', 64)
+    monkeypatch.setattr('model.DRAWN_AT_ONCE', 64)
+    monkeypatch.setattr('model.MAPPED_AT_ONCE', 24)
     means = generator.mean_latents(150, torch.Generator().manual_seed(5))
     z = torch.randn(150, generator.style_dim, generator=torch.Generator().manual_seed(5))
     w = generator.style(z).double()
