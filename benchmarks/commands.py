@@ -51,22 +51,19 @@ def command_seconds(lines, model, variant, flags=(), threads=0):
         return time.perf_counter() - started
 
 
-def command_row(name, load):
-    """The prepare of a row of COMMANDS. load: speed.load, whose generator is written to a file for the command."""
+def command_row(name, load, settings, variant):
+    """Prepare a row of COMMANDS. load: speed.load, whose generator is written to a file for the command."""
     _, bundled, lines = COMMANDS[name]
+    model, kept = DEMO, None
+    device = options.parse(GENERATE.removesuffix('.py'), __doc__, list(settings.flags)).machine.device
+    if not bundled:
+        generator, opt = load(settings, 'generate_shapes_and_images', variant)
+        kept = tempfile.TemporaryDirectory()
+        model = Path(kept.name) / 'benchmark.pt'
+        torch.save({'g_ema': generator.state_dict()}, model)
 
-    def prepare(settings, variant):
-        model, kept = DEMO, None
-        device = options.parse(GENERATE.removesuffix('.py'), __doc__, list(settings.flags)).machine.device
-        if not bundled:
-            generator, opt = load(settings, 'generate_shapes_and_images', variant)
-            kept = tempfile.TemporaryDirectory()
-            model = Path(kept.name) / 'benchmark.pt'
-            torch.save({'g_ema': generator.state_dict()}, model)
-
-        def run():
-            flags = ['--device', device]
-            return command_seconds(lines, model, variant, flags, settings.threads)
-        run.kept = kept  # the folder lives as long as the function
-        return run
-    return prepare
+    def run():
+        flags = ['--device', device]
+        return command_seconds(lines, model, variant, flags, settings.threads)
+    run.kept = kept  # the folder lives as long as the function
+    return run

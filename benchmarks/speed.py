@@ -20,6 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -373,7 +374,7 @@ ROWS = {
                              field=field)
        for field, path in FIELDS.items() if path.is_file()
        for row, prepare in (('surface', surface_row), ('image', image_row))},
-    **{name: Row(command_row(name, load), lambda opt, what=what: f'command: {what}',
+    **{name: Row(partial(command_row, name, load), lambda opt, what=what: f'command: {what}',
                  names=('ours',) if name == 'help' else ('plain', 'dense', 'ours'))
        for name, (what, *_) in COMMANDS.items()},
     'stage2_regularized': Row(stage2_regularized_row, lambda opt: '  with R1 and path lengths', 'train_full_pipeline',

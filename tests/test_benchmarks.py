@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import pickle
 import signal
 import sys
 from pathlib import Path
@@ -266,6 +267,11 @@ def test_the_roughness_of_a_field(monkeypatch):
 def test_the_row_of_the_demo_is_what_the_script_runs():
     script = (BENCHMARKS.parent / 'scripts' / 'demo.sh').read_text()
     assert f'${{SEEDS:-{commands.DEMO_SEEDS}}}' in script and f'${{VIDEO_SEED:-{commands.VIDEO_SEED}}}' in script
+
+
+def test_all_rows_can_be_handed_to_a_process_of_their_own():
+    for name, row in speed.ROWS.items():
+        assert pickle.loads(pickle.dumps(row.prepare)), name
 
 
 def test_commands_run_from_start_to_end(tmp_path):
