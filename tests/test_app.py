@@ -109,7 +109,8 @@ def test_a_video_that_nobody_waits_for_ends(api, model, tmp_path, monkeypatch):
     request = api['video'](*IDENTITY, AROUND, 100, False)
     next(request)
     request.close()
-    assert len(rendered) == 1 and not list((tmp_path / 'temporary').glob('stylesdf-*'))
+    assert len(rendered) <= 3  # with several threads the next two are made meanwhile
+    assert not list((tmp_path / 'temporary').glob('stylesdf-*'))
 
 
 def test_a_failed_request_leaves_nothing(api, model, tmp_path):
