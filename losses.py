@@ -1,7 +1,7 @@
 """Every loss of both training stages: pure functions of tensors that average over the batch and carry no weight.
 
 Sources: StyleSDF (Or-El et al., CVPR 2022), section on training, by the symbol of each loss; StyleGAN2 (Karras et al.
-2020); R1 (Mescheder et al. 2018). The weights are flags (options.py), the schedules are the training scripts'.
+2020); R1 and R2 (Mescheder et al. 2018). The weights are flags (options.py), the schedules are the training scripts'.
 """
 import math
 
@@ -21,6 +21,15 @@ def nonsaturating_loss(fake_logits):
     return F.softplus(-fake_logits).mean()
 
 
+def relativistic_loss(logits, opponents):
+    """How far images are from looking more real than their opponents: softplus(D(opponent) - D(image)).
+
+    Not in the paper; R3GAN (Huang et al. 2024, section 2) pairs each real image with a fake in this way. For the
+    discriminator the real ones are the images, for the generator the fakes are. Both logits (B,1), in the same order.
+    """
+    return F.softplus(opponents - logits).mean()
+
+
 def hinge_loss(real_logits):
     """The discriminator's hinge loss max(0, 1 - D(real)) (Sauer et al. 2021, equation 2); of fakes with their logits
     negated. Logits of any shape."""
@@ -35,7 +44,8 @@ def mean_score_loss(fake_logits):
 def r1_penalty(real_logits, real_images):
     """R1 (Mescheder et al. 2018, equation 9, without gamma / 2): squared gradient of D at real images (B,…).
 
-    real_images must require gradients and have led to real_logits (B,1). Differentiable.
+    real_images must require gradients and have led to real_logits (B,1). Differentiable. With generated images and
+    their logits it is R2 (equation 10).
     """
     gradient, = torch.autograd.grad(real_logits.sum(), real_images, create_graph=True)
     return gradient.square().flatten(1).sum(1).mean()

@@ -387,6 +387,10 @@ GROUPS = {
         Flag('lr_g', 2e-5, LEARNING_1, 'learning rate of the generator', above(0)),
         Flag('lr_d', 2e-4, LEARNING_1, 'learning rate of the discriminator', above(0)),
         Flag('r1', 10., LEARNING, 'weight of the R1 penalty', at_least(0, float), frequent=TRAINING),
+        Flag('adversarial_loss', 'nonsaturating', LEARNING,
+             'relativistic: compare each generated image with a photo, and penalize the gradients at both (R1 and R2), '
+             'as R3GAN does (nonsaturating: as in the paper)',
+             choices=('nonsaturating', 'relativistic')),
         Flag('view_lambda', 15., LEARNING_1, 'weight of the viewpoint loss', at_least(0, float)),
         Flag('eikonal_lambda', 0.1, LEARNING_1, 'weight of the eikonal loss', at_least(0, float)),
         Flag('min_surf_lambda', 0.05, LEARNING_1, 'weight of the minimal surface loss', at_least(0, float)),

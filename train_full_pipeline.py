@@ -33,6 +33,7 @@ from training.stage2 import (
     render,
 )
 from training.state import State
+from utils import UserError
 
 STAGE = 'full_pipeline'
 
@@ -54,6 +55,10 @@ def main(opt):
         augmentation = Augmentation(opt, geometric=True)
         controls = {'augmentation': augmentation}
         projected, alone = None, training.discriminator == 'projected'
+        relativistic = training.adversarial_loss == 'relativistic'
+        if alone and relativistic:
+            raise UserError('--adversarial_loss relativistic: the projected discriminator has a loss of its own; leave '
+                            'this flag out, or take --discriminator both.')
         if training.discriminator != 'stylegan2':
             projected, controls['features'] = projected_discriminator(opt, images, size, processes.device)
         if alone:
@@ -82,7 +87,7 @@ def main(opt):
                 fade = max(0., 1 - step / training.thumbnail_until) if training.thumbnail_until else 1.
                 terms = accumulate_generator(generator, discriminator, rendered, run.chunk,
                                              training.thumbnail_lambda * fade, augmentation,
-                                             training.projected_lambda)
+                                             training.projected_lambda, real if relativistic else None)
                 run.update('g', g_optim, terms)
 
                 if training.g_reg_every and step % training.g_reg_every == 0:

@@ -70,7 +70,8 @@ def main(opt):
 
                 fakes = run.draw('generator')
                 terms = accumulate_generator(generator, discriminator, fakes, opt, run.chunk,
-                                             hold.weight(state.iteration), augmentation)
+                                             hold.weight(state.iteration), augmentation,
+                                             real if training.adversarial_loss == 'relativistic' else None)
                 hold.learn(run, run.update('g', g_optim, terms))
 
                 state.update_ema()

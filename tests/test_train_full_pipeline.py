@@ -52,6 +52,13 @@ def test_images_are_no_smaller_than_thumbnails(data, renderer, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_projected_discriminator_has_a_loss_of_its_own(data, renderer, tmp_path):
+    with pytest.raises(UserError, match='--adversarial_loss relativistic: .*--discriminator both'):
+        train('full_pipeline', tmp_path, flags(data, f'--renderer_ckpt {renderer} --discriminator projected '
+                                                     '--adversarial_loss relativistic'))
+    assert not list(tmp_path.iterdir())
+
+
 def test_stage_2_names_the_unfinished_stage_1(data, tmp_path):
     train('volume_renderer', tmp_path, flags(data, '--iter 2 --no_sphere_init --max_minutes 1e-6'))
     with pytest.raises(UserError, match='newest checkpoint so far is checkpoint/debug/volume_renderer/models_'):

@@ -9,9 +9,10 @@ from discriminators import Discriminator, minibatch_stddev
 from training import processes, random_numbers, stage2
 
 
+@pytest.mark.parametrize('more', ('', '--adversarial_loss relativistic'))
 @pytest.mark.parametrize(('batch', 'chunk'), ((4, 1), (4, 2), (8, 2), (8, 4), (6, 3)))
-def test_chunks_do_not_change_the_gradient_of_stage_2(double, batch, chunk):
-    opt = tiny('train_full_pipeline', batch)
+def test_chunks_do_not_change_the_gradient_of_stage_2(double, batch, chunk, more):
+    opt = tiny('train_full_pipeline', batch, more)
     generator, discriminator = tiny_generator(opt), Discriminator(16, 1, 4, torch.get_default_dtype())
     real, directions = torch.randn(batch, 3, 16, 16), torch.randn(batch, 3, 16, 16)
     rendered = stage2.render(generator, random_numbers.draw_fakes(opt, 'd', 0, range(batch), 'cpu'), switch=2)
@@ -19,7 +20,8 @@ def test_chunks_do_not_change_the_gradient_of_stage_2(double, batch, chunk):
     for accumulate, module in (
             (lambda size: stage2.accumulate_discriminator(discriminator, generator, real, rendered, opt, size, True),
              discriminator),
-            (lambda size: stage2.accumulate_generator(generator, discriminator, rendered, size), generator),
+            (lambda size: stage2.accumulate_generator(generator, discriminator, rendered, size,
+                                                      real=real if more else None), generator),
             (lambda size: stage2.accumulate_path_length(generator, rendered, directions, torch.tensor(0.3), opt, size,
                                                         alone)[0], generator)):
         found = []
@@ -29,6 +31,23 @@ def test_chunks_do_not_change_the_gradient_of_stage_2(double, batch, chunk):
         check_same(*found)
     assert all(parameter.grad is None for name, parameter in generator.named_parameters()
                if not name.startswith('decoder.'))
+
+
+def test_the_relativistic_loss_compares_each_fake_with_a_photo(double):
+    """R3GAN's loss and both penalties, against the formulas on whole batches."""
+    opt = tiny('train_full_pipeline', 4, '--adversarial_loss relativistic --r1 3 --d_reg_every 1')
+    generator, discriminator = tiny_generator(opt), Discriminator(16, 1, 4, torch.get_default_dtype())
+    real = torch.randn(4, 3, 16, 16)
+    rendered = stage2.render(generator, random_numbers.draw_fakes(opt, 'd', 0, range(4), 'cpu'), switch=2)
+    terms = stage2.accumulate_discriminator(discriminator, generator, real, rendered, opt, 4, True)
+    fakes = stage2.decode(generator, rendered)[0].detach().requires_grad_()
+    real_logits, fake_logits = stage2.judge(discriminator, real.requires_grad_()), stage2.judge(discriminator, fakes)
+    penalties = [1.5 * torch.autograd.grad(logits.sum(), images, retain_graph=True)[0].square().sum() / 4
+                 for logits, images in ((real_logits, real), (fake_logits, fakes))]
+    assert_close(terms['d'], (1 + (fake_logits - real_logits).exp()).log().mean())
+    assert_close(torch.stack([terms['r1'], terms['r2']]), torch.stack(penalties))
+    terms = stage2.accumulate_generator(generator, discriminator, rendered, 4, real=real)
+    assert_close(terms['g'], (1 + (real_logits - fake_logits).exp()).log().mean())
 
 
 def test_half_precision_learns_the_same():

@@ -152,7 +152,8 @@ def read_stats(path):
 CURVES = (  # title, logarithmic, names
     ('adversarial losses', False, ('d', 'g')),
     ("the discriminator's scores", False, ('real_score', 'fake_score')),
-    ('weighted regularizers', True, ('r1', 'd_view', 'g_view', 'g_eikonal', 'g_minimal_surface', 'g_sphere', 'path')),
+    ('weighted regularizers', True,
+     ('r1', 'r2', 'd_view', 'g_view', 'g_eikonal', 'g_minimal_surface', 'g_sphere', 'path')),
     ('norms of the gradients', True, ('d_gradient', 'g_gradient', 'path_gradient')),
     ('path length', False, ('path_length',)),
     ('beta', True, ('beta',)),

@@ -23,10 +23,12 @@ def accumulate_discriminator(discriminator, generator, real, fakes, opt, chunk, 
                              regularize=True):
     """Add the gradient of the discriminator's loss to its parameters.
 
-    real: thumbnails (B,3,H,H); fakes: B Fakes; augmentation: of both. regularize: with R1. A projected discriminator
-    (see `beside`) learns too. Returns the weighted terms of the loss and the mean scores.
+    real: thumbnails (B,3,H,H); fakes: B Fakes; augmentation: of both. regularize: with R1, and R2 if the loss is the
+    relativistic one. A projected discriminator (see `beside`) learns too. Returns the weighted terms of the loss and
+    the mean scores.
     """
-    terms, projected = Terms(), beside(discriminator)
+    terms, projected, relativistic = Terms(), beside(discriminator), opt.training.adversarial_loss == 'relativistic'
+    r1 = opt.training.r1 / 2 * opt.training.r1_every if regularize else 0
     if projected:
         projected.renormalize()
     for indices in chunks(0, len(real), chunk):
@@ -34,29 +36,34 @@ def accumulate_discriminator(discriminator, generator, real, fakes, opt, chunk, 
         with torch.no_grad():
             thumbnails = generator(inputs.z, inputs.cameras, rng=inputs.rngs).rendering.thumbnail
             thumbnails = augmentation(thumbnails, inputs.rngs)
+        thumbnails.requires_grad_(relativistic and r1 > 0)
         images = augmentation(real[indices], inputs.rngs).requires_grad_()
         scale = len(images) / len(real)
         real_logits, _ = discriminator(images)
         fake_logits, viewpoints = discriminator(thumbnails)
-        loss = {'d': losses.logistic_loss(real_logits, fake_logits)}
-        if opt.training.r1 and regularize:
-            loss['r1'] = opt.training.r1 / 2 * opt.training.r1_every * losses.r1_penalty(real_logits, images)
+        loss = {'d': (losses.relativistic_loss if relativistic else losses.logistic_loss)(real_logits, fake_logits)}
+        if r1:
+            loss['r1'] = r1 * losses.r1_penalty(real_logits, images)
+        if r1 and relativistic:
+            loss['r2'] = r1 * losses.r1_penalty(fake_logits, thumbnails)
         if discriminator.predict_view:
             loss['d_view'] = opt.training.view_lambda * losses.viewpoint_loss(viewpoints, inputs.cameras.viewpoint)
         if projected:
             loss['d_projected'] = (losses.hinge_loss(projected(images.detach()))
-                                   + losses.hinge_loss(-projected(thumbnails)))
+                                   + losses.hinge_loss(-projected(thumbnails.detach())))
         (scale * sum(loss.values())).backward()
         terms.add(scale, **loss, real_score=real_logits, fake_score=fake_logits, real_sign=real_logits.sign())
     return terms
 
 
-def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lambda=0., augmentation=unchanged):
+def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lambda=0., augmentation=unchanged,
+                         real=None):
     """Add the gradient of the generator's loss to its parameters. Returns the weighted terms of the loss,
     and how much of a surface the pictures show (training/hold.py).
 
     sphere_lambda: the weight, at this step, of the sphere regularization: the distance to the sphere that training
-    started from.
+    started from. real: thumbnails (B,3,H,H) with which the relativistic loss compares the fakes; without
+    them the loss is the non-saturating one.
     """
     terms, projected = Terms(), beside(discriminator)
     has_sdf = generator.renderer.has_sdf
@@ -69,7 +76,12 @@ def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lam
                                   eikonal=has_sdf and opt.training.eikonal_lambda > 0).rendering
             thumbnails = augmentation(rendering.thumbnail, inputs.rngs)
             logits, viewpoints = discriminator(thumbnails)
-            loss = {'g': losses.nonsaturating_loss(logits)}
+            if real is None:
+                loss = {'g': losses.nonsaturating_loss(logits)}
+            else:
+                with torch.no_grad():
+                    real_logits, _ = discriminator(augmentation(real[indices], inputs.rngs))
+                loss = {'g': losses.relativistic_loss(logits, real_logits)}
             if projected:
                 loss['g_projected'] = opt.training.projected_lambda * losses.mean_score_loss(projected(thumbnails))
             if discriminator.predict_view:

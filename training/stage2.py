@@ -86,44 +86,52 @@ def accumulate_discriminator(discriminator, generator, real, rendered, opt, chun
                              augmentation=unchanged):
     """Add the gradient of the discriminator's loss, with R1 where `regularize`, to its parameters.
 
-    real: images (B,3,size,size); rendered: what B fakes are decoded from; augmentation: of both. A projected
-    discriminator (see `beside`) learns too. Returns the weighted terms of the loss and the mean scores.
+    real: images (B,3,size,size); rendered: what B fakes are decoded from; augmentation: of both. With the relativistic
+    loss R2 comes beside R1. A projected discriminator (see `beside`) learns too. Returns the weighted terms of the loss
+    and the mean scores.
     """
     terms, (loss_of, _), projected = Terms(), adversarial_losses(discriminator), beside(discriminator)
+    relativistic = opt.training.adversarial_loss == 'relativistic'
+    r1 = opt.training.r1 / 2 * opt.training.d_reg_every
 
-    def accumulate(scale, loss, **scores):
-        (scale * sum(loss.values())).backward()
-        terms.add(scale, **loss, **scores)
+    def accumulate(scale, *parts, **scores):
+        (scale * sum(term for part in parts for term in part.values())).backward()
+        for part in (*parts, scores):
+            terms.add(scale, **part)
 
-    # The two halves of logistic_loss one after the other: the graph of one is gone before the other's is made.
     for indices in group_chunks(len(real), chunk):
+        scale = (indices.stop - indices.start) / len(real)
         images = augmentation(real[indices], rendered.rngs[indices]).requires_grad_(regularize)
-        scale = len(images) / len(real)
         logits = judge(discriminator, images)
-        loss = {'d': loss_of(logits)}
+        of_real = {} if relativistic else {'d': loss_of(logits)}
         if regularize:
-            loss['r1'] = opt.training.r1 / 2 * opt.training.d_reg_every * losses.r1_penalty(logits, images)
+            of_real['r1'] = r1 * losses.r1_penalty(logits, images)
         if projected:
-            loss['d_projected'] = losses.hinge_loss(projected(images.detach()))
-        accumulate(scale, loss, real_score=logits, real_sign=logits.sign())
+            of_real['d_projected'] = losses.hinge_loss(projected(images.detach()))
+        scores = {'real_score': logits.detach(), 'real_sign': logits.detach().sign()}
+        if not relativistic:  # the graph of one half of logistic_loss is gone before the other's is made
+            accumulate(scale, of_real)
 
         with torch.no_grad():
             fakes = torch.cat([decode(generator, rendered.select(chunk_indices))[0]
                                for chunk_indices in chunks(indices.start, indices.stop, chunk)])
-        fakes = augmentation(fakes, rendered.rngs[indices])
-        logits = judge(discriminator, fakes)
-        loss = {'d': loss_of(-logits)}
+        fakes = augmentation(fakes, rendered.rngs[indices]).requires_grad_(regularize and relativistic)
+        fake_logits = judge(discriminator, fakes)
+        of_fakes = {'d': losses.relativistic_loss(logits, fake_logits) if relativistic else loss_of(-fake_logits)}
+        if regularize and relativistic:
+            of_fakes['r2'] = r1 * losses.r1_penalty(fake_logits, fakes)
         if projected:
-            loss['d_projected'] = losses.hinge_loss(-projected(fakes))
-        accumulate(scale, loss, fake_score=logits)
+            of_fakes['d_projected'] = losses.hinge_loss(-projected(fakes.detach()))
+        accumulate(scale, *[of_real] * relativistic, of_fakes, **scores, fake_score=fake_logits)
     return terms
 
 
 def accumulate_generator(generator, discriminator, rendered, chunk, thumbnail_lambda=0., augmentation=unchanged,
-                         projected_lambda=0.):
+                         projected_lambda=0., real=None):
     """Add the gradient of the generator's loss to the decoder's parameters. Returns the weighted terms of the loss.
 
-    projected_lambda: the weight of a projected discriminator beside the other.
+    projected_lambda: the weight of a projected discriminator beside the other. real: images (B,3,size,size) with which
+    the relativistic loss compares the fakes; without them the loss is the non-saturating one.
     """
     batch, terms, (_, adversarial_loss) = len(rendered.features), Terms(), adversarial_losses(discriminator)
     projected = beside(discriminator)
@@ -134,10 +142,17 @@ def accumulate_generator(generator, discriminator, rendered, chunk, thumbnail_la
     with frozen(discriminator):
         for indices in group_chunks(batch, chunk):
             scale, inputs = (indices.stop - indices.start) / batch, rendered.select(indices)
+            opponents = None if real is None else real[indices]
 
-            def loss_of(fakes, scale=scale, inputs=inputs):
+            def loss_of(fakes, scale=scale, inputs=inputs, opponents=opponents):
                 seen = augmentation(fakes, inputs.rngs)
-                loss = {'g': adversarial_loss(judge(discriminator, seen))}
+                logits = judge(discriminator, seen)
+                if opponents is None:
+                    loss = {'g': adversarial_loss(logits)}
+                else:
+                    with torch.no_grad():
+                        opposed = judge(discriminator, augmentation(opponents, inputs.rngs))
+                    loss = {'g': losses.relativistic_loss(logits, opposed)}
                 if projected:
                     loss['g_projected'] = projected_lambda * losses.mean_score_loss(projected(seen))
                 if thumbnail_lambda > 0:
