@@ -19,6 +19,7 @@ from discriminators import Discriminator
 from model import PRECISIONS, build_generator
 from op.fast import fast_parts
 from training.augmentation import Augmentation
+from training.gradients import opponents
 from training.processes import Processes
 from training.projected import projected_discriminator
 from training.random_numbers import draw_directions
@@ -55,8 +56,7 @@ def main(opt):
         augmentation = Augmentation(opt, geometric=True)
         controls = {'augmentation': augmentation}
         projected, alone = None, training.discriminator == 'projected'
-        relativistic = training.adversarial_loss == 'relativistic'
-        if alone and relativistic:
+        if alone and training.adversarial_loss == 'relativistic':
             raise UserError('--adversarial_loss relativistic: the projected discriminator has a loss of its own; leave '
                             'this flag out, or take --discriminator both.')
         if training.discriminator != 'stylegan2':
@@ -87,7 +87,7 @@ def main(opt):
                 fade = max(0., 1 - step / training.thumbnail_until) if training.thumbnail_until else 1.
                 terms = accumulate_generator(generator, discriminator, rendered, run.chunk,
                                              training.thumbnail_lambda * fade, augmentation,
-                                             training.projected_lambda, real if relativistic else None)
+                                             training.projected_lambda, opponents(opt, real))
                 run.update('g', g_optim, terms)
 
                 if training.g_reg_every and step % training.g_reg_every == 0:

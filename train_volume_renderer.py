@@ -19,6 +19,7 @@ from discriminators import VolumeDiscriminator
 from model import build_generator
 from op.fast import fast_parts
 from training.augmentation import Augmentation
+from training.gradients import opponents
 from training.hold import Hold
 from training.processes import Processes
 from training.projected import projected_discriminator
@@ -70,8 +71,7 @@ def main(opt):
 
                 fakes = run.draw('generator')
                 terms = accumulate_generator(generator, discriminator, fakes, opt, run.chunk,
-                                             hold.weight(state.iteration), augmentation,
-                                             real if training.adversarial_loss == 'relativistic' else None)
+                                             hold.weight(state.iteration), augmentation, opponents(opt, real))
                 hold.learn(run, run.update('g', g_optim, terms))
 
                 state.update_ema()

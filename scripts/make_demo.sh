@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# How the model in demo/ was made from the one of the release before: an hour and three quarters of a CPU core, then a
-# quarter of an hour on an H200, then two minutes of a core. demo/README.md says what it is like, docs/notes/training.md
-# how the training went.
+# How the model in demo/ was made from the previous one: an hour and three quarters of a CPU core, then a quarter of an
+# hour on an H200, then two minutes of a core. demo/README.md says what it is like, docs/notes/training.md how the
+# training went.
 #     FEATURES=lite0_maps.pt bash scripts/make_demo.sh cats.zip
 # cats.zip held the first 5,000 of the 5,069 photos; FEATURES is the file of
 # `python benchmarks/lite_features.py maps lite0 --out lite0_maps.pt`. Without it torchvision's network is taken.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# The model of the release before (git show 6aac91f:scripts/make_demo.sh is how that was made).
+# The previous model (git show 6aac91f:scripts/make_demo.sh is how that was made).
 git show 6aac91f:demo/cats_demo.pt > before.pt
 git show 6aac91f:demo/cats_train.pt > before_train.pt
 python prepare_data.py --out_path datasets/cats_128 --size 128 "$@"
@@ -16,9 +16,9 @@ python prepare_data.py --out_path datasets/cats_128 --size 128 "$@"
 # Half of its faces were hollow: first a field without hollow faces, if less clear ones.
 [ -e turned.pt ] || python scripts/turn_hollow_faces.py before.pt --out turned.pt --steps 5000
 
-# Both stages. The decoder goes on from the one of the release before, and so does its discriminator of stage 2. (When
-# this was run, the discriminators of that release's stage 1 and the projected one of its stage 2 went on too. They are
-# larger than the rest and not in this repository. Stage 2 ran for longer; its checkpoint of step 700 was the best.)
+# Both stages. The decoder goes on from the previous one, and so does its discriminator of stage 2. (When this was run,
+# the discriminators of the previous model's stage 1 and the projected one of its stage 2 went on too. They are larger
+# than the rest and not in this repository. Stage 2 ran for longer; its checkpoint of step 700 was the best.)
 DATASET=datasets/cats_128 EXPNAME=cats_128 START=turned.pt DECODER=before_train.pt bash scripts/train_one_gpu.sh
 
 # 30 small steps from the average of stage 1's weights, on a CPU. They do nothing but take the scraps of surface away that

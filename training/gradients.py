@@ -40,6 +40,11 @@ def frozen(module):
         module.requires_grad_(True)
 
 
+def opponents(opt, real):
+    """The real images with which the relativistic loss compares the fakes, or None where it is another loss."""
+    return real if opt.training.adversarial_loss == 'relativistic' else None
+
+
 def backward_in_chunks(compute, slices, loss_of):
     """Backpropagate loss_of(the outputs of all slices together) with the memory of one slice.
 
