@@ -100,6 +100,7 @@ def _names_of_models(opt):
 # ---------------------------------------------------------------------------------------------- reading
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MOST_SHARED = 2  # times what a file holds may its entries claim; two may be the same one (tied weights)
 COUNTERS = ('num_batches_tracked', 'total_ops', 'total_params', 'n_averaged')  # entries of other tools, of no use here
 DISK_ERRNOS = errno.EIO, errno.ESTALE, errno.ENOTCONN
 WRAPPERS = {'module.': 'DataParallel', '_orig_mod.': 'torch.compile'}  # and the prefix that each gives to all names
@@ -122,6 +123,11 @@ def read(path, key='g_ema'):
     contents[key] = state = _cleaned(state, path)
     for name, tensor in state.items():
         _check_tensor(printable(name), tensor, path)
+    held = sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in state.values()}
+               .values())
+    if sum(tensor.nbytes for tensor in state.values()) > MOST_SHARED * held:
+        raise UserError(f'{path} is not a StyleSDF checkpoint: its entries share their numbers, so a model made of '
+                        'them would be far larger than the file.')
     if (state.get('renderer.sigmoid_beta', torch.ones(1)) <= 0).any():
         raise UserError(f'{path} has a beta (renderer.sigmoid_beta) of 0 or less, and so no density: the training that '
                         'wrote it diverged; use an earlier checkpoint.')

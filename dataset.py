@@ -104,7 +104,9 @@ class ImageDataset(Images):
             raise UserError(f'{self.path}: image {key.decode()} is gone; give the prepare_data.py command again.')
         try:
             # Pillow, as it has the Hamming filter: torchvision's decoder gains at most 5 % of an item's time
-            image = Image.open(io.BytesIO(data), formats=['PNG', 'JPEG', 'WEBP']).convert('RGB')
+            image = Image.open(io.BytesIO(data), formats=['PNG', 'JPEG', 'WEBP'])
+            if image.size == (self.size, self.size):  # another one is not decoded: it could be of any size
+                image = image.convert('RGB')
         except Exception as error:  # Pillow's decoders raise errors of every kind for broken files
             raise UserError(f'{self.path}: image {key.decode()} is broken ({type(error).__name__}); make the data set '
                             'again.') from None

@@ -189,7 +189,7 @@ def open_file(session, url, offset):
 
 
 def receive(reply, partial, size, name):
-    """Write the body of `open_file`'s response to `part`, which must not grow beyond `size` bytes."""
+    """Write the body of `open_file`'s response to `partial`, which must not grow beyond `size` bytes."""
     start, total = extent(reply)
     if total not in (None, size):
         raise TransferError(f'{reply.url} has {total} bytes and not {size}, so it is another file')
@@ -213,10 +213,10 @@ def size_of(path):
 
 
 def fetch(url, partial, size, name):
-    """Bring the file `part` to `size` bytes, going on from what it holds.
+    """Bring the file `partial` to `size` bytes, going on from what it holds.
 
     A transfer that breaks off is tried again after each of RETRY_PAUSES; a server that cannot even be reached is not,
-    since waiting seldom brings a network. Raises TransferError; `part` then keeps what came.
+    since waiting seldom brings a network. Raises TransferError; `partial` then keeps what came.
     """
     reached = False
     for pause in (*RETRY_PAUSES, None):

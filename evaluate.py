@@ -121,7 +121,7 @@ def main(opt):
         settings = settings_of(opt, path, size, device, saved)
         if INVERSION_METRIC in metrics:
             settings['inversion'] = inversion_settings(opt, path)
-        unfinished = folder / f'unfinished-{short_hash(settings)}'
+        unfinished = folder / f'unfinished-{short_hash([settings, sorted(metrics)])}'
         images = open_images(opt.dataset.dataset_path, size) if of_images else None
         check(opt, images)
         features = load_features(opt.evaluation.features, size, device) if metrics & FEATURE_METRICS else None

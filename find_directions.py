@@ -59,6 +59,8 @@ def main(opt):
     generator, opt, path, model_name = load_generator(opt, device)
     folder = writable_folder(results.model_folder(opt, model_name), '--results_dir')
     file = Path(opt.export.out) if opt.export.out else directions_path(opt, folder)
+    if file.suffix == '.png':
+        raise UserError(f'--out {file}: the contact sheet beside the directions has this name; end it in .pt.')
     owner, wanted, psi = Owner.of(generator, opt), opt.directions, opt.inference.truncation_ratio
     there = read_directions(file, generator, owner) if file.exists() else {}
     means = generator.mean_latents(opt.inference.truncation_mean, seeded(opt.experiment.seed, device))

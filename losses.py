@@ -108,7 +108,8 @@ def relief(points, cameras, radius=0.):
     training starts from, 0 for a flat surface, below 0 for a hollow one.
 
     points: (B,3,H,W) expected surface points in the world. radius: see `sphere_radius`. It is the slope of the line
-    that fits the surface's height along the camera's axis to the sphere's on the same rays, by least squares.
+    that fits the surface's height along the camera's axis to the sphere's at the same distance from that axis, by least
+    squares. Only heights get gradients: points are to move toward the camera, not to the side.
     """
     axis = cameras.extrinsics[:, :, 2, None, None]
     height = (points * axis).sum(1)

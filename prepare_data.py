@@ -344,7 +344,11 @@ class Shards:
             for job in jobs:
                 number, index = self._places[job.name]
                 pngs = {size: transactions[number].get(image_key(size, index)) for size in job.sizes}
-                yield Made(pngs, read_shape(self._environments[number], transactions[number], index) or (), ())
+                shape = read_shape(self._environments[number], transactions[number], index)
+                if not shape and self.fit != CENTER_CROP:
+                    raise UserError(f'--merge: {self._environments[number].path()} is damaged: the shape of image '
+                                    f'{index} is not there; remove the folder and make it again.')
+                yield Made(pngs, shape or (), ())
 
     def left_out(self):
         return []

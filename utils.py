@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import textwrap
+import threading
 import zlib
 from pathlib import Path
 
@@ -232,10 +233,15 @@ def writable_folder(path, flag):
     return path
 
 
+_asking_for_umask = threading.Lock()
+
+
 def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    """The process's umask. It can only be read by setting it, so that two threads must not do so at once."""
+    with _asking_for_umask:
+        mask = os.umask(0)
+        os.umask(mask)
+        return mask
 
 
 def duration(seconds):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+import checkpoint
 import options
 from utils import UserError
 
@@ -60,7 +61,7 @@ def command_row(name, load, settings, variant):
         generator, opt = load(settings, 'generate_shapes_and_images', variant)
         kept = tempfile.TemporaryDirectory()
         model = Path(kept.name) / 'benchmark.pt'
-        torch.save({'g_ema': generator.state_dict()}, model)
+        torch.save({'g_ema': generator.state_dict(), 'options': checkpoint.saved_options(opt)}, model)
 
     def run():
         flags = ['--device', device]

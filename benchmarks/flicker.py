@@ -4,7 +4,7 @@
     python benchmarks/flicker.py --expname shape --untrained_decoder 1024
 
 Frame t is carried into frame t + GAP by the known surface and compared with it where both see the surface
-(view_consistency.py): the mean absolute difference, in levels of 255. Also takes render_video.py's flags.
+(metrics/views.py): the mean absolute difference, in levels of 255. Also takes render_video.py's flags.
 """
 import argparse
 import math

@@ -166,7 +166,10 @@ class Photos:
             return (self.path / name).read_bytes()
         if self._opened_by != os.getpid():  # not a parent's: processes that share a file's position mix up their reads
             self._archive, self._opened_by = zipfile.ZipFile(self.path), os.getpid()
-        return self._archive.read(name)
+            self._entries = {}  # a name can be there twice: the entry that was listed is the one to read
+            for entry in self._archive.infolist():
+                self._entries.setdefault((entry.filename, entry.file_size), entry)
+        return self._archive.read(self._entries[name, self.files[name]])
 
     def load(self, name):
         """The imaging.pixels.Photo of one file. Raises BrokenPhoto, and nothing else."""

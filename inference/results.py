@@ -199,7 +199,7 @@ def add_to_index(folder, name, entry):
     how it looks (meshes stay when only pictures are made again), else as `earlier_files`.
     """
     folder = Path(folder)
-    with _alone(folder):
+    with alone(folder):
         entries = read_index(folder)
         old = entries.get(name, {})
         same = all(old.get(key) == entry.get(key) for key in APPEARANCE)
@@ -216,7 +216,7 @@ def remove_inversion(folder, name):
     folder = Path(folder)
     place = folder / name
     files = [place / file for file in INVERTED] + [*place.glob('mesh.*'), *place.glob('video.*')]
-    with _alone(folder):
+    with alone(folder):
         entries = read_index(folder)
         if entries.pop(name, None):
             _write_index(folder, entries)
@@ -231,7 +231,7 @@ def _write_index(folder, entries):
 
 
 @contextlib.contextmanager
-def _alone(folder):
+def alone(folder):
     """Inside, no other process that asks for the same folder is inside too (where the system has such locks)."""
     handle = os.open(folder, os.O_RDONLY) if fcntl else None
     try:

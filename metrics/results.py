@@ -2,6 +2,7 @@
 import json
 
 from checkpoint import file_hash
+from inference.results import alone
 from utils import UserError, atomic_path
 
 UNITS = {'depth': '% of the depth range', 'view': 'levels of 255', 'single_surface': 'share of identities',
@@ -36,6 +37,11 @@ def read_results(path):
 
 def add_results(path, settings, results):
     """Put results into a metrics.json: into the evaluation with the same settings, or a new one."""
+    with alone(path.parent):
+        _add(path, settings, results)
+
+
+def _add(path, settings, results):
     evaluations = read_results(path)
     same = next((one for one in evaluations if one['settings'] == settings), None)
     if same is None:

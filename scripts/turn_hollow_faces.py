@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from options import at_least
-from utils import run_command, writable_folder
+from utils import UserError, run_command, writable_folder
 
 
 def read_flags():
@@ -81,20 +81,30 @@ def terms(given, new, w, opt):
 
 def main(flags):
     writable_folder(flags.out.parent, '--out')
+    if flags.out.is_dir():
+        raise UserError(f'--out {flags.out} is a folder; give the name of a file.')
     torch.manual_seed(0)
-    model = load_model(flags.model, device='cpu')
+    saved, model = checkpoint.read(flags.model), load_model(flags.model, device='cpu')
     given = model.generator.renderer
+    if not given.has_sdf:
+        raise UserError(f'{flags.model} has no signed distances (--no_sdf), and so no surface that could be turned.')
     given.perturb = 0.
     new = copy.deepcopy(given).requires_grad_()
     new.perturb = 1.
     new.sigmoid_beta.requires_grad_(False)
     average = copy.deepcopy(new.state_dict())
+
+    def save():
+        given.load_state_dict(average)
+        options = {'options': saved['options']} if 'options' in saved else {}  # what a training goes on with
+        checkpoint.save(flags.out, {'g_ema': checkpoint.without_decoder(model.generator.state_dict()), **options})
+
     try:
         train(model, new, average, flags.steps)
-    finally:
-        given.load_state_dict(average)
-        checkpoint.save(flags.out, {'g_ema': checkpoint.without_decoder(model.generator.state_dict()),
-                                    'options': checkpoint.saved_options(model.opt)})
+    except KeyboardInterrupt:
+        save()
+        raise
+    save()
 
 
 def train(model, new, average, steps):

@@ -1,4 +1,5 @@
 """Mesh files, and the colors of their vertices."""
+import json
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,17 @@ def check_mesh(mesh):
         raise ValueError('a triangle has a vertex that is not there')
 
 
+def check_glb(data):
+    """Raise ValueError for the bytes of a GLB that says to hold more numbers than there are.
+
+    glTF counts numbers that no buffer holds as zeros, so a file of a hundred bytes could ask for gigabytes.
+    """
+    length = int.from_bytes(data[12:16], 'little')
+    for accessor in json.loads(data[20:20 + length]).get('accessors', ()):
+        if 'bufferView' not in accessor or not 0 <= accessor['count'] <= len(data):
+            raise ValueError('it claims more numbers than it holds')
+
+
 def save_mesh(path, mesh):
     """Write a mesh atomically in the format of the path's suffix (.obj, .ply, .glb)."""
     with atomic_path(path) as temporary:
@@ -94,6 +106,8 @@ def load_mesh(path):
     """
     suffix = Path(path).suffix
     try:
+        if suffix == '.glb':
+            check_glb(Path(path).read_bytes())
         with open(path, 'rb') as file:  # trimesh does not know where an open file lies, and so cannot look around there
             # Where there is a material too, trimesh would drop the vertex colors.
             mesh = trimesh.load_mesh(file, file_type=suffix[1:], process=False, maintain_order=True,

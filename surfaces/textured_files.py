@@ -11,7 +11,7 @@ import numpy as np
 import trimesh
 
 from surfaces.camera_files import add_gltf_cameras
-from surfaces.files import obj_lines
+from surfaces.files import check_glb, check_mesh, obj_lines
 from utils import atomic_path
 
 UNLIT = 'KHR_materials_unlit'
@@ -60,9 +60,12 @@ def load_textured(path):
     """
     try:
         # trimesh does not know where bytes lie, and so cannot look around there.
-        mesh = trimesh.load(io.BytesIO(Path(path).read_bytes()), file_type='glb', force='mesh', process=False)
+        data = Path(path).read_bytes()
+        check_glb(data)
+        mesh = trimesh.load(io.BytesIO(data), file_type='glb', force='mesh', process=False)
+        check_mesh(mesh)
         picture = mesh.visual.material.baseColorTexture
-        if not len(mesh.faces) or len(mesh.visual.uv) != len(mesh.vertices) or not np.isfinite(mesh.vertices).all():
+        if len(mesh.visual.uv) != len(mesh.vertices):
             return None
         return mesh if max(picture.size) <= MOST_TEXELS else None
     except Exception:  # each of trimesh's readers fails in its own way

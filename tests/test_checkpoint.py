@@ -360,6 +360,20 @@ def test_a_strangers_file_costs_no_more_than_its_size(tiny, tmp_path, monkeypatc
     assert '\n' not in str(refused.value) and '\x1b' not in str(refused.value)
 
 
+def test_entries_that_share_their_numbers_are_refused(tiny, tmp_path):
+    """A file of one layer that is there many times would become a model many times its size; two may be the same."""
+    state = {name: tensor.clone() for name, tensor in tiny[1].state_dict().items()}
+    large = torch.zeros(512, 512)
+    for count, allowed in ((2, True), (40, False)):
+        path = tmp_path / f'{count}.pt'
+        torch.save({'g_ema': state | {f'more.{i}': large for i in range(count)}}, path)
+        if allowed:
+            assert len(checkpoint.read(path)['g_ema']) == len(state) + count
+        else:
+            with pytest.raises(UserError, match='share their numbers'):
+                checkpoint.read(path)
+
+
 def test_options_that_describe_an_enormous_model_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     field = build_generator(options(), full_pipeline=False).state_dict()

@@ -297,6 +297,16 @@ def test_images_of_other_formats_under_the_same_keys(tmp_path, kind):
     assert open_images(path, 8)[0].shape == (3, 8, 8)
 
 
+def test_an_image_of_another_size_is_not_decoded(tmp_path, monkeypatch):
+    """A small file can be an enormous picture."""
+    buffer = io.BytesIO()
+    Image.new('RGB', (3000, 3000)).save(buffer, 'PNG')
+    path = store(tmp_path / 'x', {b'16-%05d' % i: buffer.getvalue() for i in range(2)} | {b'length': b'2'})
+    monkeypatch.setattr(Image.Image, 'convert', lambda *_: pytest.fail('it was decoded'))
+    with pytest.raises(UserError, match='is 3000x3000 pixels; make the data set again'):
+        ImageDataset(path, 16).pixels(1)
+
+
 # ---- what cannot be trained on
 
 def refused(path, size=96):

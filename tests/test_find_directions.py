@@ -58,6 +58,11 @@ def test_a_direction_between_groups_joins_the_others(model, command, tmp_path):
         'long', 'shape1', 'shape2', 'color1', 'color2']
 
 
+def test_the_contact_sheet_does_not_overwrite_the_directions(model, command):
+    code, _, error = command(find_directions, *TINY, '--out', 'd.png', '--count', 1)
+    assert code == 2 and 'end it in .pt' in error
+
+
 def test_bad_edits_end_in_one_sentence(model, command):
     assert command(find_directions, *TINY, '--out', 'd.pt', '--no_surface_renderings', '--count', 1)[0] == 0
     for flags, message in (

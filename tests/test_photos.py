@@ -5,6 +5,7 @@ import pickle
 import socket
 import stat
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -217,3 +218,13 @@ def test_shards_share_the_photos(tmp_path):
     assert sorted(sum(shards, [])) == list(Photos(folder).files) and all(shards)
     photos = Photos(folder, (1, 3))
     assert photos.others == {'photos of other shards': 40 - len(photos.files)} and photos.count() == 40
+
+
+def test_a_name_twice_in_a_zip_is_the_entry_that_was_listed(tmp_path, monkeypatch):
+    """The other one may be of any size."""
+    with zipfile.ZipFile(tmp_path / 'a.zip', 'w', zipfile.ZIP_DEFLATED) as archive, warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # about the name
+        archive.writestr('a.png', b'small')
+        archive.writestr('a.png', bytes(10 ** 6))
+    monkeypatch.setattr('imaging.photos.MAX_FILE_BYTES', 1000)
+    assert Photos(tmp_path / 'a.zip').read('a.png') == b'small'

@@ -1,5 +1,6 @@
 """Mesh files: what is written comes back, GLB is as glTF wants it, and damaged files are refused."""
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -25,6 +26,22 @@ def test_damaged_mesh_files_end_in_one_sentence(tmp_path, suffix, damage):
     (tmp_path / f'a.{suffix}').write_bytes(damage(good_meshes(tmp_path)[suffix]))
     with pytest.raises(UserError, match=f'a.{suffix} is not a mesh that can be read'):
         load_mesh(tmp_path / f'a.{suffix}')
+
+
+@pytest.mark.parametrize('accessor', [{'count': 2 * 10 ** 9}, {'count': 2 * 10 ** 9, 'bufferView': 0}])
+def test_a_glb_costs_no_more_than_its_size(tmp_path, accessor):
+    """glTF counts numbers that no buffer holds as zeros."""
+    tree = {'asset': {'version': '2.0'}, 'accessors': [{'componentType': 5126, 'type': 'VEC3'} | accessor],
+            'bufferViews': [{'buffer': 0, 'byteLength': 4}], 'buffers': [{'byteLength': 4}],
+            'meshes': [{'primitives': [{'attributes': {'POSITION': 0}}]}], 'nodes': [{'mesh': 0}], 'scenes': [
+                {'nodes': [0]}], 'scene': 0}
+    text = json.dumps(tree).encode()
+    text += b' ' * (-len(text) % 4)
+    data = (b'glTF' + struct.pack('<II', 2, 20 + len(text) + 12) + struct.pack('<I', len(text)) + b'JSON' + text
+            + struct.pack('<I', 4) + b'BIN\0' + bytes(4))
+    (tmp_path / 'a.glb').write_bytes(data)
+    with pytest.raises(UserError, match='claims more numbers than it holds'):
+        load_mesh(tmp_path / 'a.glb')
 
 
 def test_a_mesh_file_cannot_have_other_files_read(tmp_path):

@@ -64,3 +64,7 @@ def test_reading_textured_files(tmp_path, mesh):
     for other in (data[:1000], b'', data.replace(b'bufferView', b'bufferWiew'), (tmp_path / 'plain.glb').read_bytes()):
         (tmp_path / 'b.glb').write_bytes(other)
         assert load_textured(tmp_path / 'b.glb') is None
+    indices = mesh.faces.astype('<u4').tobytes()
+    assert indices in data
+    (tmp_path / 'c.glb').write_bytes(data.replace(indices, b'\x60\xea\0\0' + indices[4:]))  # no such vertex
+    assert load_textured(tmp_path / 'c.glb') is None

@@ -41,3 +41,11 @@ def test_stage_1_begins_from_a_narrower_field(data, tmp_path, capsys):
         torch.testing.assert_close(new[rows], tensor, rtol=0, atol=1e-6)
     with pytest.raises(UserError, match='--width 4 contradicts'):
         train('volume_renderer', tmp_path / 'less', flags(data, f'--iter 1 --width 4 --init_ckpt {path}'))
+    whole = torch.load(path, weights_only=True)
+    for damaged, said in (({'g': whole['g_ema'], 'g_ema': {name: tensor for name, tensor in whole['g_ema'].items()
+                                                           if 'views_linears.beta.bias' not in name}}, 'whole field'),
+                          (whole | {'g': [1, 2]}, None)):
+        torch.save(damaged, tmp_path / 'damaged.pt')
+        arguments = flags(data, f'--iter 1 --width 12 --init_ckpt {tmp_path / "damaged.pt"}')
+        with pytest.raises(UserError, match=said):
+            train('volume_renderer', tmp_path / 'none', arguments)

@@ -10,6 +10,8 @@ from conftest import ROOT
 
 import checkpoint
 import options
+from model import build_generator
+from utils import UserError
 
 
 @pytest.fixture(scope='module')
@@ -56,7 +58,9 @@ def test_it_writes_a_field_to_train_on(script, tmp_path, monkeypatch):
     monkeypatch.setattr('sys.argv', ['turn', str(ROOT / 'demo' / 'cats_demo.pt'), '--out', str(out), '--steps', '2'])
     monkeypatch.setattr(script, 'RAYS', 8)
     script.main(script.read_flags())
-    given, written = checkpoint.read(ROOT / 'demo' / 'cats_demo.pt')['g_ema'], checkpoint.read(out)['g_ema']
+    given, written = checkpoint.read(ROOT / 'demo' / 'cats_demo.pt'), checkpoint.read(out)
+    assert written['options'] == given['options']  # training goes on with them
+    given, written = given['g_ema'], written['g_ema']
     assert set(written) == set(checkpoint.without_decoder(given))
     moved = {name for name in written if not torch.equal(written[name], given[name].float())}
     assert 'renderer.network.sigma_linear.weight' in moved and not any(name.startswith('style') for name in moved)
@@ -73,6 +77,31 @@ def test_a_missing_model_is_one_sentence(tmp_path):
                             tmp_path / 'out.pt'], capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2 and 'Traceback' not in ended.stderr and 'none.pt' in ended.stderr
     assert not (tmp_path / 'out.pt').exists()
+
+
+def test_what_cannot_be_turned_is_refused_before_the_work(script, tmp_path, monkeypatch):
+    opt = options.parse('train_volume_renderer', '', ['--no_sdf', '--width', '8', '--depth', '2', '--style_dim', '8'])
+    checkpoint.save(tmp_path / 'fog.pt', {'g_ema': build_generator(opt, full_pipeline=False).state_dict(),
+                                          'options': checkpoint.saved_options(opt)})
+    for model, out, said in ((tmp_path / 'fog.pt', 'out.pt', 'no signed distances'),
+                             (ROOT / 'demo' / 'cats_demo.pt', '.', 'is a folder')):
+        monkeypatch.setattr('sys.argv', ['turn', str(model), '--out', str(tmp_path / out)])
+        with pytest.raises(UserError, match=said):
+            script.main(script.read_flags())
+
+
+def test_an_error_leaves_an_earlier_result(script, tmp_path, monkeypatch):
+    out = tmp_path / 'turned.pt'
+    out.write_bytes(b'two hours of work')
+
+    def failing(*_):
+        raise RuntimeError('no')
+
+    monkeypatch.setattr('sys.argv', ['turn', str(ROOT / 'demo' / 'cats_demo.pt'), '--out', str(out)])
+    monkeypatch.setattr(script, 'terms', failing)
+    with pytest.raises(RuntimeError, match='no'):
+        script.main(script.read_flags())
+    assert out.read_bytes() == b'two hours of work'
 
 
 def test_an_interruption_writes_what_there_is(script, tmp_path, monkeypatch):

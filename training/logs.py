@@ -154,6 +154,8 @@ CURVES = (  # title, logarithmic, names
     ("the discriminator's scores", False, ('real_score', 'fake_score')),
     ('weighted regularizers', True,
      ('r1', 'r2', 'd_view', 'g_view', 'g_eikonal', 'g_minimal_surface', 'g_sphere', 'path')),
+    ('weighted losses that are not in the paper', False,
+     ('d_projected', 'g_projected', 'g_thumbnail', 'g_far', 'g_relief')),
     ('norms of the gradients', True, ('d_gradient', 'g_gradient', 'path_gradient')),
     ('path length', False, ('path_length',)),
     ('beta', True, ('beta',)),

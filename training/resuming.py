@@ -9,7 +9,7 @@ from discriminators import stddev_group
 from options import replaced
 from training.gradients import checked_chunk
 from training.widening import widened, width_of
-from utils import UserError
+from utils import UserError, shortened
 
 OWN_FLAGS = 'dataset_path', 'num_workers', 'device', 'local_rank'  # each process keeps its own value of these
 
@@ -88,8 +88,13 @@ def _widen(start, weights, opt):
         return start, weights
     sizes = checkpoint.sizes(weights, start.path, opt.model.renderer_spatial_output_dim)
     field = {name: sizes[name] for name in ('depth', 'style_dim')}
-    wider = {name: widened(checkpoint.without_decoder(start.saved[name]), opt.rendering.width, field,
-                           opt.experiment.seed) for name in ('g', 'g_ema') if name in start.saved}
+    try:
+        wider = {name: widened(checkpoint.without_decoder(start.saved[name]), opt.rendering.width, field,
+                               opt.experiment.seed)
+                 for name in ('g', 'g_ema') if isinstance(start.saved.get(name), dict)}
+    except (KeyError, AttributeError, TypeError, RuntimeError) as error:
+        raise UserError(f'{start.path} holds no whole field that could be made wider ({shortened(error)}); use another '
+                        'file.') from None
     print(f'{start.path} has width {width}: the field gets {opt.rendering.width - width} more channels, without use at '
           'first.')
     return start._replace(saved=start.saved | wider), wider['g_ema']
