@@ -5,12 +5,14 @@ network closes nothing: without these signs the others would wait for it until P
 """
 import contextlib
 import os
+import secrets
 import socket
 import sys
 import threading
 import time
 
 INTERVAL = 2.  # seconds between two signs
+GREETING = 5.  # seconds for somebody who connects to say who it is
 PATIENCE = 45.  # seconds without one, after which a process counts as lost
 
 
@@ -25,16 +27,17 @@ class Heartbeat:
         self._stopped, self._sockets = threading.Event(), []
 
     def listen(self, others):
-        """In the first process: wait for so many others in a thread; returns the port to connect to."""
-        server = socket.create_server(('', 0), backlog=max(1, others))
+        """In the first process: wait for so many others in a thread. Returns what they need: (port, password)."""
+        server = socket.create_server(('', 0), backlog=others + 64)
         self._sockets.append(server)
-        self._start(lambda: self._accept(server, others))
-        return server.getsockname()[1]
+        password = secrets.token_bytes(16)  # others on the network can knock, too
+        self._start(lambda: self._accept(server, others, password))
+        return server.getsockname()[1], password
 
-    def connect(self, address, port):
+    def connect(self, address, port, password):
         """In another process: connect to the first one."""
         connection = socket.create_connection((address, port), timeout=PATIENCE)
-        connection.sendall(self._rank.to_bytes(4, 'big'))
+        connection.sendall(password + self._rank.to_bytes(4, 'big'))
         self._watch(connection, 'the first process')
 
     def stop(self):
@@ -44,15 +47,21 @@ class Heartbeat:
             with contextlib.suppress(OSError):
                 connection.close()
 
-    def _accept(self, server, others):
-        for _ in range(others):
+    def _accept(self, server, others, password):
+        expected = others
+        while expected:
             try:
                 connection, _ = server.accept()
-                connection.settimeout(PATIENCE)
-                rank = int.from_bytes(connection.recv(4, socket.MSG_WAITALL), 'big')
             except OSError:
-                return  # stopped, or whoever came has gone again
-            self._watch(connection, f'process {rank}')
+                return  # stopped
+            connection.settimeout(GREETING)
+            with contextlib.suppress(OSError):
+                greeting = connection.recv(len(password) + 4, socket.MSG_WAITALL)
+                if len(greeting) == len(password) + 4 and secrets.compare_digest(greeting[:-4], password):
+                    self._watch(connection, f'process {int.from_bytes(greeting[-4:], "big")}')
+                    expected -= 1
+                    continue
+            connection.close()  # whoever it was, the others are still to come
 
     def _watch(self, connection, name):
         connection.settimeout(PATIENCE)

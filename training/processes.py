@@ -61,9 +61,9 @@ class Processes:
         if self.rank:  # one process speaks for all; errors still go to stderr
             sys.stdout = open(os.devnull, 'w')
         if self.size > 1:
-            port = self.share(lambda: self._heartbeat.listen(self.size - 1))
+            place = self.share(lambda: self._heartbeat.listen(self.size - 1))
             if self.rank:
-                self._connect(port)
+                self._connect(*place)
         return self
 
     def __exit__(self, kind, *_):
@@ -81,9 +81,9 @@ class Processes:
                   'slower.')
         return 'gloo'
 
-    def _connect(self, port):
+    def _connect(self, port, password):
         try:
-            self._heartbeat.connect(os.environ['MASTER_ADDR'], port)
+            self._heartbeat.connect(os.environ['MASTER_ADDR'], port, password)
         except OSError as error:  # a firewall, for instance: training itself does not need it
             print(f'process {self.rank} cannot reach port {port} of {os.environ["MASTER_ADDR"]} ({error}): a lost '
                   'machine will be noticed after half an hour only.', file=sys.stderr)

@@ -77,6 +77,8 @@ def uploaded(path):
         return read_photo(path.read_bytes()).image
     except ValueError:
         raise
+    except FileNotFoundError:
+        raise ValueError('Photo: it was removed after the last search; upload it again.') from None
     except Exception:  # Pillow's decoders raise errors of every kind for broken files
         raise ValueError('Photo: this file cannot be read as an image.') from None
     finally:

@@ -60,6 +60,7 @@ function change(values) {
   if (!model) return;
   showValues();
   if (identity() !== before) stages.surface.style.opacity = 0.4;  // it is still that of the last identity
+  for (const kind of ['glb', 'obj']) $(`save-${kind}`).disabled = !savable();
   ask(true);
   drawSurface(true);
   clearTimeout(rest);
@@ -151,22 +152,26 @@ async function showSurface({key, stride, values}) {
   const found = await answer(meshWorker, {task: 'mesh', values, stride, radius: model.radius, tangent: model.tangent},
     [values.buffer]);
   if (key !== identity()) return;
-  mesh = {...found, key};
+  mesh = {...found, key, state: {...state}};
   note('surface').textContent = mesh.indices.length ? '' : 'This identity has no surface. Try another seed.';
   stages.surface.style.opacity = 1;
   if ($('painted').checked && mesh.indices.length) await paint();
   view3d?.take('full', mesh);
   if (stride === COARSEST) view3d?.take('light', mesh);
   drawSurface();
-  for (const kind of ['glb', 'obj']) $(`save-${kind}`).disabled = !mesh.indices.length;
+  for (const kind of ['glb', 'obj']) $(`save-${kind}`).disabled = !savable();
   document.dispatchEvent(new CustomEvent('surface', {detail: {stride, triangles: mesh.indices.length / 3}}));
 }
 
-/** Give the mesh the field's colors. */
-async function paint() {
-  const painted = mesh;
+/** Whether there is a mesh of the identity that is shown. */
+function savable() {
+  return mesh !== null && mesh.key === identity() && mesh.indices.length > 0;
+}
+
+/** Give a mesh the field's colors. */
+async function paint(painted = mesh) {
   if (painted.colors) return;
-  painted.colors = await answer(worker, {type: 'colors', points: painted.positions});
+  painted.colors = await answer(worker, {type: 'colors', points: painted.positions, state: painted.state});
 }
 
 async function saveMesh(kind) {
@@ -175,18 +180,19 @@ async function saveMesh(kind) {
   button.textContent = 'Saving …';
   try {
     const saved = mesh;
-    await paint();
+    await paint(saved);
     const {positions, normals, indices, colors} = saved;
-    download(await answer(meshWorker, {task: 'file', kind, mesh: {positions, normals, indices, colors}}), kind);
+    download(await answer(meshWorker, {task: 'file', kind, mesh: {positions, normals, indices, colors}}),
+      `seed${saved.state.seed}.${kind}`);
   } finally {
     button.textContent = label;
-    button.disabled = false;
+    button.disabled = !savable();
   }
 }
 
-function download(blob, suffix) {
+function download(blob, ending) {
   const link = Object.assign(document.createElement('a'), {href: URL.createObjectURL(blob),
-    download: `${model.name}_seed${state.seed}.${suffix}`});
+    download: `${model.name}_${ending}`});
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }

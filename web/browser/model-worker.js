@@ -10,7 +10,7 @@ const CHUNK = 4096;           // points of the field at a time: their activation
 const FRAME = 70;             // milliseconds that a moving picture may take
 const THREADS = 4;            // at most
 
-let ort, model, seeds, backend = 'wasm', wish = null, lastState = null, wake = () => {}, surface = null, cached = {};
+let ort, model, seeds, backend = 'wasm', wish = null, wake = () => {}, surface = null, cached = {};
 const files = {}, sessions = {}, colorsWanted = [];
 let perRay = null;            // milliseconds, of moving pictures so far
 let ready = false;            // whether there was a picture yet
@@ -177,13 +177,13 @@ async function surfaceStep() {
 }
 
 /** The field's colors at points of the world, seen from the front. */
-async function colors({id, points}) {
+async function colors({id, points, state}) {
   const viewdirs = new Float32Array(points.length);
   for (let i = 0; i < points.length; i += 3) {
     const away = [points[i], points[i + 1], points[i + 2] - 1], length = Math.hypot(...away);
     viewdirs.set(away.map(one => one / length), i);
   }
-  postMessage({type: 'colors', id, colors: (await fieldOf((await latents(lastState)).w).full(points, viewdirs)).colors});
+  postMessage({type: 'colors', id, colors: (await fieldOf((await latents(state)).w).full(points, viewdirs)).colors});
 }
 
 async function main() {
@@ -193,7 +193,6 @@ async function main() {
       if (wish) {
         const wanted = wish;
         wish = null;
-        lastState = wanted.state;
         if (wanted.moving || !ready) await moving(wanted);
         if (!wanted.moving) await resting(wanted);
         await new Promise(resolve => setTimeout(resolve));
