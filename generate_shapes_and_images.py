@@ -23,6 +23,7 @@ from checkpoint import file_hash
 from inference import results
 from inference.background import BackgroundWriter
 from inference.camera_paths import warn_beyond_training
+from inference.directions import directions_path
 from inference.identities import (
     check_identities,
     draw_latents,
@@ -127,7 +128,9 @@ class Generation:
         self.shaped = proportioned(opt)
         self.folder = writable_folder(results.generation_folder(opt, model_name), '--results_dir')
         results.read_index(self.folder)  # an unusable one is noticed before the work
-        self.saved, self.directions = files_for(opt, self.generator, results.model_folder(opt, model_name))
+        own_folder = results.model_folder(opt, model_name)
+        self.saved, self.directions = files_for(opt, self.generator, own_folder)
+        self.edits = {'directions': file_hash(directions_path(opt, own_folder))} if opt.inference.edit else {}
         self.count = identity_count(opt, self.saved)
         self.owner = Owner.of(self.generator, opt) if opt.inference.save_latents else None
         self.model = {'file': str(path), 'sha256': file_hash(path)}
@@ -171,7 +174,7 @@ class Generation:
         if self.write_surfaces:
             files += self.write_surfaces(self.folder, identity, generator, latents, cameras, shown, noise or 'fixed',
                                          self.map_facts, opt, progress, later)
-        entry = index_entry(identity, viewpoints, files, self.model, self.map_facts, opt)
+        entry = index_entry(identity, viewpoints, files, self.model, self.map_facts, opt) | self.edits
         return identity.long_name, entry, (pictured - started, time.perf_counter() - pictured)
 
 

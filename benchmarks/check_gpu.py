@@ -39,11 +39,12 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import options
 from utils import UserError, run_command
 
 
 def read_flags():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--parts', help='what to do, some of the parts above, such as field,decoder (default: all)')
     return parser.parse_args()
 
@@ -54,7 +55,6 @@ if __name__ == '__main__':
 import torch
 
 import model
-import options
 from camera import cameras_of
 from op import bands, fused_leaky_relu, graphs, siren, upfirdn2d
 from op.fast import fast_parts

@@ -13,11 +13,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import options
 from utils import UserError, run_command
 
 
 def read_flags():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('first', type=Path, help='folder of results')
     parser.add_argument('second', type=Path, help='folder of results of the other program')
     parser.add_argument('--levels', type=float, default=1, help='largest difference of pictures (default: 1)')

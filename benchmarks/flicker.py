@@ -19,10 +19,13 @@ from utils import UserError, run_command, save_image_row, select_device, to_uint
 
 def read_flags():
     """(the flags of this benchmark, the option tree of render_video.py)."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--pairs', type=int, default=8, help='pairs of frames, spread over the video (default: 8)')
-    parser.add_argument('--gap', type=int, default=1, help='frames between the two of a pair (default: 1)')
-    parser.add_argument('--untrained_decoder', type=int, metavar='SIZE',
+    parser = options.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    at_least_one = options.explained(options.at_least(1))
+    parser.add_argument('--pairs', type=at_least_one, default=8,
+                        help='pairs of frames, spread over the video (default: 8)')
+    parser.add_argument('--gap', type=at_least_one, default=1, help='frames between the two of a pair (default: 1)')
+    parser.add_argument('--untrained_decoder', type=options.explained(options.at_least(8)),
+                        metavar='SIZE',
                         help='an untrained decoder of this size, channel multiplier 1, in place of the checkpoint\'s')
     parser.add_argument('--noise_weight', type=float, default=0.05, help='its noise weights (default: 0.05)')
     parser.add_argument('--picture', help='also write this picture of the surface, and of what stays of the noise')

@@ -15,13 +15,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import options
 from utils import UserError, atomic_path, run_command
 
 NETWORKS = {'lite0': (1., 1.), 'lite2': (1.1, 1.2)}  # how much wider and deeper
 
 
 def read_flags():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('kind', choices=('maps', 'pooled'), help='what the network is to give')
     parser.add_argument('name', choices=NETWORKS, help='which network')
     parser.add_argument('--out', required=True, help='the TorchScript file to write')

@@ -61,7 +61,7 @@ SEEDS_IN_NAME = 8  # A walk through more seeds names only so many of them in its
 
 # What decides how an identity looks: while none of it changes, earlier files of the identity still belong to it.
 APPEARANCE = ('seed', 'checkpoint', 'truncation_ratio', 'truncation_mean', 'fov', 'dist_radius', 'views',
-              'latents')
+              'latents', 'directions')
 
 
 # ---------------------------------------------------------------------------------------------- names

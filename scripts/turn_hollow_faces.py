@@ -13,15 +13,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from options import at_least
+import options
 from utils import UserError, run_command, writable_folder
 
 
 def read_flags():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('model', help='a checkpoint with a field and its mapping')
     parser.add_argument('--out', type=Path, required=True, help='the file to write')
-    parser.add_argument('--steps', type=at_least(1), default=5000, help='Ctrl-C writes what has been learned so far')
+    parser.add_argument('--steps', type=options.explained(options.at_least(1)), default=5000,
+                        help='Ctrl-C writes what has been learned so far')
     return parser.parse_args()
 
 

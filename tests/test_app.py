@@ -93,7 +93,8 @@ def test_a_wrong_upload_is_refused_and_removed(api, tmp_path):
     gradio = pytest.importorskip('gradio')
     Image.new('1', (9000, 9000)).save('large.png')
     Path('text.png').write_text('no image')
-    for name, message in (('large.png', 'million pixels'), ('text.png', 'cannot be read'), ('none.png', 'upload it again')):
+    for name, message in (('large.png', 'million pixels'), ('text.png', 'cannot be read'),
+                          ('none.png', 'upload it again')):
         with pytest.raises(ValueError, match=message):
             uploaded(name)
         assert not Path(name).exists()

@@ -9,6 +9,7 @@ import generate_shapes_and_images as generate
 from inference.contact_sheet import AMOUNTS, CELL
 from inference.directions import read_directions
 from inference.latents import latents_of_w, save_latents
+from inference.results import read_index
 
 TINY = ['--expname', 'tiny', '--device', 'cpu', '--truncation_mean', '100']
 
@@ -32,6 +33,18 @@ def test_directions_are_found_and_edit_identities(model, command, tmp_path):
     assert torch.allclose(moved.w, plain.w + 1.5 * found['shape2'].w)
     assert torch.allclose(moved.w_prime, plain.w_prime - 2 * found['color1'].w_prime)
     assert (folder / 'random_angles/images/seed0000003-shape2+1.5-color1-2.png').is_file()
+
+
+def test_other_directions_are_another_identity(model, command, tmp_path):
+    """Its earlier files no longer belong to it, though they have the same name."""
+    for file, method in (('a.pt', 'pca'), ('b.pt', 'factorization')):
+        assert command(find_directions, *TINY, '--count', 1, '--out', file, '--method', method)[0] == 0
+    arguments = [*TINY, '--seeds', 3, '--no_surface_renderings', '--edit', 'shape1=+1.5', '--directions']
+    assert command(generate, *arguments, 'a.pt', '--save_latents')[0] == 0
+    for file, expected in (('a.pt', 1), ('b.pt', 0)):
+        assert command(generate, *arguments, file)[0] == 0
+        entry = read_index(tmp_path / 'evaluations/tiny/final_model/random_angles')['seed0000003-shape1+1.5']
+        assert sum('latents' in name for name in entry['files']) == expected
 
 
 def test_a_direction_between_groups_joins_the_others(model, command, tmp_path):
