@@ -14,7 +14,7 @@ git show 6aac91f:demo/cats_train.pt > before_train.pt
 python prepare_data.py --out_path datasets/cats_128 --size 128 "$@"
 
 # Half of its faces were hollow: first a field without hollow faces, if less clear ones.
-[ -e turned.pt ] || python scripts/turn_hollow_faces.py before.pt --out turned.pt --steps 5000
+[ -e turned.pt ] || python -m training.turn_hollow_faces before.pt --out turned.pt --steps 5000
 
 # Both stages. The decoder goes on from the previous one, and so does its discriminator of stage 2. (When this was run,
 # the discriminators of the previous model's stage 1 and the projected one of its stage 2 went on too. They are larger

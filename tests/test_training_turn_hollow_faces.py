@@ -1,5 +1,4 @@
-"""The script that turns the hollow faces of a field inside out."""
-import importlib.util
+"""training/turn_hollow_faces.py: the hollow faces of a field are turned inside out."""
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -11,15 +10,8 @@ from conftest import ROOT
 import checkpoint
 import options
 from model import build_generator
+from training import turn_hollow_faces as turning
 from utils import UserError
-
-
-@pytest.fixture(scope='module')
-def script():
-    spec = importlib.util.spec_from_file_location('turn_hollow_faces', ROOT / 'scripts' / 'turn_hollow_faces.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Surface:
@@ -41,23 +33,23 @@ class Surface:
 
 
 @pytest.mark.parametrize('relief', [1.2, -1.2])
-def test_hollow_faces_are_learned_from_mirrored_views(script, relief):
+def test_hollow_faces_are_learned_from_mirrored_views(relief):
     opt = options.parse(options.GENERATE, '', ['--expname', 'cats_demo'])
     given, new = Surface(relief), Surface(1.2)
-    found = script.terms(given, new, torch.zeros(3, 64), opt)
+    found = turning.terms(given, new, torch.zeros(3, 64), opt)
     front, taught = given.seen
     shown, = new.seen
     assert not front.any() and shown.any() and torch.equal(taught, shown if relief > 0 else -shown)
     assert found['relief'] < 1e-3 and found['far'] == 0  # as far as the given one is deep
-    assert script.terms(given, Surface(-1.2), torch.zeros(3, 64), opt)['relief'] == pytest.approx(2.4, abs=1e-3)
-    assert script.terms(given, Surface(0.5), torch.zeros(3, 64), opt)['relief'] == pytest.approx(0.7, abs=1e-3)
+    assert turning.terms(given, Surface(-1.2), torch.zeros(3, 64), opt)['relief'] == pytest.approx(2.4, abs=1e-3)
+    assert turning.terms(given, Surface(0.5), torch.zeros(3, 64), opt)['relief'] == pytest.approx(0.7, abs=1e-3)
 
 
-def test_it_writes_a_field_to_train_on(script, tmp_path, monkeypatch):
+def test_it_writes_a_field_to_train_on(tmp_path, monkeypatch):
     out = tmp_path / 'turned.pt'
     monkeypatch.setattr('sys.argv', ['turn', str(ROOT / 'demo' / 'cats_demo.pt'), '--out', str(out), '--steps', '2'])
-    monkeypatch.setattr(script, 'RAYS', 8)
-    script.main(script.read_flags())
+    monkeypatch.setattr(turning, 'RAYS', 8)
+    turning.main(turning.read_flags())
     given, written = checkpoint.read(ROOT / 'demo' / 'cats_demo.pt'), checkpoint.read(out)
     assert written['options'] == given['options']  # training goes on with them
     given, written = given['g_ema'], written['g_ema']
@@ -66,20 +58,21 @@ def test_it_writes_a_field_to_train_on(script, tmp_path, monkeypatch):
     assert 'renderer.network.sigma_linear.weight' in moved and not any(name.startswith('style') for name in moved)
 
 
-def test_the_rate_falls_and_surfaces_become_sharp(script):
-    rates, betas = zip(*(script.progress(step, 1000) for step in range(1000)), strict=True)
-    assert max(rates) == pytest.approx(script.RATE, rel=0.02) and rates[-1] == pytest.approx(script.LAST_RATE, rel=0.01)
-    assert betas[0] == script.COARSEST_BETA and betas[-1] == script.FINEST_BETA
+def test_the_rate_falls_and_surfaces_become_sharp():
+    rates, betas = zip(*(turning.progress(step, 1000) for step in range(1000)), strict=True)
+    assert max(rates) == pytest.approx(turning.RATE, rel=0.02)
+    assert rates[-1] == pytest.approx(turning.LAST_RATE, rel=0.01)
+    assert betas[0] == turning.COARSEST_BETA and betas[-1] == turning.FINEST_BETA
 
 
 def test_a_missing_model_is_one_sentence(tmp_path):
-    ended = subprocess.run([sys.executable, ROOT / 'scripts' / 'turn_hollow_faces.py', tmp_path / 'none.pt', '--out',
-                            tmp_path / 'out.pt'], capture_output=True, text=True, timeout=120)
+    ended = subprocess.run([sys.executable, '-m', 'training.turn_hollow_faces', tmp_path / 'none.pt', '--out',
+                            tmp_path / 'out.pt'], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert ended.returncode == 2 and 'Traceback' not in ended.stderr and 'none.pt' in ended.stderr
     assert not (tmp_path / 'out.pt').exists()
 
 
-def test_what_cannot_be_turned_is_refused_before_the_work(script, tmp_path, monkeypatch):
+def test_what_cannot_be_turned_is_refused_before_the_work(tmp_path, monkeypatch):
     opt = options.parse('train_volume_renderer', '', ['--no_sdf', '--width', '8', '--depth', '2', '--style_dim', '8'])
     checkpoint.save(tmp_path / 'fog.pt', {'g_ema': build_generator(opt, full_pipeline=False).state_dict(),
                                           'options': checkpoint.saved_options(opt)})
@@ -87,10 +80,10 @@ def test_what_cannot_be_turned_is_refused_before_the_work(script, tmp_path, monk
                              (ROOT / 'demo' / 'cats_demo.pt', '.', 'is a folder')):
         monkeypatch.setattr('sys.argv', ['turn', str(model), '--out', str(tmp_path / out)])
         with pytest.raises(UserError, match=said):
-            script.main(script.read_flags())
+            turning.main(turning.read_flags())
 
 
-def test_an_error_leaves_an_earlier_result(script, tmp_path, monkeypatch):
+def test_an_error_leaves_an_earlier_result(tmp_path, monkeypatch):
     out = tmp_path / 'turned.pt'
     out.write_bytes(b'two hours of work')
 
@@ -98,20 +91,20 @@ def test_an_error_leaves_an_earlier_result(script, tmp_path, monkeypatch):
         raise RuntimeError('no')
 
     monkeypatch.setattr('sys.argv', ['turn', str(ROOT / 'demo' / 'cats_demo.pt'), '--out', str(out)])
-    monkeypatch.setattr(script, 'terms', failing)
+    monkeypatch.setattr(turning, 'terms', failing)
     with pytest.raises(RuntimeError, match='no'):
-        script.main(script.read_flags())
+        turning.main(turning.read_flags())
     assert out.read_bytes() == b'two hours of work'
 
 
-def test_an_interruption_writes_what_there_is(script, tmp_path, monkeypatch):
+def test_an_interruption_writes_what_there_is(tmp_path, monkeypatch):
     out = tmp_path / 'turned.pt'
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr('sys.argv', ['turn', str(ROOT / 'demo' / 'cats_demo.pt'), '--out', str(out)])
-    monkeypatch.setattr(script, 'terms', interrupted)
+    monkeypatch.setattr(turning, 'terms', interrupted)
     with pytest.raises(KeyboardInterrupt):
-        script.main(script.read_flags())
+        turning.main(turning.read_flags())
     assert checkpoint.read(out)['g_ema']

@@ -1,6 +1,6 @@
 """Teach a field its own faces, with those that are hollow turned inside out.
 
-    python scripts/turn_hollow_faces.py demo/cats_demo.pt --out turned.pt --steps 5000
+    python -m training.turn_hollow_faces demo/cats_demo.pt --out turned.pt --steps 5000
 
 A hollow mask, seen from the other side, gives nearly the same picture as a face (losses.relief_loss). So the new field
 learns the features and thumbnails of the given one, from the view that is mirrored in azimuth and elevation where the
@@ -8,10 +8,7 @@ given surface is hollow, while its own surfaces have to stand out as far as the 
 field for --init_ckpt of train_volume_renderer.py. Faces are less clear afterwards, and training has to go on.
 """
 import argparse
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import options
 from utils import UserError, run_command, writable_folder
@@ -27,7 +24,7 @@ def read_flags():
 
 
 if __name__ == '__main__':
-    run_command('turn_hollow_faces', read_flags)
+    run_command('training.turn_hollow_faces', read_flags)
 
 import copy
 import math
