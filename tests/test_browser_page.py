@@ -252,6 +252,16 @@ def test_the_mesh_is_the_surface(window, python_picture):
     assert (before > behind).float().mean() > 0.99, 'normals do not point outward'
     assert np.asarray(mesh.visual.vertex_colors)[:, :3].std() > 10
 
+    window.evaluate('log.length = 0')
+    window.locator('#seed').fill('7')
+    window.locator('#seed').press('Enter')
+    save = window.get_by_role('button', name='Save GLB')
+    assert save.is_disabled()  # the surface is still that of the last seed
+    wait(window, 'log.some(one => one.stride !== undefined)')
+    with window.expect_download(timeout=60_000) as saved:
+        save.click()
+    assert saved.value.suggested_filename.endswith('_seed7.glb')
+
 
 @pytest.mark.parametrize('scheme, dark', [('light', False), ('dark', True)])
 def test_phone_dark_mode_and_keyboard(window, scheme, dark):

@@ -205,6 +205,9 @@ def test_an_interrupted_run_goes_on(run, networks, monkeypatch, tmp_path):
     code, _, error = run(*arguments)
     assert code == 130 and 'Traceback' not in error and not os.path.exists(RESULTS)
     assert drawn == list(range(8)) and not identities
+    assert run(*arguments, '--metrics', 'field')[0] == 0  # it ends first, and leaves what is not its own
+    os.remove(RESULTS)
+    identities.clear()
     limit[0] = 100
     assert run(*arguments)[0] == 0
     assert drawn == list(range(20)) and len(identities) == 3 and results() == whole

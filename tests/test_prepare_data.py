@@ -601,6 +601,15 @@ def test_more_photos_and_sizes_of_shards(tmp_path):
         prepare_data.Shards([str(parts[0]), str(unfinished)])
 
 
+def test_a_shard_without_the_shapes_that_its_fit_needs_is_damaged(tmp_path, monkeypatch):
+    photos, parts = make_photos(tmp_path / 'photos', 10), [str(tmp_path / 'a'), str(tmp_path / 'b')]
+    for i, part in enumerate(parts):
+        prepare(Photos(photos, (i + 1, 2)), part, [8], fit=Fit('pad'))
+    monkeypatch.setattr(prepare_data, 'read_shape', lambda *_: None)
+    with pytest.raises(UserError, match='--merge: .* is damaged: the shape of image'):
+        prepare(prepare_data.Shards(parts), tmp_path / 'c', None)
+
+
 # ---- bad input
 
 def refusal(result):
