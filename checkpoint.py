@@ -123,11 +123,7 @@ def read(path, key='g_ema'):
     contents[key] = state = _cleaned(state, path)
     for name, tensor in state.items():
         _check_tensor(printable(name), tensor, path)
-    held = sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in state.values()}
-               .values())
-    if sum(tensor.nbytes for tensor in state.values()) > MOST_SHARED * held:
-        raise UserError(f'{path} is not a StyleSDF checkpoint: its entries share their numbers, so a model made of '
-                        'them would be far larger than the file.')
+    _check_sharing(state, path)
     if (state.get('renderer.sigmoid_beta', torch.ones(1)) <= 0).any():
         raise UserError(f'{path} has a beta (renderer.sigmoid_beta) of 0 or less, and so no density: the training that '
                         'wrote it diverged; use an earlier checkpoint.')
@@ -226,6 +222,15 @@ def _check_tensor(name, tensor, path):
     if not tensor.isfinite().all():
         raise UserError(f'{path} holds values that are not finite numbers (in {name}): the training that wrote it '
                         'diverged; use an earlier checkpoint.')
+
+
+def _check_sharing(state, path):
+    """Raise UserError where the entries of a state dict claim far more numbers than it holds, by sharing them."""
+    storages = {storage.data_ptr(): storage.nbytes()
+                for storage in (tensor.untyped_storage() for tensor in state.values())}
+    if sum(tensor.nbytes for tensor in state.values()) > MOST_SHARED * sum(storages.values()):
+        raise UserError(f'{path} is not a StyleSDF checkpoint: its entries share their numbers, so a model made of '
+                        'them would be far larger than the file.')
 
 
 def _listed(contents, most=5):

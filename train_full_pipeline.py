@@ -44,7 +44,10 @@ def main(opt):
         start, opt = find_start(opt, STAGE, processes)
         if not start.path:
             renderer_path, renderer_state, opt = find_renderer(opt, processes)
-        size, training = opt.model.size, opt.training
+        size, training, alone = opt.model.size, opt.training, opt.training.discriminator == 'projected'
+        if alone and training.adversarial_loss == 'relativistic':
+            raise UserError('--adversarial_loss relativistic: the projected discriminator has a loss of its own; leave '
+                            'this flag out, or take --discriminator both.')
         images = ImageDataset(opt.dataset.dataset_path, size)
 
         torch.manual_seed(opt.experiment.seed)
@@ -55,10 +58,7 @@ def main(opt):
         generator.decoder.requires_grad_(True)
         augmentation = Augmentation(opt, geometric=True)
         controls = {'augmentation': augmentation}
-        projected, alone = None, training.discriminator == 'projected'
-        if alone and training.adversarial_loss == 'relativistic':
-            raise UserError('--adversarial_loss relativistic: the projected discriminator has a loss of its own; leave '
-                            'this flag out, or take --discriminator both.')
+        projected = None
         if training.discriminator != 'stylegan2':
             projected, controls['features'] = projected_discriminator(opt, images, size, processes.device)
         if alone:

@@ -24,8 +24,7 @@ def read_flags():
     parser.add_argument('--pairs', type=at_least_one, default=8,
                         help='pairs of frames, spread over the video (default: 8)')
     parser.add_argument('--gap', type=at_least_one, default=1, help='frames between the two of a pair (default: 1)')
-    parser.add_argument('--untrained_decoder', type=options.explained(options.at_least(8)),
-                        metavar='SIZE',
+    parser.add_argument('--untrained_decoder', type=options.explained(options.at_least(8)), metavar='SIZE',
                         help='an untrained decoder of this size, channel multiplier 1, in place of the checkpoint\'s')
     parser.add_argument('--noise_weight', type=float, default=0.05, help='its noise weights (default: 0.05)')
     parser.add_argument('--picture', help='also write this picture of the surface, and of what stays of the noise')

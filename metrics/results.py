@@ -38,18 +38,14 @@ def read_results(path):
 def add_results(path, settings, results):
     """Put results into a metrics.json: into the evaluation with the same settings, or a new one."""
     with alone(path.parent):
-        _add(path, settings, results)
-
-
-def _add(path, settings, results):
-    evaluations = read_results(path)
-    same = next((one for one in evaluations if one['settings'] == settings), None)
-    if same is None:
-        evaluations.append({'settings': settings, 'metrics': results})
-    else:
-        same['metrics'] |= results
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps({'evaluations': evaluations}, indent=1) + '\n', encoding='utf-8')
+        evaluations = read_results(path)
+        same = next((one for one in evaluations if one['settings'] == settings), None)
+        if same is None:
+            evaluations.append({'settings': settings, 'metrics': results})
+        else:
+            same['metrics'] |= results
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps({'evaluations': evaluations}, indent=1) + '\n', encoding='utf-8')
 
 
 def table(results):

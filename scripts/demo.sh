@@ -2,7 +2,8 @@
 # Shows what StyleSDF does: eight cats with their surfaces and a short video, from the model in demo/, on one page.
 #     bash scripts/demo.sh
 # Without an active environment it makes .venv and installs into it (about 5 GB with PyTorch's CUDA build); then it takes
-# half a minute on two CPU cores with AVX-512. SEEDS, VIDEO_SEED, FRAMES and EXPNAME may be set; further arguments go to both commands.
+# half a minute on two CPU cores with AVX-512. SEEDS, VIDEO_SEED, FRAMES and EXPNAME may be set; further arguments go to
+# both commands.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 install requirements.txt

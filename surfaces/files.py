@@ -1,4 +1,5 @@
 """Mesh files, and the colors of their vertices."""
+import io
 import json
 from pathlib import Path
 
@@ -106,12 +107,13 @@ def load_mesh(path):
     """
     suffix = Path(path).suffix
     try:
+        data = Path(path).read_bytes()
         if suffix == '.glb':
-            check_glb(Path(path).read_bytes())
-        with open(path, 'rb') as file:  # trimesh does not know where an open file lies, and so cannot look around there
-            # Where there is a material too, trimesh would drop the vertex colors.
-            mesh = trimesh.load_mesh(file, file_type=suffix[1:], process=False, maintain_order=True,
-                                     skip_materials=True)
+            check_glb(data)
+        # trimesh does not know where bytes lie, and so cannot look around there. Where there is a material too, it
+        # would drop the vertex colors.
+        mesh = trimesh.load_mesh(io.BytesIO(data), file_type=suffix[1:], process=False, maintain_order=True,
+                                 skip_materials=True)
         check_mesh(mesh)
     except Exception as error:  # each of trimesh's readers fails in its own way
         reason = shortened(error) or type(error).__name__

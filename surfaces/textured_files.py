@@ -59,9 +59,9 @@ def load_textured(path):
     No other file is read, whatever the file names.
     """
     try:
-        # trimesh does not know where bytes lie, and so cannot look around there.
         data = Path(path).read_bytes()
         check_glb(data)
+        # trimesh does not know where bytes lie, and so cannot look around there.
         mesh = trimesh.load(io.BytesIO(data), file_type='glb', force='mesh', process=False)
         check_mesh(mesh)
         picture = mesh.visual.material.baseColorTexture

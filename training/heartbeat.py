@@ -48,20 +48,28 @@ class Heartbeat:
                 connection.close()
 
     def _accept(self, server, others, password):
-        expected = others
-        while expected:
+        while others:
             try:
                 connection, _ = server.accept()
             except OSError:
                 return  # stopped
-            connection.settimeout(GREETING)
-            with contextlib.suppress(OSError):
-                greeting = connection.recv(len(password) + 4, socket.MSG_WAITALL)
-                if len(greeting) == len(password) + 4 and secrets.compare_digest(greeting[:-4], password):
-                    self._watch(connection, f'process {int.from_bytes(greeting[-4:], "big")}')
-                    expected -= 1
-                    continue
-            connection.close()  # whoever it was, the others are still to come
+            rank = self._greeted_by(connection, password)
+            if rank is None:
+                connection.close()  # whoever it was, the others are still to come
+            else:
+                self._watch(connection, f'process {rank}')
+                others -= 1
+
+    @staticmethod
+    def _greeted_by(connection, password):
+        """The rank of the process that has connected, or None where it is somebody else."""
+        connection.settimeout(GREETING)
+        try:
+            greeting = connection.recv(len(password) + 4, socket.MSG_WAITALL)
+        except OSError:
+            return None
+        known = len(greeting) == len(password) + 4 and secrets.compare_digest(greeting[:-4], password)
+        return int.from_bytes(greeting[-4:], 'big') if known else None
 
     def _watch(self, connection, name):
         connection.settimeout(PATIENCE)

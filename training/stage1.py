@@ -62,8 +62,8 @@ def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lam
     and how much of a surface the pictures show (training/hold.py).
 
     sphere_lambda: the weight, at this step, of the sphere regularization: the distance to the sphere that training
-    started from. real: thumbnails (B,3,H,H) with which the relativistic loss compares the fakes; without
-    them the loss is the non-saturating one.
+    started from. real: thumbnails (B,3,H,H) with which the relativistic loss compares the fakes; without them the loss
+    is the non-saturating one.
     """
     terms, projected = Terms(), beside(discriminator)
     has_sdf = generator.renderer.has_sdf

@@ -59,8 +59,10 @@ function change(values) {
   for (const [name, most] of Object.entries(LIMITS)) state[name] = Math.min(most, Math.max(-most, state[name]));
   if (!model) return;
   showValues();
-  if (identity() !== before) stages.surface.style.opacity = 0.4;  // it is still that of the last identity
-  for (const kind of ['glb', 'obj']) $(`save-${kind}`).disabled = !savable();
+  if (identity() !== before) {
+    stages.surface.style.opacity = 0.4;  // it is still that of the last identity
+    offerSaving();
+  }
   ask(true);
   drawSurface(true);
   clearTimeout(rest);
@@ -159,13 +161,17 @@ async function showSurface({key, stride, values}) {
   view3d?.take('full', mesh);
   if (stride === COARSEST) view3d?.take('light', mesh);
   drawSurface();
-  for (const kind of ['glb', 'obj']) $(`save-${kind}`).disabled = !savable();
+  offerSaving();
   document.dispatchEvent(new CustomEvent('surface', {detail: {stride, triangles: mesh.indices.length / 3}}));
 }
 
 /** Whether there is a mesh of the identity that is shown. */
 function savable() {
   return mesh !== null && mesh.key === identity() && mesh.indices.length > 0;
+}
+
+function offerSaving() {
+  for (const kind of ['glb', 'obj']) $(`save-${kind}`).disabled = !savable();
 }
 
 /** Give a mesh the field's colors. */
