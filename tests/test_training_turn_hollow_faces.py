@@ -1,17 +1,11 @@
 """training/turn_hollow_faces.py: the hollow faces of a field are turned inside out."""
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
 
-import checkpoint
 import options
-from model import build_generator
 from training import turn_hollow_faces as turning
-from utils import UserError
 
 
 class Surface:
@@ -45,66 +39,9 @@ def test_hollow_faces_are_learned_from_mirrored_views(relief):
     assert turning.terms(given, Surface(0.5), torch.zeros(3, 64), opt)['relief'] == pytest.approx(0.7, abs=1e-3)
 
 
-def test_it_writes_a_field_to_train_on(tmp_path, monkeypatch):
-    out = tmp_path / 'turned.pt'
-    monkeypatch.setattr('sys.argv', ['turn', str(ROOT / 'demo' / 'cats_demo.pt'), '--out', str(out), '--steps', '2'])
-    monkeypatch.setattr(turning, 'RAYS', 8)
-    turning.main(turning.read_flags())
-    given, written = checkpoint.read(ROOT / 'demo' / 'cats_demo.pt'), checkpoint.read(out)
-    assert written['options'] == given['options']  # training goes on with them
-    given, written = given['g_ema'], written['g_ema']
-    assert set(written) == set(checkpoint.without_decoder(given))
-    moved = {name for name in written if not torch.equal(written[name], given[name].float())}
-    assert 'renderer.network.sigma_linear.weight' in moved and not any(name.startswith('style') for name in moved)
-
-
-def test_the_rate_falls_and_surfaces_become_sharp():
-    rates, betas = zip(*(turning.progress(step, 1000) for step in range(1000)), strict=True)
-    assert max(rates) == pytest.approx(turning.RATE, rel=0.02)
-    assert rates[-1] == pytest.approx(turning.LAST_RATE, rel=0.01)
+def test_surfaces_become_sharp():
+    given = Surface(1.)
+    model = SimpleNamespace(generator=SimpleNamespace(renderer=given))
+    lesson = turning.Turning(model, Surface(1.), 1000)
+    betas = [lesson.beta(step) for step in range(1000)]
     assert betas[0] == turning.COARSEST_BETA and betas[-1] == turning.FINEST_BETA
-
-
-def test_a_missing_model_is_one_sentence(tmp_path):
-    ended = subprocess.run([sys.executable, '-m', 'training.turn_hollow_faces', tmp_path / 'none.pt', '--out',
-                            tmp_path / 'out.pt'], capture_output=True, text=True, timeout=120, cwd=ROOT)
-    assert ended.returncode == 2 and 'Traceback' not in ended.stderr and 'none.pt' in ended.stderr
-    assert not (tmp_path / 'out.pt').exists()
-
-
-def test_what_cannot_be_turned_is_refused_before_the_work(tmp_path, monkeypatch):
-    opt = options.parse('train_volume_renderer', '', ['--no_sdf', '--width', '8', '--depth', '2', '--style_dim', '8'])
-    checkpoint.save(tmp_path / 'fog.pt', {'g_ema': build_generator(opt, full_pipeline=False).state_dict(),
-                                          'options': checkpoint.saved_options(opt)})
-    for model, out, said in ((tmp_path / 'fog.pt', 'out.pt', 'no signed distances'),
-                             (ROOT / 'demo' / 'cats_demo.pt', '.', 'is a folder')):
-        monkeypatch.setattr('sys.argv', ['turn', str(model), '--out', str(tmp_path / out)])
-        with pytest.raises(UserError, match=said):
-            turning.main(turning.read_flags())
-
-
-def test_an_error_leaves_an_earlier_result(tmp_path, monkeypatch):
-    out = tmp_path / 'turned.pt'
-    out.write_bytes(b'two hours of work')
-
-    def failing(*_):
-        raise RuntimeError('no')
-
-    monkeypatch.setattr('sys.argv', ['turn', str(ROOT / 'demo' / 'cats_demo.pt'), '--out', str(out)])
-    monkeypatch.setattr(turning, 'terms', failing)
-    with pytest.raises(RuntimeError, match='no'):
-        turning.main(turning.read_flags())
-    assert out.read_bytes() == b'two hours of work'
-
-
-def test_an_interruption_writes_what_there_is(tmp_path, monkeypatch):
-    out = tmp_path / 'turned.pt'
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr('sys.argv', ['turn', str(ROOT / 'demo' / 'cats_demo.pt'), '--out', str(out)])
-    monkeypatch.setattr(turning, 'terms', interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        turning.main(turning.read_flags())
-    assert checkpoint.read(out)['g_ema']

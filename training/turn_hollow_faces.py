@@ -7,35 +7,16 @@ learns the features and thumbnails of the given one, from the view that is mirro
 given surface is hollow, while its own surfaces have to stand out as far as the given ones are deep. What it writes is a
 field for --init_ckpt of train_volume_renderer.py. Faces are less clear afterwards, and training has to go on.
 """
-import argparse
-from pathlib import Path
-
-import options
-from utils import UserError, run_command, writable_folder
-
-
-def read_flags():
-    parser = options.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('model', help='a checkpoint with a field and its mapping')
-    parser.add_argument('--out', type=Path, required=True, help='the file to write')
-    parser.add_argument('--steps', type=options.explained(options.at_least(1)), default=5000,
-                        help='Ctrl-C writes what has been learned so far')
-    return parser.parse_args()
-
+import training.distillation as distillation
+from utils import run_command
 
 if __name__ == '__main__':
-    run_command('training.turn_hollow_faces', read_flags)
-
-import copy
-import math
+    run_command('training.turn_hollow_faces', lambda: distillation.read_flags(__doc__, 5000))
 
 import torch
-from tqdm import tqdm
 
-import checkpoint
 import losses
 from camera import cameras_of, sample_viewpoints
-from inference.loaded_model import load_model
 
 RADIUS = 0.09              # of the sphere that reliefs are compared with
 BATCH, RAYS, SAMPLES = 6, 32, 24
@@ -44,16 +25,7 @@ PSI = 0.4, 1.              # of the identities, drawn evenly
 RELIEF = 0.8, 2.           # the least and most that surfaces have to stand out
 FINEST_BETA, COARSEST_BETA = 0.0017, 0.004  # of the new field: soft at first, so that surfaces can move
 EIKONAL, FAR, COLOR = 0.1, 20., 2.          # weights of the losses; those of features and relief are 1
-RATE, LAST_RATE, WARM_UP = 2e-4, 2e-5, 50   # learning rates, and the steps until the first is reached
-MEMORY = 0.995             # of the moving average of the weights, which is what is written
-
-
-def progress(step, steps):
-    """(learning rate, beta) of a step: the rate falls along a cosine, beta falls straight and ends early."""
-    share = step / steps
-    rate = LAST_RATE + (RATE - LAST_RATE) * (1 + math.cos(math.pi * share)) / 2
-    return (min(1, (step + 1) / WARM_UP) * rate,
-            FINEST_BETA + (COARSEST_BETA - FINEST_BETA) * max(0, 1 - 1.2 * share))
+RATE, LAST_RATE = 2e-4, 2e-5
 
 
 def terms(given, new, w, opt):
@@ -77,48 +49,20 @@ def terms(given, new, w, opt):
             'far': FAR * losses.far_plane_loss(shown.sdf)}
 
 
+class Turning(distillation.Lesson):
+    """Turn what is hollow, and keep the rest."""
+
+    def rate(self, step):
+        return distillation.falling_rate(step, self.steps, RATE, LAST_RATE)
+
+    def beta(self, step):
+        """That of the new field falls straight, and ends early."""
+        return FINEST_BETA + (COARSEST_BETA - FINEST_BETA) * max(0, 1 - 1.2 * step / self.steps)
+
+    def terms(self, step):
+        self.new.sigmoid_beta.fill_(self.beta(step))
+        return terms(self.given, self.new, self.draw(BATCH, PSI), self.model.opt)
+
+
 def main(flags):
-    writable_folder(flags.out.parent, '--out')
-    if flags.out.is_dir():
-        raise UserError(f'--out {flags.out} is a folder; give the name of a file.')
-    torch.manual_seed(0)
-    saved, model = checkpoint.read(flags.model), load_model(flags.model, device='cpu')
-    given = model.generator.renderer
-    if not given.has_sdf:
-        raise UserError(f'{flags.model} has no signed distances (--no_sdf), and so no surface that could be turned.')
-    given.perturb = 0.
-    new = copy.deepcopy(given).requires_grad_()
-    new.perturb = 1.
-    new.sigmoid_beta.requires_grad_(False)
-    average = copy.deepcopy(new.state_dict())
-
-    def save():
-        given.load_state_dict(average)
-        options = {'options': saved['options']} if 'options' in saved else {}  # what a training goes on with
-        checkpoint.save(flags.out, {'g_ema': checkpoint.without_decoder(model.generator.state_dict()), **options})
-
-    try:
-        train(model, new, average, flags.steps)
-    except KeyboardInterrupt:
-        save()
-        raise
-    save()
-
-
-def train(model, new, average, steps):
-    """Train the renderer `new` on that of the model. average: the moving average of its weights, changed in place."""
-    optimizer = torch.optim.Adam(new.network.parameters(), RATE, betas=(0.9, 0.99))
-    bar = tqdm(range(steps), unit=' steps')
-    for step in bar:
-        optimizer.param_groups[0]['lr'], beta = progress(step, steps)
-        new.sigmoid_beta.fill_(beta)
-        with torch.no_grad():
-            w = model.generator.map(torch.randn(BATCH, model.opt.model.style_dim))
-            w = model.means.w + torch.empty(BATCH, 1).uniform_(*PSI) * (w - model.means.w)
-        found = terms(model.generator.renderer, new, w, model.opt)
-        optimizer.zero_grad()
-        sum(found.values()).backward()
-        optimizer.step()
-        bar.set_postfix({name: f'{value.item():.3f}' for name, value in found.items()})
-        for name, value in new.state_dict().items():
-            average[name].lerp_(value, 1 - min(MEMORY, (step + 1) / (step + 10)))
+    distillation.distill(flags, Turning, keep_decoder=False)
