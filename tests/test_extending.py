@@ -126,8 +126,7 @@ def test_decoders_of_the_page_have_all_members_of_the_protocol(shown):
     ('volume_renderer', train_volume_renderer, 'pretrained_renderer/debug_vol_renderer.pt'),
     ('full_pipeline', train_full_pipeline, 'full_models/debug.pt')])
 def test_a_data_set_can_be_trained_on(shown, tmp_path, monkeypatch, stage, command, file):
-    monkeypatch.setattr(command, 'ImageDataset',
-                        lambda path, size, thumbnail_size=None: shown['Disks'](size, 20, thumbnail_size))
+    monkeypatch.setattr(command, 'ImageDataset', shown['Disks'])
     if stage == 'full_pipeline':
         monkeypatch.setattr(train_volume_renderer, 'ImageDataset', command.ImageDataset)
         train('volume_renderer', tmp_path, flags('nowhere', '--iter 1'))
@@ -139,7 +138,7 @@ def test_data_sets_of_the_page_have_all_members_of_the_protocol(shown):
     table = PAGE.split('**A data set of images**')[1].split('## Another density')[0]
     members = set(re.findall(r'^\| `(\w+)', table, re.MULTILINE)) - {'len'}
     assert members >= {'path', 'size', 'picture', 'fingerprint'}
-    disks = shown['Disks'](16)
+    disks = shown['Disks']('disks', 16)
     assert [name for name in members if not hasattr(disks, name)] == []
     assert disks.picture(3).size == (16, 16) and disks[3].shape == (3, 16, 16) and len(disks.fingerprint()) == 16
     assert all(hasattr(ImageDataset, name) for name in members - {'path', 'size'})
