@@ -20,11 +20,10 @@ from typing import NamedTuple
 from urllib.parse import parse_qs, urljoin, urlsplit
 
 import requests
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from options import Parser
-from utils import UserError, run_command, writable_folder
+from utils import UserError, held_lock, run_command, writable_folder
 
 
 class Model(NamedTuple):
@@ -284,18 +283,15 @@ def already_there(name, path):
 @contextlib.contextmanager
 def alone(path):
     """Be the only process that brings `path`, for all write the same `.part`. Waits for another, which it says."""
-    lock = FileLock(path.with_name(f'.{path.name}.lock'))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f'{path} is being downloaded by another process: waiting for it', flush=True)
-        lock.acquire()
+    lock = held_lock(path.with_name(f'.{path.name}.lock'), lambda: print(
+        f'{path} is being downloaded by another process: waiting for it', flush=True))
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # Windows removes no open file
-            os.unlink(lock.lock_file)  # while it is held: who waits for it notices, and makes another
-        lock.release()
+        if lock is not None:
+            with contextlib.suppress(OSError):  # Windows removes no open file
+                os.unlink(lock.lock_file)  # while it is held: who waits for it notices, and makes another
+            lock.release()
 
 
 def download(name, out_dir='.', mirror=None):

@@ -37,11 +37,19 @@ from utils import UserError, select_device, writable_folder
 SHEET_SEED = 0  # of the identity that the contact sheet shows
 
 
+def is_replaced(name):
+    """Whether a direction's name is one that this command gives; a run without --name replaces all of these."""
+    return name.rstrip('0123456789') in ('shape', 'color')
+
+
 def check(opt):
-    """Raise UserError for a group of latents without the other, or without a name."""
+    """Raise UserError for a group of latents without the other or without a name, or for a name that is replaced."""
     groups = [bool(opt.directions[name]) for name in ('name', 'with_latents', 'without_latents')]
     if any(groups) and not all(groups):
         raise UserError('a direction between two groups takes all of --name, --with_latents and --without_latents.')
+    if opt.directions.name and is_replaced(opt.directions.name):
+        raise UserError(f'--name {opt.directions.name}: the directions that are found without --name are called like '
+                        'this, and would replace it; choose another name.')
 
 
 def group(paths, flag, generator, owner):
@@ -62,15 +70,21 @@ def main(opt):
     if file.suffix == '.png':
         raise UserError(f'--out {file}: the contact sheet beside the directions has this name; end it in .pt.')
     owner, wanted, psi = Owner.of(generator, opt), opt.directions, opt.inference.truncation_ratio
-    there = read_directions(file, generator, owner) if file.exists() else {}
+
+    def there():
+        return read_directions(file, generator, owner) if file.exists() else {}
+
+    there()  # a file that cannot be read is refused before the long work
     means = generator.mean_latents(opt.inference.truncation_mean, seeded(opt.experiment.seed, device))
     if wanted.name:
         found = {wanted.name: direction_between(group(wanted.with_latents, '--with_latents', generator, owner),
                                                 group(wanted.without_latents, '--without_latents', generator, owner))}
     else:
         found = find_directions(generator, means, psi, wanted.method, wanted.count)
-        there = {name: step for name, step in there.items() if name.rstrip('0123456789') not in ('shape', 'color')}
-    save_directions(file, there | found, owner)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with results.alone(file.parent):  # so that runs at the same time do not lose each other's directions
+        kept = {name: step for name, step in there().items() if wanted.name or not is_replaced(name)}
+        save_directions(file, kept | found, owner)
     identity = next(identities(of_seeds(opt, [SHEET_SEED]), seeded(opt.experiment.seed, device)))
     latents = latents_of_w(generator, draw_w(generator, identity, opt, means), psi, means)
     rows = sheet_rows(generator, latents, found, opt, surfaces=not opt.inference.no_surface_renderings)

@@ -25,7 +25,7 @@ import os
 import re
 
 from options import Parser, explained, not_empty
-from utils import UserError, printable, run_command, writable_folder
+from utils import UserError, held_lock, printable, run_command, writable_folder
 
 MAX_SIZE = 4096
 SMALLEST_SIZE = 8  # that a model has
@@ -119,7 +119,6 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import filelock
 import lmdb
 import numpy as np
 from torch.utils.data import Dataset
@@ -139,7 +138,7 @@ from imaging.lmdb_files import (
     shared_lmdb,
     source_key,
 )
-from imaging.photos import BrokenPhoto, Photos, hidden, named_lines
+from imaging.photos import MAX_NAME, BrokenPhoto, Photos, hidden, named_lines
 from imaging.workers import load_in_workers
 
 PNG_LEVEL = 3  # two to three times as fast as Pillow's 6, for files that differ by a few percent
@@ -170,14 +169,10 @@ class Writer:
         self._batch, self._bytes, self._since = batch, 0, time.monotonic()
 
     def _be_alone(self):
-        lock = filelock.FileLock(self.path / LOCK)  # released by the system if this process is killed
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise UserError(f'another prepare_data.py is writing to {self.path}; wait for it to end.') from None
-        except (OSError, NotImplementedError):  # a folder or disk that cannot be locked: LMDB says more of it
-            return
-        self._lock = lock
+        def refuse():
+            raise UserError(f'another prepare_data.py is writing to {self.path}; wait for it to end.')
+
+        self._lock = held_lock(self.path / LOCK, refuse)  # None where there are no locks: LMDB says more of it
 
     def put(self, entries):
         """Add {key: value}, which stay together in one transaction."""
@@ -521,7 +516,7 @@ def report_lines(report, photos, out_path, seconds):
     yield (f'{out_path}: {report.count} images at {", ".join(map(str, report.sizes))}; {report.done} of them written '
            f'now, in {seconds:.1f} s ({report.done / seconds:.0f} images/s)')
     for note, names in report.notes.items():
-        yield f'{note}: {len(names)} ({names[0]} for one)'
+        yield f'{note}: {len(names)} ({printable(names[0], MAX_NAME)} for one)'
     for heading, reasons in report.left_out.items():
         yield from named_lines(heading, reasons)
     yield from photos.left_out()

@@ -233,6 +233,26 @@ def writable_folder(path, flag):
     return path
 
 
+def held_lock(path, busy):
+    """A filelock.FileLock of the file `path` that this process holds from now on; the system releases that of a process
+    which is killed. None where the folder or the disk has no locks; there, runs must not overlap.
+
+    busy: a function called where another process holds it. If it raises nothing, the other one is waited for.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    for timeout in (0, -1):  # at once, or whenever it becomes free
+        try:
+            lock.acquire(timeout)
+            break
+        except Timeout:
+            busy()
+        except (OSError, NotImplementedError):  # the latter is how older versions of filelock put ENOSYS
+            return None
+    return lock
+
+
 _asking_for_umask = threading.Lock()
 
 

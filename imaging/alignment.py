@@ -72,7 +72,8 @@ def aligned(image, landmarks):
         square = face_square(landmarks)
     except ValueError as error:
         raise BrokenPhoto(f'its landmarks are not those of a face: {error}') from None
-    if square.side > MOST_OUTSIDE * min(image.size) or square.side < 4:
+    inside = (square.center >= 0).all() and (square.center <= image.size).all()
+    if not inside or square.side > MOST_OUTSIDE * min(image.size) or square.side < 4:
         raise BrokenPhoto('its landmarks are not those of a face in this photo')
     image, square = _shrunk(image, square)
     image, square = _continued(image, square)
@@ -119,7 +120,8 @@ def _continued(image, square):
 def read_landmarks(path):
     """{photo: Landmarks} of a CSV file with the COLUMNS. Raises UserError for one that is missing or wrong."""
     try:
-        rows = list(csv.DictReader(Path(path).read_text(encoding='utf-8').splitlines()))
+        # Excel's "CSV UTF-8" begins with a mark that is no part of the first column's name.
+        rows = list(csv.DictReader(Path(path).read_text(encoding='utf-8-sig').splitlines()))
     except OSError as error:
         raise UserError(f'--landmarks {path} cannot be read ({error.strerror}); give a CSV file.') from None
     except (UnicodeDecodeError, csv.Error):

@@ -9,10 +9,11 @@ from pathlib import Path, PurePosixPath
 from PIL import Image, UnidentifiedImageError
 
 from imaging.pixels import formats, read_photo
-from utils import UserError
+from utils import UserError, printable
 
 MAX_FILE_BYTES = 2**30  # a larger file is a decompression bomb or no photo
 NAMED = 20  # lines of a report that name files one by one; the rest is counted
+MAX_NAME = 300  # characters of a file's name, and of the reason, in a report
 # What makes files of these kinds readable.
 REMEDIES = dict.fromkeys(('.heic', '.heif', '.hif'), '"pip install pillow-heif" makes these readable') | {
     '.avif': '"pip install --upgrade pillow" makes these readable (from version 11.3)',
@@ -70,7 +71,7 @@ class Photos:
         for name, size in found:
             suffix = PurePosixPath(name).suffix.lower()
             if suffix not in readable:
-                self.ignored[suffix or 'no suffix'] += 1
+                self.ignored[printable(suffix) or 'no suffix'] += 1
             elif self.shard and zlib.crc32(os.fsencode(name)) % self.shard[1] != self.shard[0] % self.shard[1]:
                 self.others['photos of other shards'] += 1
             elif name in files:
@@ -209,9 +210,10 @@ class Photos:
 
 
 def named_lines(heading, reasons):
-    """Lines of a report that name files with the reason for each."""
+    """Lines of a report that name files with the reason for each, in a way that a terminal does not obey."""
     lines = [f'{heading}: {len(reasons)}'] if reasons else []
-    lines += [f'  {name}: {reason}' for name, reason in list(reasons.items())[:NAMED]]
+    lines += [f'  {printable(name, MAX_NAME)}: {printable(reason, MAX_NAME)}'
+              for name, reason in list(reasons.items())[:NAMED]]
     return lines + ([f'  and {len(reasons) - NAMED} more'] if len(reasons) > NAMED else [])
 
 

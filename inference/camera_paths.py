@@ -15,7 +15,9 @@ where the last key frame is the first one again.
 import csv
 import dataclasses
 import math
+import os
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +30,22 @@ COLUMNS = {'azimuth': 0., 'elevation': 0., 'zoom': 1., 'distance': 1.}  # and wh
 LIMITS = {'azimuth': (-3600., 3600.), 'elevation': (-89., 89.), 'zoom': (0.1, 20.), 'distance': (0.3, 20.)}
 RATIOS = ('zoom', 'distance')  # Equal steps in time are equal ratios of these.
 MAX_KEY_FRAMES, MAX_BYTES = 10_000, 1 << 20
+CLOSEST = 1e-6  # that two key frames may be in time, as a share of the whole, or of 1 where that is shorter
+MAX_NAME = 50   # characters of a file's name in the names of videos
 TRAINED_SPREADS = 3  # Viewpoints of training lie within so many standard deviations, but for a few in a thousand.
 ELEVATION_OF_ORBIT = 0.
 
 
 def path_name(path):
     """The name of a --path in the names of videos: elipsoid (as the original spells it), azim, orbit, dolly, or
-    path_NAME of a file NAME.csv."""
+    path_NAME of a file NAME.csv. Where letters of NAME had to be replaced or left out, a hash of it follows, so that
+    the videos of another file do not take its place."""
     built_in = {'ellipse': 'elipsoid', 'azimuth': 'azim', 'orbit': 'orbit', 'dolly': 'dolly'}
-    return built_in.get(path) or 'path_' + re.sub(r'[^A-Za-z0-9]', '-', Path(path).stem)[:50]
+    if path in built_in:
+        return built_in[path]
+    stem = Path(path).stem
+    name = re.sub(r'[^A-Za-z0-9]', '-', stem)[:MAX_NAME]
+    return f'path_{name}' if name == stem else f'path_{name}-{zlib.crc32(os.fsencode(stem)):08x}'
 
 
 def path_cameras(opt, path, frames, device):
@@ -115,8 +124,9 @@ def read_key_frames(path):
                               for number, row in enumerate(rows[1:], start=1)]) for i, name in enumerate(header)}
     count = len(rows) - 1
     key_frames = {'time': np.arange(count, dtype=float), **track_of(count), **values}
-    if (np.diff(key_frames['time']) <= 0).any():
-        raise UserError(f'--path {path}: the times of its key frames must increase.')
+    least = CLOSEST * max(1., np.ptp(key_frames['time']))  # the curve's slopes would be no finite numbers
+    if (np.diff(key_frames['time']) <= least).any():
+        raise UserError(f'--path {path}: the times of its key frames must increase, by more than {least:g} each.')
     return key_frames
 
 

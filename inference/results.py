@@ -365,8 +365,10 @@ def read_videos(folder):
     found = {}
     kinds = '|'.join(VIDEO_KINDS)
     for path in sorted(folder.glob('sample_*')):
-        video = re.fullmatch(f'sample_({kinds})_({NAME})_({CAMERA_PATH})', path.stem)
-        mesh = re.fullmatch(f'sample_({NAME})_{FRONTAL_MESH}', path.stem)
+        # A folder of frames has no suffix: what follows a dot in its name belongs to an edit's amount.
+        stem = path.name if path.is_dir() else path.stem
+        video = re.fullmatch(f'sample_({kinds})_({NAME})_({CAMERA_PATH})', stem)
+        mesh = re.fullmatch(f'sample_({NAME})_{FRONTAL_MESH}', stem)
         if not (video or mesh) or inside(folder, path) is None:
             continue
         name = video[2] if video else mesh[1]

@@ -43,7 +43,8 @@ def video_path(folder, name, file_format):
 def unfinished_path(path):
     """Where a video goes that was stopped, if there is one at `path` already."""
     path = Path(path)
-    return path.with_name(f'{path.stem}_unfinished{path.suffix}')
+    suffix = '' if path.is_dir() else path.suffix  # what follows a dot in a folder's name belongs to an edit's amount
+    return path.with_name(f'{path.name.removesuffix(suffix)}_unfinished{suffix}')
 
 
 def check_encoder(file_format):
@@ -65,18 +66,19 @@ def video_writer(path, file_format='mp4', fps=30, crf=10):
     Frames of a file_format of WITH_ALPHA may be (H,W,4), the last alpha. file_format: one of FORMATS. fps: a whole
     number. crf: quality of H.264 and VP9, from 0 (lossless) to 51. Odd sizes of a file get one more row or column, a
     copy of the last, since yuv420p halves them. The video appears when the block ends. When KeyboardInterrupt ends it,
-    the frames so far become the video, or go to unfinished_path(path) where there is a video already. After any other
-    exception, or without a frame, nothing changes. Raises UserError for a format that this machine cannot write.
+    the frames so far become the video, or go to unfinished_path(path) where there is a video already. When it comes
+    after the last frame, the video is finished first. After any other exception, or without a frame, nothing changes.
+    Raises UserError for a format that this machine cannot write.
     """
     check_encoder(file_format)
-    path, stop = Path(path), None
+    path, stop, cut = Path(path), None, False
 
     def target():
-        return unfinished_path(path) if stop and path.exists() else path
+        return unfinished_path(path) if cut and path.exists() else path
 
     recording = _folder(path, target) if file_format == 'frames' else _file(path, target, file_format, fps, crf)
-    with recording as encode, ThreadPoolExecutor(1) as thread:
-        waiting, frames = deque(), 0
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as thread:
+        encode, waiting, frames = stack.enter_context(recording), deque(), 0
 
         def add(frame):
             nonlocal frames
@@ -85,14 +87,26 @@ def video_writer(path, file_format='mp4', fps=30, crf=10):
             while len(waiting) > WAITING_FRAMES:
                 waiting.popleft().result()  # raises here what went wrong there
 
+        def finish():
+            for encoded in waiting:
+                encoded.result()
+            stack.close()
+
         try:
             yield add
         except KeyboardInterrupt as interrupt:
             if frames == 0:
                 raise
-            stop = interrupt
-        for encoded in waiting:
-            encoded.result()
+            # A writer inside of this one may have been interrupted after its last frame, which is that of this one too.
+            stop, cut = interrupt, not hasattr(interrupt, 'after_last_frame')
+        try:
+            # Python raises KeyboardInterrupt in the main thread only, so that it cuts nothing short here, and the end
+            # of the block waits for the thread.
+            thread.submit(finish).result()
+        except KeyboardInterrupt as interrupt:
+            if not cut:
+                interrupt.after_last_frame = True
+            raise
     if stop is not None:
         raise stop
 
@@ -108,25 +122,55 @@ def _folder(path, target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     count = 0
     with tempfile.TemporaryDirectory(prefix=f'.{path.name}-', dir=path.parent) as temporary:
-        new, old = Path(temporary) / 'new', Path(temporary) / 'old'
+        new = Path(temporary) / 'new'
         new.mkdir()
 
         def encode(frame):
             nonlocal count
-            try:
+            with _errors_name(path / f'{count:05d}.png'):
                 Image.fromarray(frame).save(new / f'{count:05d}.png', **QUICK_PNG)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, str(path / f'{count:05d}.png')) from None
             count += 1
 
         yield encode
-        place = target()
+        # Beside the temporary folder, not in it: whatever goes wrong, nothing of the user's is removed with that.
+        _replace_folder(target(), new, old=Path(f'{temporary}-earlier'))
+
+
+def _replace_folder(place, new, old):
+    """Rename the folder `new` to `place`. The folder that was there is called `old` meanwhile.
+
+    Its files that are no frames move into the new one. What fails puts everything back. This runs on the encoder's
+    thread, where no KeyboardInterrupt comes in between.
+    """
+    moved = []
+    try:
         if place.exists():
-            for file in place.iterdir():
-                if not re.fullmatch(r'\d{5,}\.png', file.name):
-                    file.rename(new / file.name)
             place.rename(old)
         new.rename(place)
+        for file in [*old.iterdir()] if old.exists() else ():
+            if not re.fullmatch(r'\d{5,}\.png', file.name):
+                with _errors_name(place / file.name):
+                    file.rename(place / file.name)
+                moved.append(file)
+        if old.exists():
+            old.rename(new)  # which is removed with the temporary folder
+    except OSError:
+        for file in moved:
+            (place / file.name).rename(file)
+        if old.exists():
+            if place.exists():
+                place.rename(new)
+            old.rename(place)
+        raise
+
+
+@contextlib.contextmanager
+def _errors_name(path):
+    """An OSError inside names `path`, which the user knows, instead of a temporary file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 @contextlib.contextmanager

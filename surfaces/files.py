@@ -10,6 +10,7 @@ import trimesh
 from utils import UserError, atomic_path, shortened
 
 FARTHEST = 1e6  # from the origin that a vertex of a mesh may lie; ours lie within 2
+MOST_PARTS = {'meshes': 1, 'images': 1, 'accessors': 8, 'bufferViews': 8}  # of a GLB; ours have up to 1, 1, 5 and 6
 
 
 @torch.no_grad()
@@ -79,14 +80,30 @@ def check_mesh(mesh):
 
 
 def check_glb(data):
-    """Raise ValueError for the bytes of a GLB that says to hold more numbers than there are.
+    """Raise ValueError for the bytes of a GLB that would take far more memory than they are.
 
-    glTF counts numbers that no buffer holds as zeros, so a file of a hundred bytes could ask for gigabytes.
+    glTF counts numbers that no buffer holds as zeros, so a file of a hundred bytes could ask for gigabytes. So could a
+    small one whose parts all name the same bytes, because trimesh copies them for each part, and a mesh for each node.
     """
     length = int.from_bytes(data[12:16], 'little')
-    for accessor in json.loads(data[20:20 + length]).get('accessors', ()):
+    tree = json.loads(data[20:20 + length])
+    primitives = sum(len(mesh['primitives']) for mesh in tree.get('meshes', ()))
+    shown = sum('mesh' in node for node in tree.get('nodes', ()))
+    if max(primitives, shown) > 1 or any(len(tree.get(part, ())) > most for part, most in MOST_PARTS.items()):
+        raise ValueError('it holds more parts than one mesh needs')
+    for accessor in tree.get('accessors', ()):
         if 'bufferView' not in accessor or not 0 <= accessor['count'] <= len(data):
             raise ValueError('it claims more numbers than it holds')
+
+
+def without_materials(data):
+    """The bytes of an OBJ without the lines that choose a material.
+
+    trimesh copies all vertices for each material, so a small file could take minutes and gigabytes.
+    """
+    # It joins lines that end in a backslash, and only then looks for materials.
+    text = data.decode('ascii', 'ignore').replace('\r\n', '\n').replace('\\\n', '').replace('\\', '')
+    return '\n'.join(line for line in text.split('\n') if 'usemtl' not in line).encode()
 
 
 def save_mesh(path, mesh):
@@ -110,6 +127,8 @@ def load_mesh(path):
         data = Path(path).read_bytes()
         if suffix == '.glb':
             check_glb(data)
+        elif suffix == '.obj':
+            data = without_materials(data)
         # trimesh does not know where bytes lie, and so cannot look around there. Where there is a material too, it
         # would drop the vertex colors.
         mesh = trimesh.load_mesh(io.BytesIO(data), file_type=suffix[1:], process=False, maintain_order=True,

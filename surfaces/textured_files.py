@@ -62,7 +62,11 @@ def load_textured(path):
         data = Path(path).read_bytes()
         check_glb(data)
         # trimesh does not know where bytes lie, and so cannot look around there.
-        mesh = trimesh.load(io.BytesIO(data), file_type='glb', force='mesh', process=False)
+        scene = trimesh.load(io.BytesIO(data), file_type='glb', process=False)
+        # As a Scene it comes without a copy, for which trimesh would unpack the pictures, whatever their size.
+        node, = scene.graph.nodes_geometry
+        matrix, name = scene.graph[node]
+        mesh = scene.geometry[name].apply_transform(matrix)
         check_mesh(mesh)
         picture = mesh.visual.material.baseColorTexture
         if len(mesh.visual.uv) != len(mesh.vertices):

@@ -83,6 +83,14 @@ def test_points_that_are_no_face_are_refused(eyes, mouth):
         aligned(Image.new('RGB', (100, 120)), Landmarks(eyes, mouth))
 
 
+@pytest.mark.parametrize('way', [(600, 0), (-600, 0), (0, 600), (0, -600), (10 ** 5, 10 ** 5), (55, 0)])
+def test_landmarks_of_a_larger_original_are_refused(way):
+    """The face lies beside the photo."""
+    with pytest.raises(BrokenPhoto, match='landmarks are not those of a face in this photo'):
+        aligned(Image.new('RGB', (100, 120)), Landmarks(EYES + way, MOUTH + way))
+    assert aligned(Image.new('RGB', (100, 120)), Landmarks(EYES + (45, 0), MOUTH + (45, 0))).size == (90, 90)
+
+
 # ---------------------------------------------------------------------------------------------- where they come from
 
 def line(name, landmarks):
@@ -111,6 +119,11 @@ def test_a_wrong_file_of_landmarks_is_refused(tmp_path, text):
     (tmp_path / 'l.csv').write_text(text)
     with pytest.raises(UserError, match='--landmarks'):
         read_landmarks(tmp_path / 'l.csv')
+
+
+def test_landmarks_as_excel_saves_them(tmp_path):
+    (tmp_path / 'l.csv').write_text(HEADER + line('a.png', Landmarks(EYES, MOUTH)), encoding='utf-8-sig')
+    assert np.array_equal(read_landmarks(tmp_path / 'l.csv')['a.png'].mouth, MOUTH)
 
 
 def test_a_missing_detector_is_named(command, tmp_path, monkeypatch):

@@ -9,7 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import types
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -156,10 +158,37 @@ def test_a_port_in_use(model, monkeypatch, tmp_path):
     pytest.importorskip('gradio', reason='needs gradio (requirements-app.txt)')
     with socket.create_server(('127.0.0.1', 0)) as other:
         port = other.getsockname()[1]
-        monkeypatch.setenv('GRADIO_TEMP_DIR', '')
+        for name in ('GRADIO_TEMP_DIR', 'NO_PROXY', 'no_proxy'):
+            monkeypatch.setenv(name, '')
         with pytest.raises(UserError, match=f'--port {port} cannot be used'):
             app.main(options.parse('app', '', ['--expname', 'tiny', '--port', str(port)]))
     assert not list((tmp_path / 'temporary').glob('stylesdf-*'))
+
+
+@pytest.mark.parametrize('proxy, except_for', [('http://127.0.0.1:9', ''), ('http://127.0.0.1:9', 'example.org'),
+                                               ('nonsense://127.0.0.1:9', '')])
+def test_behind_a_proxy(model, monkeypatch, tmp_path, capsys, proxy, except_for):
+    """Gradio asks for its own page, which no proxy can reach; a malformed proxy stops it nevertheless."""
+    pytest.importorskip('gradio', reason='needs gradio (requirements-app.txt)')
+    for name, value in (('GRADIO_TEMP_DIR', ''), ('NO_PROXY', except_for), ('no_proxy', ''), ('HTTP_PROXY', proxy),
+                        ('http_proxy', proxy)):
+        monkeypatch.setenv(name, value)
+    with socket.create_server(('127.0.0.1', 0)) as free:
+        port = free.getsockname()[1]
+
+    class Event(threading.Event):
+        def wait(self, timeout=None):  # main waits for ever
+            if threading.current_thread() is threading.main_thread() and timeout is None:
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    started = proxy.startswith('http:')
+    monkeypatch.setattr(app, 'threading', types.SimpleNamespace(Event=Event))
+    with pytest.raises(KeyboardInterrupt if started else UserError) as end:
+        app.main(options.parse('app', '', ['--expname', 'tiny', '--port', str(port)]))
+    assert started == (f'open http://127.0.0.1:{port}' in capsys.readouterr().out)
+    assert started or 'http_proxy' in str(end.value) and 'remove it' in str(end.value)
+    assert os.environ['no_proxy'] == ','.join(filter(None, (except_for, '127.0.0.1', 'localhost')))
 
 
 # ---------------------------------------------------------------------------------------------- in a browser

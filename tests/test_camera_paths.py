@@ -1,5 +1,6 @@
 """Cameras of stills and videos as data: --views, --path, files of key frames, --model."""
 import math
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import render_video
 from camera import cameras_at, cameras_of, project, video_viewpoints
 from inference.camera_paths import path_cameras, path_name
 from inference.loaded_model import load_model
+from inference.results import CAMERA_PATH
 from options import parse, view_list
 from utils import UserError
 
@@ -68,6 +70,13 @@ def test_key_frames_are_passed(opt, tmp_path):
     assert path_name(path) == 'path_track'
 
 
+def test_two_files_do_not_share_a_name():
+    names = [path_name(name) for name in ('x/a-b.csv', 'a b.csv', 'a_b.csv', 'ä.csv', 'ö.csv', 'a' * 50 + '.csv',
+                                          'a' * 51 + '.csv', 'a' * 52 + '.csv')]
+    assert len(set(names)) == len(names) and names[0] == 'path_a-b' and names[5] == 'path_' + 'a' * 50
+    assert all(re.fullmatch(CAMERA_PATH, name) for name in names)
+
+
 def test_a_closed_path_has_no_corner_where_it_closes(opt, tmp_path):
     path = written(tmp_path, 'azimuth,elevation\n0,0\n20,10\n0,20\n-20,10\n0,0\n')
     steps = path_cameras(opt, path, 201, 'cpu').viewpoint.diff(dim=0)
@@ -89,6 +98,9 @@ def test_times_of_key_frames(opt, tmp_path):
     ('azimuth\nx\n', "azimuth of key frame 1 must be a number from -3600 to 3600, not 'x'"),
     ('azimuth\n1\nnan\n', 'key frame 2'), ('elevation\n90\n', '-89 to 89'), ('zoom\n0\n', '0.1 to 20'),
     ('distance\n0.01\n', '0.3 to 20'), ('time,azimuth\n1,1\n1,2\n', 'must increase'),
+    ('time,azimuth\n1,1\n0,2\n', 'must increase, by more than 1e-06 each'),
+    ('time,azimuth\n0,1\n1e-310,2\n', 'must increase'),
+    ('time,azimuth\n0,0\n1e-310,5\n1,10\n', 'must increase'), ('time,azimuth\n0,0\n1e-310,5\n1,0\n', 'must increase'),
     ('azimuth\n' + '1\n' * 10_001, '10,001 key frames'), ('azimuth\n"1\nx"\n', 'key frame'),
     ('x' * (1 << 21), 'larger than')])
 def test_tables_that_are_none(opt, tmp_path, text, says):
@@ -159,7 +171,7 @@ def test_videos_along_paths(command, tiny, tmp_path):
     run = partial(command, render_video, *tiny, '--frames', 4, '--format', 'frames', '--no_surface_videos', '--seeds',
                   3)
     track = written(tmp_path, 'azimuth,zoom\n0,1\n10,3\n', 'my track.csv')
-    for path, name in (('orbit', 'orbit'), ('dolly', 'dolly'), (track, 'path_my-track')):
+    for path, name in (('orbit', 'orbit'), ('dolly', 'dolly'), (track, path_name(track))):
         code, out, error = run('--path', path)
         assert code == 0, error
         assert ('reaches azimuth 360' in out) == (path == 'orbit')

@@ -1,5 +1,6 @@
 """download_models.py against a small HTTP server of its own on 127.0.0.1, with small files in place of the official."""
 import contextlib
+import errno
 import gzip
 import hashlib
 import http.server
@@ -569,6 +570,16 @@ def test_two_at_once(site, capfd, first_fails):
     assert written() == {'alpha.pt': BODIES['alpha']}
     assert ('already at' in output) == (not first_fails)
     assert site.log[-1] == ('id-alpha', f'bytes={5 * CHUNK}-' if first_fails else None)
+
+
+@pytest.mark.parametrize('error', [OSError(errno.ENOLCK, 'No locks available'), NotImplementedError('no flock')])
+def test_a_disk_without_locks(site, monkeypatch, error):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr('filelock.FileLock.acquire', refuse)
+    only_alpha()
+    assert written() == {'alpha.pt': BODIES['alpha']}
 
 
 def test_list(site, capsys):

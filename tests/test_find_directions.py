@@ -1,4 +1,6 @@
 """find_directions.py: a file that --edit reads, a contact sheet, and a direction between two groups."""
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from PIL import Image
 
 import find_directions
 import generate_shapes_and_images as generate
+from inference import results
 from inference.contact_sheet import AMOUNTS, CELL
 from inference.directions import read_directions
 from inference.latents import latents_of_w, save_latents
@@ -69,6 +72,36 @@ def test_a_direction_between_groups_joins_the_others(model, command, tmp_path):
     assert command(find_directions, *arguments, '--method', 'factorization', '--count', 2)[0] == 0
     assert list(read_directions(tmp_path / 'd.pt', model.generator, model.owner)) == [
         'long', 'shape1', 'shape2', 'color1', 'color2']
+
+
+def test_runs_at_the_same_time_keep_each_others_directions(model, command, tmp_path, monkeypatch):
+    file, inside = tmp_path / 'new' / 'd.pt', []
+    find, alone, save = find_directions.find_directions, results.alone, find_directions.save_directions
+
+    def find_slowly(*arguments):
+        found = find(*arguments)
+        save(file, {'long': found['shape1']}, model.owner)  # by another run meanwhile
+        return found
+
+    @contextlib.contextmanager
+    def seen(folder):
+        with alone(folder):
+            inside.append(folder)
+            yield
+            inside.append(read_directions(file, model.generator, model.owner))
+
+    monkeypatch.setattr(find_directions, 'find_directions', find_slowly)
+    monkeypatch.setattr(results, 'alone', seen)
+    assert command(find_directions, *TINY, '--out', file, '--no_surface_renderings', '--count', 1)[0] == 0
+    assert inside[0] == file.parent and list(inside[1]) == ['long', 'shape1', 'color1']
+
+
+@pytest.mark.parametrize('name, taken', [('shape', True), ('color', True), ('shape7', True), ('color12', True),
+                                         ('shapely', False), ('color1b', False)])
+def test_names_that_the_next_run_would_replace_are_refused(model, command, name, taken):
+    code, _, error = command(find_directions, *TINY, '--name', name, '--with_latents', 'a.pt', '--without_latents', 'b')
+    expected = f'--name {name}: ' if taken else '--with_latents a.pt does not exist'
+    assert code == 2 and expected in error and error.count('\n') == 1
 
 
 def test_the_contact_sheet_does_not_overwrite_the_directions(model, command):

@@ -228,3 +228,22 @@ def test_a_name_twice_in_a_zip_is_the_entry_that_was_listed(tmp_path, monkeypatc
         archive.writestr('a.png', bytes(10 ** 6))
     monkeypatch.setattr('imaging.photos.MAX_FILE_BYTES', 1000)
     assert Photos(tmp_path / 'a.zip').read('a.png') == b'small'
+
+
+def test_names_that_a_terminal_would_obey(tmp_path):
+    """A stranger's zip may hold any."""
+    make_photo(tmp_path / 'a.png')
+    with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as archive:
+        archive.write(tmp_path / 'a.png', 'a.png')
+        archive.writestr('b.\x1b[2J\nother', b'')
+    photos = Photos(tmp_path / 'a.zip')
+    photos.unreadable['\x1b]0;x\x07\nforged: 3'] = 'of a kind \x1b[31m'
+    assert photos.left_out() == [r'other files ignored: 1 (.\x1b[2j\nother)', 'not readable: 1',
+                                 r'  \x1b]0;x\x07\nforged: 3: of a kind \x1b[31m']
+    assert photos.count() == 3
+    with zipfile.ZipFile(tmp_path / 'b.zip', 'w') as archive:
+        archive.writestr('b.\x1b[2J', b'')
+    with pytest.raises(UserError) as caught:
+        Photos(tmp_path / 'b.zip')
+    assert r'only other files (.\x1b[2j)' in str(caught.value)
+    assert module.named_lines('broken', {'x' * 1000: 'it is none'})[1] == f'  {"x" * module.MAX_NAME}…: it is none'

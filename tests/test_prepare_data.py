@@ -509,6 +509,15 @@ def test_the_report_accounts_for_every_file(tmp_path, run):
     assert 'note' not in report
 
 
+def test_the_report_spells_out_names_that_a_terminal_would_obey(tmp_path, run):
+    photos = make_photos(tmp_path / 'photos', 1)
+    noise(9, 12).save(photos / 'small\x1b[2J\nforged.png')
+    (photos / 'broken\x1b[2J.png').write_text('x')
+    code, report, _ = run('--out_path', tmp_path / 'out', '--size', '24', '--n_worker', 1, photos)
+    assert code == 0 and '\x1b' not in report and '\n  broken\\x1b[2J.png: it is' in report
+    assert r'enlarged: 1 (small\x1b[2J\nforged.png for one)' in report
+
+
 def test_small_photos_can_be_left_out(tmp_path, run):
     photos = make_photos(tmp_path / 'photos', 3)
     noise(40, 20).save(photos / 'small.png')

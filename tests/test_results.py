@@ -61,6 +61,17 @@ def test_names_of_videos_are_read_back(tmp_path):
     assert found['Seed 3'].frontal_meshes and not found['Identity 0'].frontal_meshes
 
 
+def test_folders_of_frames_of_edited_identities_are_read_back(tmp_path):
+    name = short_name(3, True) + results.edits_name([('shape2', 1.5)])
+    stem = results.video_stem('video', name, 'elipsoid')
+    for ending in ('', '_unfinished'):
+        (tmp_path / f'{stem}{ending}').mkdir()
+    write(tmp_path, f'{stem}.mp4')
+    found, = read_videos(tmp_path)
+    assert found.title == 'Seed 3, shape2+1.5'
+    assert found.videos == [('video', 'elipsoid', tmp_path / stem), ('video', 'elipsoid', tmp_path / f'{stem}.mp4')]
+
+
 def test_folders(tmp_path):
     opt = parse('generate_shapes_and_images', '', ['--results_dir', 'out', '--expname', 'a/b', '--fixed_camera_angles'])
     assert results.generation_folder(opt, 'final_model').as_posix() == 'out/a/b/final_model/fixed_angles'

@@ -28,6 +28,14 @@ def test_damaged_mesh_files_end_in_one_sentence(tmp_path, suffix, damage):
         load_mesh(tmp_path / f'a.{suffix}')
 
 
+def glb_of(tree, data):
+    """The bytes of a GLB file (glTF 2.0, section 4.4)."""
+    text = json.dumps(tree).encode()
+    text += b' ' * (-len(text) % 4)
+    return (b'glTF' + struct.pack('<II', 2, 20 + len(text) + 8 + len(data)) + struct.pack('<I', len(text)) + b'JSON'
+            + text + struct.pack('<I', len(data)) + b'BIN\0' + data)
+
+
 @pytest.mark.parametrize('accessor', [{'count': 2 * 10 ** 9}, {'count': 2 * 10 ** 9, 'bufferView': 0}])
 def test_a_glb_costs_no_more_than_its_size(tmp_path, accessor):
     """glTF counts numbers that no buffer holds as zeros."""
@@ -35,13 +43,55 @@ def test_a_glb_costs_no_more_than_its_size(tmp_path, accessor):
             'bufferViews': [{'buffer': 0, 'byteLength': 4}], 'buffers': [{'byteLength': 4}],
             'meshes': [{'primitives': [{'attributes': {'POSITION': 0}}]}], 'nodes': [{'mesh': 0}], 'scenes': [
                 {'nodes': [0]}], 'scene': 0}
-    text = json.dumps(tree).encode()
-    text += b' ' * (-len(text) % 4)
-    data = (b'glTF' + struct.pack('<II', 2, 20 + len(text) + 12) + struct.pack('<I', len(text)) + b'JSON' + text
-            + struct.pack('<I', 4) + b'BIN\0' + bytes(4))
-    (tmp_path / 'a.glb').write_bytes(data)
+    (tmp_path / 'a.glb').write_bytes(glb_of(tree, bytes(4)))
     with pytest.raises(UserError, match='claims more numbers than it holds'):
         load_mesh(tmp_path / 'a.glb')
+
+
+def with_more_nodes(tree):
+    tree['nodes'] += [{'mesh': 0}] * 9
+    tree['scenes'][0]['nodes'] = list(range(len(tree['nodes'])))
+
+
+def with_more(tree, part):
+    tree[part] += tree[part][:1] * 9
+
+
+def other_files(path):
+    """The bytes of a GLB file in which more parts than there should be name the same bytes."""
+    changes = [with_more_nodes, lambda tree: with_more(tree['meshes'][0], 'primitives')]
+    for part in 'meshes', 'accessors', 'bufferViews', 'images':
+        changes.append(lambda tree, part=part: with_more(tree, part))
+    for change in changes:
+        tree, data = glb_parts(path)
+        if change is not changes[-1] or 'images' in tree:
+            change(tree)
+            yield glb_of(tree, data)
+
+
+def test_a_glb_costs_no_more_for_naming_its_bytes_often(tmp_path):
+    save_mesh(tmp_path / 'a.glb', trimesh.creation.icosphere(subdivisions=1))
+    (tmp_path / 'b.glb').write_bytes(glb_of(*glb_parts(tmp_path / 'a.glb')))
+    assert len(load_mesh(tmp_path / 'b.glb').faces) == 80
+    files = list(other_files(tmp_path / 'a.glb'))
+    assert len(files) == 5
+    for data in files:
+        (tmp_path / 'b.glb').write_bytes(data)
+        with pytest.raises(UserError, match='holds more parts than one mesh needs'):
+            load_mesh(tmp_path / 'b.glb')
+
+
+@pytest.mark.parametrize('line', ['usemtl m{}', '# usemtl m{}', 'use\\\nmtl m{}', 'use\\\\\n\nmtl m{}',
+                                  'use\\\r\nmtl m{}'])
+def test_an_obj_costs_no_more_for_its_materials(tmp_path, line):
+    """trimesh copies all vertices for each."""
+    vertices = [[i, i % 7, 0] for i in range(90)]
+    lines = ['mtllib a.mtl', *('v {} {} {}'.format(*vertex) for vertex in vertices)]
+    for i in range(1, 90, 3):
+        lines += [line.format(i), f'f {i} {i + 1} \\\n{i + 2}']
+    (tmp_path / 'a.obj').write_text('\n'.join(lines), newline='')
+    mesh = load_mesh(tmp_path / 'a.obj')
+    assert mesh.vertices.tolist() == vertices and mesh.faces.ravel().tolist() == list(range(90))
 
 
 def test_a_mesh_file_cannot_have_other_files_read(tmp_path):

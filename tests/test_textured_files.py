@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from PIL import Image
-from test_surfaces_files import glb_parts
+from PIL import Image, ImageFile
+from test_surfaces_files import glb_of, glb_parts, other_files
 
 from camera import cameras_at
 from surfaces.camera_files import camera_entries
@@ -68,3 +68,34 @@ def test_reading_textured_files(tmp_path, mesh):
     assert indices in data
     (tmp_path / 'c.glb').write_bytes(data.replace(indices, b'\x60\xea\0\0' + indices[4:]))  # no such vertex
     assert load_textured(tmp_path / 'c.glb') is None
+
+
+def test_a_textured_file_costs_no_more_for_naming_its_bytes_often(tmp_path, mesh):
+    save_textured_glb(tmp_path / 'a.glb', mesh)
+    files = list(other_files(tmp_path / 'a.glb'))
+    assert len(files) == 6
+    for data in files:
+        (tmp_path / 'b.glb').write_bytes(data)
+        assert load_textured(tmp_path / 'b.glb') is None
+
+
+def test_a_picture_is_not_unpacked_before_its_size_is_known(tmp_path, mesh, monkeypatch):
+    save_textured_glb(tmp_path / 'a.glb', mesh)
+
+    def load(image):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageFile.ImageFile, 'load', load)
+        loaded = load_textured(tmp_path / 'a.glb')
+    assert loaded.visual.material.baseColorTexture.convert('RGB').getpixel((63, 31)) == (252, 248, 7)
+    monkeypatch.setattr('surfaces.textured_files.MOST_TEXELS', 63)
+    assert load_textured(tmp_path / 'a.glb') is None
+
+
+def test_where_a_node_puts_a_textured_mesh(tmp_path, mesh):
+    save_textured_glb(tmp_path / 'a.glb', mesh)
+    tree, data = glb_parts(tmp_path / 'a.glb')
+    tree['nodes'][0]['translation'] = [1, 2, 3]
+    (tmp_path / 'b.glb').write_bytes(glb_of(tree, data))
+    assert np.allclose(load_textured(tmp_path / 'b.glb').vertices, mesh.vertices + [1, 2, 3], atol=1e-6)

@@ -65,7 +65,10 @@ def test_gray_stays_gray_under_hue_and_saturation(monkeypatch):
 
 def test_a_luma_flip_inverts_the_luminance_and_keeps_the_color(monkeypatch):
     only(monkeypatch, 'luma flip')
-    before, after = pictures(), augment(pictures(), 1., rngs())
+    before, after = pictures(100), augment(pictures(100), 1., rngs(100))
+    upright = (after - before).abs().flatten(1).amax(1) < 1e-5
+    assert 35 < upright.sum() < 65  # half of those to which it happens, as in ADA's own code
+    before, after = before[~upright], after[~upright]
     assert_close(after.mean(1), -before.mean(1), 1e-5)
     assert_close(after - after.mean(1, keepdim=True), before - before.mean(1, keepdim=True), 1e-5)
 

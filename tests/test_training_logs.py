@@ -1,4 +1,5 @@
 """The log of training: its lines, its curves, Weights & Biases."""
+import errno
 import json
 import sys
 import types
@@ -30,6 +31,23 @@ def test_stats_of_steps_that_are_done_again_are_cut_off(tmp_path):
     path.write_text(''.join(json.dumps({'iteration': i}) + '\n' for i in range(1, 8)) + '{"iteration": 8, "d"')
     logs.Log(tmp_path, tiny('train_volume_renderer'), iteration=5)
     assert [line['iteration'] for line in logs.read_stats(path)] == [1, 2, 3, 4, 5]
+
+
+def test_of_a_line_for_which_there_is_no_room_nothing_stays(tmp_path):
+    """A limit on the size of files lets a part of the line through, as a disk does that gets full."""
+    resource = pytest.importorskip('resource', reason='needs limits for processes')
+    log = logs.Log(tmp_path, tiny('train_volume_renderer'), iteration=0)
+    log.note({'iteration': 1})
+    before, limits = log.stats.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, limits[1]))
+    try:
+        with pytest.raises(OSError) as refused:
+            log.note({'iteration': 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert refused.value.errno == errno.EFBIG and log.stats.read_bytes() == before
+    log.note({'iteration': 3})
+    assert [line['iteration'] for line in logs.read_stats(log.stats)] == [1, 3]
 
 
 @pytest.mark.parametrize('fault', ('import', 'init', 'log', None))

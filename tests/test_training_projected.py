@@ -17,9 +17,10 @@ from utils import UserError
 class TinyFeatures(nn.Module):
     """Four maps, at a quarter of the images' side and halved from there on."""
 
-    def __init__(self, maps: int = 4):
+    def __init__(self, maps: int = 4, from_coarse: bool = False):
         super().__init__()
         self.maps = maps
+        self.from_coarse = from_coarse
         self.first = nn.Conv2d(3, 4, 4, stride=4)
         self.next = nn.Conv2d(4, 4, 2, stride=2)
 
@@ -29,7 +30,7 @@ class TinyFeatures(nn.Module):
         for _ in range(self.maps - 1):
             x = self.next(x).sin()
             found.append(x)
-        return found
+        return found[::-1] if self.from_coarse else found
 
 
 @pytest.fixture(scope='module')
@@ -208,8 +209,35 @@ def test_networks_that_will_not_do(tmp_path):
     torch.jit.script(TinyFeatures(3)).save(tmp_path / 'three.pt')
     torch.jit.script(nn.Conv2d(3, 3, 1)).save(tmp_path / 'no_list.pt')
     torch.jit.script(nn.Conv2d(4, 3, 1)).save(tmp_path / 'four_channels.pt')
+    torch.jit.script(TinyFeatures(from_coarse=True)).save(tmp_path / 'coarse.pt')
     (tmp_path / 'text.pt').write_text('no network')
-    for name, reason in (('three', 'gives 3 maps'), ('no_list', 'feature maps'), ('four_channels', 'cannot take'),
+    for name, reason in (('three', 'gives 3 maps'),
+                         ('coarse', r'coarse.pt \(\w+\) gives maps of 4x4, 8x8, 16x16, 32x32 pixels, in this order'),
+                         ('no_list', 'feature maps'), ('four_channels', 'cannot take'),
                          ('text', 'is not a TorchScript network'), ('missing', 'no such file')):
         with pytest.raises(UserError, match=reason):
             load_feature_network(tmp_path / f'{name}.pt', 16, 'cpu')
+
+
+def test_a_network_that_loses_images(monkeypatch):
+    network = FeatureNetwork('its name', lambda images: TinyFeatures()(images[:1]))
+    monkeypatch.setattr('training.projected._torchvision', lambda device: network)
+    with pytest.raises(UserError, match='its name gives maps of more or fewer images than it was given; the projected'):
+        load_feature_network(None, 16, 'cpu')
+
+
+@pytest.mark.parametrize('error, seen', [
+    (torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.'), RuntimeError),
+    (RuntimeError('in TorchScript:\nRuntimeError: CUDA out of memory.'), RuntimeError), (AttributeError(), UserError),
+    (RuntimeError('a\nno such size'), UserError)])
+def test_memory_that_runs_out_is_no_fault_of_the_network(monkeypatch, error, seen):
+    def maps(images):
+        raise error
+
+    monkeypatch.setattr('training.projected._torchvision', lambda device: FeatureNetwork('its name', maps))
+    with pytest.raises(seen) as caught:
+        load_feature_network(None, 16, 'cpu')
+    if seen is UserError:
+        assert '--features: its name cannot take images' in str(caught.value) and 'a\n' not in str(caught.value)
+    else:
+        assert caught.value is error

@@ -1,12 +1,19 @@
 """Video files: formats, colors, timing, and recordings that are stopped or fail."""
 
+import contextlib
+import signal
+import threading
+import time
+from pathlib import Path
+
 import av
 import numpy as np
 import pytest
 from conftest import read_video
 from PIL import Image, ImageSequence
 
-from inference.video_files import WITH_ALPHA, video_path, video_writer
+from inference import video_files
+from inference.video_files import WITH_ALPHA, unfinished_path, video_path, video_writer
 
 
 def ramp(i, height=48, width=64):
@@ -130,3 +137,80 @@ def test_a_folder_of_frames_keeps_what_is_no_frame(tmp_path):
     with pytest.raises(FileExistsError, match='b'), video_writer(tmp_path / 'b', 'frames'):
         pass
     assert (tmp_path / 'b').read_text() == 'a file'
+
+
+def test_what_cannot_be_moved_leaves_an_earlier_folder_as_it_was(tmp_path, monkeypatch):
+    """As a folder in it that belongs to somebody else."""
+    path, rename = tmp_path / 'a', Path.rename
+    with video_writer(path, 'frames') as add:
+        add(ramp(0))
+        add(ramp(1))
+    (path / 'theirs').mkdir()
+    for name in 'abcdef':
+        (path / f'{name}.txt').write_text(name)
+    (path / 'theirs' / 'x').write_text('x')
+
+    def contents():
+        return {file.relative_to(tmp_path): file.read_bytes() for file in tmp_path.rglob('*') if file.is_file()}
+
+    def guarded(self, target):
+        if self.name == 'theirs':
+            raise PermissionError(13, 'Permission denied', str(self), None, str(target))
+        return rename(self, target)
+
+    before = contents()
+    monkeypatch.setattr(Path, 'rename', guarded)
+    with pytest.raises(PermissionError) as refused, video_writer(path, 'frames') as add:
+        add(ramp(2))
+    assert refused.value.filename == str(path / 'theirs') and contents() == before and len(before) == 9
+
+
+def test_a_stopped_folder_of_an_edited_identity(tmp_path):
+    """What follows the dot in its name is no suffix."""
+    path = tmp_path / 'sample_video_seed3-shape2+1.5_elipsoid'
+    for _ in range(2):
+        with contextlib.suppress(KeyboardInterrupt), video_writer(path, 'frames') as add:
+            add(ramp(0))
+            raise KeyboardInterrupt
+    assert sorted(tmp_path.iterdir()) == [path, path.with_name(f'{path.name}_unfinished')]
+    assert unfinished_path('a+1.5_b.mp4') == Path('a+1.5_b_unfinished.mp4')
+
+
+def interrupt_main():
+    """Ctrl-C, which then gets the time to arrive."""
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    time.sleep(0.2)
+
+
+@pytest.mark.parametrize('when', ['last frames', 'end'])
+def test_an_interrupt_after_the_last_frame_loses_nothing(tmp_path, monkeypatch, when):
+    """Of two videos of one recording, each of which replaces an earlier one."""
+    paths = [tmp_path / name for name in ('a.mp4', 'b.mp4')]
+    for path in paths:
+        with video_writer(path) as add:
+            add(ramp(0))
+    encode, close = video_files._Recording.encode, video_files._Recording.close
+    calls, came = [], threading.Event()
+
+    def interrupted_encode(self, frame):
+        if when == 'last frames' and frame.max() == 255 and not calls:
+            calls.append('encode')
+            came.wait(60)  # for the end of the block
+            interrupt_main()
+        encode(self, frame)
+
+    def interrupted_close(self):
+        if when == 'end' and not calls:
+            calls.append('close')
+            interrupt_main()
+        close(self)
+
+    monkeypatch.setattr(video_files._Recording, 'encode', interrupted_encode)
+    monkeypatch.setattr(video_files._Recording, 'close', interrupted_close)
+    with pytest.raises(KeyboardInterrupt), video_writer(paths[0]) as first, video_writer(paths[1]) as second:
+        for i in range(3):
+            first(ramp(i))
+            second(ramp(i) if i < 2 else np.full_like(ramp(i), 255))
+        threading.Timer(0.1, came.set).start()
+    assert calls and sorted(tmp_path.iterdir()) == paths
+    assert [len(read_video(path)[1]) for path in paths] == [3, 3]

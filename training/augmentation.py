@@ -24,7 +24,7 @@ MOST_STRENGTH = 0.85  # above this, generated images begin to look changed thems
 # time, so that the strength never shifts what is drawn afterwards.
 CHANGES = ('brightness', 'contrast', 'luma flip', 'hue', 'saturation', 'shift', 'cutout', 'noise', 'scale', 'turn',
            'stretch')
-UNIFORM = ('hue', 'right', 'down', 'cut right', 'cut down', 'turn', 'stretch axis')
+UNIFORM = ('hue', 'right', 'down', 'cut right', 'cut down', 'turn', 'stretch axis', 'flip')
 NORMAL = ('brightness', 'contrast', 'saturation', 'noise', 'scale', 'stretch')
 
 
@@ -76,7 +76,9 @@ def recolored(images, draws):
 
     brightness = draws.choose('brightness', BRIGHTNESS * draws.normal['brightness'], 0.)
     contrast = draws.choose('contrast', 2 ** (CONTRAST * draws.normal['contrast']), 1.)
-    flip = draws.choose('luma flip', torch.ones_like(contrast), 0.)
+    # As in ADA's own code, half of the images to which this change happens stay upright. If all were inverted, as many
+    # images would be inverted as not at strength 0.5, and the generator could as well make inverted ones.
+    flip = draws.choose('luma flip', (draws.uniform['flip'] < 0.5).to(contrast), 0.)
     angle = draws.choose('hue', 2 * math.pi * draws.uniform['hue'], 0.)
     saturation = draws.choose('saturation', 2 ** (SATURATION * draws.normal['saturation']), 1.)
 

@@ -62,11 +62,12 @@ class Log:
 
     def note(self, line):
         """Append a line to stats.jsonl, all of it or, where the disk is full, nothing."""
-        with open(self.stats, 'ab') as file:
-            end = file.tell()
+        # Without a buffer (0), which would write its half line after all where the file is cut or closed.
+        with open(self.stats, 'ab', 0) as file:
+            end, rest = file.tell(), json.dumps(line).encode() + b'\n'
             try:
-                file.write(json.dumps(line).encode() + b'\n')
-                file.flush()
+                while rest:  # a disk that gets full takes a part, and refuses the rest
+                    rest = rest[file.write(rest):]
             except OSError:
                 file.truncate(end)
                 raise

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from metrics.features import frozen_torchscript
-from utils import UserError, shortened
+from utils import UserError, lack_of_memory, shortened
 
 SCALES = 4
 CALIBRATION_IMAGES = 16  # the first of the data set
@@ -44,12 +44,21 @@ def load_feature_network(path, size, device):
         maps = network.maps(torch.zeros(2, 3, max(size, SIDE), max(size, SIDE), device=device))
         sides = [(len(one), one.shape[2], one.shape[3]) for one in maps]
     except (RuntimeError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f'--features {path}: it cannot take images (B,3,{size},{size}) in [-1, 1] and give feature '
-                        f'maps (B,C,h,w) ({str(error).strip().splitlines()[-1]}).') from None
-    if len(sides) != SCALES or sides != sorted(sides, reverse=True) or any(side[0] != 2 for side in sides):
-        raise UserError(f'--features {path}: it gives {len(sides)} maps; the projected discriminator needs {SCALES}, '
-                        'from fine to coarse.')
-    return network
+        if lack_of_memory(error):
+            raise
+        reason = str(error).strip().rpartition('\n')[2]  # of TorchScript's own errors the last line says why
+        raise UserError(f'--features: {network.name} cannot take images (B,3,{size},{size}) in [-1, 1] and give '
+                        f'feature maps (B,C,h,w) ({reason}); use another network.') from None
+    if len(sides) != SCALES:
+        found = f'{len(sides)} maps'
+    elif any(count != 2 for count, _, _ in sides):
+        found = 'maps of more or fewer images than it was given'
+    elif sides != sorted(sides, reverse=True):
+        found = f'maps of {", ".join(f"{height}x{width}" for _, height, width in sides)} pixels, in this order'
+    else:
+        return network
+    raise UserError(f'--features: {network.name} gives {found}; the projected discriminator needs {SCALES} maps '
+                    '(B,C,h,w), from fine to coarse.')
 
 
 def _torchvision(device):
