@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from scipy.spatial import KDTree
 from torch import Tensor
+from tqdm import tqdm
 
 import losses
 from camera import cameras_of, sample_viewpoints
@@ -33,14 +34,14 @@ IDENTITIES, EVERY = 160, 60  # that are looked through, and the steps until othe
 PSI = 0.6, 1.          # of the identities, drawn evenly
 MENDED = 12            # identities whose pieces are joined in a step
 BRIDGE = 0.008         # radius of the way that has to lie inside
-BRIDGE_POINTS, SPECK_POINTS = 192, 64  # of an identity in a step
+BRIDGE_POINTS, SPECK_POINTS = 192, 128  # of an identity in a step
 BEYOND = 0.15          # of the way's length, by which it goes on into both ends
 MARGIN = 0.003         # how far inside or outside the points have to be
 NEAREST = 8            # of a piece's samples, one of which the way begins at
 BATCH, RAYS, SAMPLES = 6, 32, 24  # pictures of a step that are compared with the given field
 VIEWS = 0.2, 0.12      # spread of their azimuth and elevation
 NEAR = 0.02            # distances this near to a surface are to stay as they were, above all
-JOIN, VANISH, COLOR, DISTANCE, FAR = 20., 5., 2., 10., 20.  # weights of the losses; that of features is 1
+JOIN, VANISH, COLOR, DISTANCE, FAR = 20., 20., 2., 10., 20.  # weights of the losses; that of features is 1
 RATE, LAST_RATE = 3e-5, 3e-6
 
 
@@ -111,6 +112,9 @@ class Joining(distillation.Lesson):
             self.look_through()
         loose = [i for i, found in enumerate(self.pieces) if found.ways]
         specked = [i for i, found in enumerate(self.pieces) if len(found.specks)]
+        if step % EVERY == 0:
+            tqdm.write(f'step {step}: of {len(self.pieces)} identities {len(loose)} have loose pieces, {len(specked)} '
+                       'have specks')
         joined, cleared = ([some[i] for i in torch.randperm(len(some))[:MENDED]] for some in (loose, specked))
         terms = self.kept(torch.cat([self.w[joined[:BATCH // 2]],
                                      self.draw(BATCH - len(joined[:BATCH // 2]), PSI)]), step)
