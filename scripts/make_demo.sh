@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # How the model in demo/ was made from the previous one: an hour and three quarters of a CPU core, then a quarter of an
-# hour on an H200, then two minutes of a core. demo/README.md says what it is like, docs/notes/training.md how the
-# training went.
+# hour on an H200, then three quarters of an hour of a core. demo/README.md says what it is like, docs/notes/training.md
+# how the training went.
 #     FEATURES=lite0_maps.pt bash scripts/make_demo.sh cats.zip
 # cats.zip held the first 5,000 of the 5,069 photos; FEATURES is the file of
 # `python benchmarks/lite_features.py maps lite0 --out lite0_maps.pt`. Without it torchvision's network is taken.
@@ -35,6 +35,11 @@ python train_volume_renderer.py --dataset_path datasets/cats_128 --size 128 --az
     --sphere_until 1000000 --far_lambda 1000 --relief_lambda 2 --lr_g 4e-6 --ema_rampup 0.05 --num_workers 1 \
     --device cpu
 
+# Ears that hover before the head and bodies cut off from it are joined to it. (When this was run, it began with
+# weights that had been rounded to half precision, and specks had a quarter of today's weight.)
+[ -e joined.pt ] || python -m training.join_loose_pieces pretrained_renderer/cats_clear_vol_renderer.pt \
+    --out joined.pt --steps 1200
+
 # The decoder above that field. The file for fine-tuning has StyleGAN2's discriminator alone beside it, which needs no
 # feature network.
 python - <<'PYTHON'
@@ -42,9 +47,9 @@ import torch
 
 from checkpoint import without_projected
 
-clear = torch.load('pretrained_renderer/cats_clear_vol_renderer.pt', weights_only=True)['g_ema']
+joined = torch.load('joined.pt', weights_only=True)['g_ema']
 full = torch.load('full_models/cats_128.pt', weights_only=True)
-g, g_ema = (full[part] | clear for part in ('g', 'g_ema'))
+g, g_ema = (full[part] | joined for part in ('g', 'g_ema'))
 own = without_projected(full['d'])
 half = {part: {name: tensor.half() for name, tensor in state.items()}
         for part, state in (('g', g), ('g_ema', g_ema), ('d', own))}
