@@ -70,7 +70,6 @@ def test_a_field_that_has_not_changed_is_like_the_given_one(model, monkeypatch):
 
 def test_the_way_comes_to_lie_inside_and_specks_outside(model, monkeypatch):
     """On the demo's field: a way through the air beside the head, and a speck in the middle of the head."""
-    monkeypatch.setattr(joining, 'RATE', 1e-3)
     way = torch.tensor([0.09, 0.05, 0.02]), torch.tensor([0.09, 0.06, 0.02])
     lesson = lesson_of(model, monkeypatch, joining.Pieces([way], torch.tensor([[0., 0., -0.02]])))
     optimizer = torch.optim.Adam(lesson.new.network.parameters(), 3e-4)
