@@ -1,41 +1,59 @@
-"""training/distillation.py: what the commands that mend a field have in common."""
+"""training/distillation.py: what the commands that mend a part of a model have in common."""
 import subprocess
 import sys
 
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 
 import checkpoint
 import options
 from model import build_generator
-from training import distillation, join_loose_pieces, turn_hollow_faces
+from training import distillation, join_loose_pieces, match_tones, turn_hollow_faces
+from training.command_line import read_flags
 from utils import UserError
 
 DEMO = ROOT / 'demo' / 'cats_demo.pt'
-COMMANDS = pytest.mark.parametrize('command', (turn_hollow_faces, join_loose_pieces))
-LESSONS = {turn_hollow_faces: turn_hollow_faces.Turning, join_loose_pieces: join_loose_pieces.Joining}
+COMMANDS = pytest.mark.parametrize('command', (turn_hollow_faces, join_loose_pieces, match_tones))
+LESSONS = {turn_hollow_faces: turn_hollow_faces.Turning, join_loose_pieces: join_loose_pieces.Joining,
+           match_tones: match_tones.Toning}
 
 
-def mend(command, monkeypatch, out, model=DEMO, steps=1):
-    monkeypatch.setattr('sys.argv', ['mend', str(model), '--out', str(out), '--steps', str(steps)])
-    for name, value in (('RAYS', 8), ('GRID', 16), ('IDENTITIES', 12)):
-        monkeypatch.setattr(command, name, value, raising=False)
-    command.main(distillation.read_flags('', 5))
+@pytest.fixture
+def mend(tmp_path, monkeypatch):
+    """mend(command, out, model, steps): run a command on small pictures and a folder of four gray photos."""
+    folder = tmp_path / 'photos'
+    folder.mkdir()
+    for shade in (0, 80, 160, 240):
+        Image.new('L', (128, 128), shade).save(folder / f'{shade}.png')
+
+    def run(command, out, model=DEMO, steps=1):
+        monkeypatch.setattr('sys.argv', ['mend', str(model), '--out', str(out), '--steps', str(steps),
+                                         *(['--dataset_path', str(folder)] if command is match_tones else [])])
+        for name, value in (('RAYS', 8), ('GRID', 16), ('IDENTITIES', 12), ('PICTURES', 4), ('FEWEST', 4),
+                            ('BATCH', 2)):
+            monkeypatch.setattr(command, name, value, raising=False)
+        more = {'dataset_path': {'required': True}} if command is match_tones else {}
+        command.main(read_flags('', 5, **more))
+
+    return run
 
 
 @COMMANDS
-def test_it_writes_a_field_to_train_on(tmp_path, monkeypatch, command):
+def test_it_writes_a_model_of_which_one_part_has_changed(tmp_path, mend, command):
     out = tmp_path / 'mended.pt'
-    mend(command, monkeypatch, out, steps=2)
+    mend(command, out, steps=2)
     given, written = checkpoint.read(DEMO), checkpoint.read(out)
     assert written['options'] == given['options']  # training goes on with them
     given, written = given['g_ema'], written['g_ema']
     # Above turned faces the decoder does not fit any more.
     assert set(written) == set(checkpoint.without_decoder(given) if command is turn_hollow_faces else given)
     moved = {name for name in written if not torch.equal(written[name], given[name].float())}
-    assert 'renderer.network.sigma_linear.weight' in moved
-    assert not any(name.startswith(('style', 'decoder')) for name in moved)
+    part, weight = (('decoder', 'decoder.to_rgb1.bias') if command is match_tones else
+                    ('renderer', 'renderer.network.sigma_linear.weight'))
+    assert weight in moved and all(name.startswith(part) for name in moved)
+    assert not any(name.startswith('decoder.style') for name in moved)  # mean latents stay
 
 
 def test_the_rate_rises_and_falls():
@@ -46,26 +64,28 @@ def test_the_rate_rises_and_falls():
 
 @COMMANDS
 def test_a_missing_model_is_one_sentence(tmp_path, command):
+    more = ['--dataset_path', tmp_path] if command is match_tones else []
     ended = subprocess.run([sys.executable, '-m', command.__name__, tmp_path / 'none.pt', '--out',
-                            tmp_path / 'out.pt'], capture_output=True, text=True, timeout=120, cwd=ROOT)
+                            tmp_path / 'out.pt', *more], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert ended.returncode == 2 and 'Traceback' not in ended.stderr and 'none.pt' in ended.stderr
     assert not (tmp_path / 'out.pt').exists()
 
 
 @COMMANDS
-def test_what_cannot_be_mended_is_refused_before_the_work(tmp_path, monkeypatch, command):
+def test_what_cannot_be_mended_is_refused_before_the_work(tmp_path, mend, command):
     opt = options.parse('train_volume_renderer', '', ['--no_sdf', '--width', '8', '--depth', '2', '--style_dim', '8'])
     checkpoint.save(tmp_path / 'fog.pt', {'g_ema': build_generator(opt, full_pipeline=False).state_dict(),
                                           'options': checkpoint.saved_options(opt)})
-    for model, out, said in ((tmp_path / 'fog.pt', 'out.pt', 'no signed distances'), (DEMO, '.', 'is a folder')):
+    lack = 'has no decoder' if command is match_tones else 'no signed distances'
+    for model, out, said in ((tmp_path / 'fog.pt', 'out.pt', lack), (DEMO, '.', 'is a folder')):
         with pytest.raises(UserError, match=said):
-            mend(command, monkeypatch, tmp_path / out, model)
+            mend(command, tmp_path / out, model)
 
 
 @COMMANDS
 @pytest.mark.parametrize('error', (RuntimeError, KeyboardInterrupt))
-def test_an_interruption_writes_what_there_is_and_an_error_leaves_an_earlier_result(tmp_path, monkeypatch, command,
-                                                                                   error):
+def test_an_interruption_writes_what_there_is_and_an_error_leaves_an_earlier_result(tmp_path, monkeypatch, mend,
+                                                                                   command, error):
     out = tmp_path / 'mended.pt'
     out.write_bytes(b'two hours of work')
 
@@ -74,7 +94,7 @@ def test_an_interruption_writes_what_there_is_and_an_error_leaves_an_earlier_res
 
     monkeypatch.setattr(LESSONS[command], 'terms', failing)
     with pytest.raises(error):
-        mend(command, monkeypatch, out)
+        mend(command, out)
     if error is RuntimeError:
         assert out.read_bytes() == b'two hours of work'
     else:

@@ -1,5 +1,6 @@
 """training/join_loose_pieces.py: loose pieces of surfaces are joined to the largest one."""
 import copy
+from argparse import Namespace
 
 import pytest
 import torch
@@ -55,11 +56,10 @@ def lesson_of(model, monkeypatch, pieces):
     monkeypatch.setattr(joining, 'RAYS', 8)
     monkeypatch.setattr(joining, 'loose_pieces', lambda *_: pieces)
     torch.manual_seed(0)
-    new = copy.deepcopy(model.generator.renderer)
-    new.perturb = 1.
-    new.sigmoid_beta.requires_grad_(False)
-    new.network.requires_grad_(True)
-    return joining.Joining(model, new, 100)
+    lesson = joining.Joining(model, copy.deepcopy(model.generator.renderer), Namespace(model='demo', steps=100))
+    for parameter in lesson.learning():
+        parameter.requires_grad_()
+    return lesson
 
 
 def test_a_field_that_has_not_changed_is_like_the_given_one(model, monkeypatch):

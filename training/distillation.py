@@ -1,16 +1,13 @@
-"""The frame of the commands that mend a trained field: a copy of it learns from the given one, all but what is to be
-mended (turn_hollow_faces.py, join_loose_pieces.py).
+"""The frame of the commands that mend a part of a trained model: a copy of the part learns from the given one, all but
+what is to be mended (turn_hollow_faces.py and join_loose_pieces.py for the field, match_tones.py for the decoder).
 """
-import argparse
 import copy
 import math
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 import checkpoint
-import options
 from inference.loaded_model import load_model
 from utils import UserError, writable_folder
 
@@ -18,16 +15,22 @@ WARM_UP = 50  # steps until the learning rate is reached
 
 
 class Lesson:
-    """What the copy is taught in each step. A command derives from this and defines `terms`.
+    """What the copy is taught in each step. A command derives from this, or from FieldLesson, and defines the rest.
 
-    model: the LoadedModel; given, new: its renderer, and the copy that learns. memory: of the moving average of the
-    weights from step to step.
+    part: the name of the generator's part that learns. memory: of the moving average of its weights from step to step.
+    The constructor gets the LoadedModel, whose part is the given one (`given`), the copy (`new`), and the flags; it
+    raises UserError where the part cannot be mended.
     """
 
+    part: str
     memory = 0.995
 
-    def __init__(self, model, new, steps):
-        self.model, self.given, self.new, self.steps = model, model.generator.renderer, new, steps
+    def __init__(self, model, new, flags):
+        self.model, self.given, self.new, self.steps = model, getattr(model.generator, self.part), new, flags.steps
+
+    def learning(self):
+        """The parameters that learn."""
+        raise NotImplementedError
 
     def rate(self, step):
         """The learning rate of a step."""
@@ -36,6 +39,22 @@ class Lesson:
     def terms(self, step):
         """{name: weighted loss} of a step."""
         raise NotImplementedError
+
+
+class FieldLesson(Lesson):
+    """A lesson for the field. Its beta does not learn, and only the copy's samples along a ray are jittered."""
+
+    part = 'renderer'
+
+    def __init__(self, model, new, flags):
+        super().__init__(model, new, flags)
+        if not self.given.has_sdf:
+            raise UserError(f'{flags.model} has no signed distances (--no_sdf), and so no surface that could be '
+                            'mended.')
+        self.given.perturb, new.perturb = 0., 1.
+
+    def learning(self):
+        return self.new.network.parameters()
 
     def draw(self, count, psi):
         """w (count,style_dim) of random identities, each truncated by its own psi, drawn evenly from psi = (low, high).
@@ -50,18 +69,9 @@ def falling_rate(step, steps, first, last):
     return min(1, (step + 1) / WARM_UP) * (last + (first - last) * (1 + math.cos(math.pi * step / steps)) / 2)
 
 
-def read_flags(description, steps):
-    """The flags of such a command; steps: the usual number of them."""
-    parser = options.Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('model', help='a checkpoint with a field and its mapping')
-    parser.add_argument('--out', type=Path, required=True, help='the file to write')
-    parser.add_argument('--steps', type=options.explained(options.at_least(1)), default=steps,
-                        help=f'{steps}, if not given; Ctrl-C writes what has been learned so far')
-    return parser.parse_args()
-
-
-def distill(flags, lesson, keep_decoder):
-    """Mend the field of flags.model by a Lesson class, and write it to flags.out, with the decoder if it still fits.
+def distill(flags, lesson, keep_decoder=True):
+    """Mend a part of flags.model by a Lesson class, and write the model to flags.out, with its decoder if that still
+    fits.
 
     Raises UserError before the work where it cannot be done.
     """
@@ -70,13 +80,11 @@ def distill(flags, lesson, keep_decoder):
         raise UserError(f'--out {flags.out} is a folder; give the name of a file.')
     torch.manual_seed(0)
     saved, model = checkpoint.read(flags.model), load_model(flags.model, device='cpu')
-    given = model.generator.renderer
-    if not given.has_sdf:
-        raise UserError(f'{flags.model} has no signed distances (--no_sdf), and so no surface that could be mended.')
-    given.perturb = 0.
-    new = copy.deepcopy(given).requires_grad_()
-    new.perturb = 1.
-    new.sigmoid_beta.requires_grad_(False)
+    given = getattr(model.generator, lesson.part, None)
+    if given is None:
+        raise UserError(f'{flags.model} has no {lesson.part}; give a full model.')
+    new = copy.deepcopy(given)
+    lesson = lesson(model, new, flags)
     average = copy.deepcopy(new.state_dict())
 
     def save():
@@ -87,7 +95,7 @@ def distill(flags, lesson, keep_decoder):
                                     **options})
 
     try:
-        teach(lesson(model, new, flags.steps), average)
+        teach(lesson, average)
     except KeyboardInterrupt:
         save()
         raise
@@ -96,7 +104,10 @@ def distill(flags, lesson, keep_decoder):
 
 def teach(lesson, average):
     """Take all steps of a lesson. average: the moving average of the new weights, changed in place."""
-    optimizer = torch.optim.Adam(lesson.new.network.parameters(), 1., betas=(0.9, 0.99))
+    learning = list(lesson.learning())
+    for parameter in learning:
+        parameter.requires_grad_()
+    optimizer = torch.optim.Adam(learning, 1., betas=(0.9, 0.99))
     bar = tqdm(range(lesson.steps), unit=' steps')
     for step in bar:
         optimizer.param_groups[0]['lr'] = lesson.rate(step)

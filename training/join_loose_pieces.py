@@ -8,11 +8,11 @@ the features, thumbnails and distances of the given one, while the shortest way 
 to lie inside. Specks have to disappear instead. The pictures hardly change, so a decoder goes on to fit, and what is
 written has it.
 """
-import training.distillation as distillation
+from training.command_line import read_flags
 from utils import run_command
 
 if __name__ == '__main__':
-    run_command('training.join_loose_pieces', lambda: distillation.read_flags(__doc__, 1200))
+    run_command('training.join_loose_pieces', lambda: read_flags(__doc__, 1200))
 
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 import losses
 from camera import cameras_of, sample_viewpoints
+from training.distillation import FieldLesson, distill, falling_rate
 from training.random_numbers import image_rngs
 
 GRID = 56              # samples along each axis of the volume in which pieces are looked for
@@ -85,17 +86,17 @@ def points_along(ways, count):
     return begin + share * (end - begin) + aside
 
 
-class Joining(distillation.Lesson):
+class Joining(FieldLesson):
     """Keep the field, but for what is loose."""
 
     memory = 0.99
 
-    def __init__(self, model, new, steps):
-        super().__init__(model, new, steps)
+    def __init__(self, model, new, flags):
+        super().__init__(model, new, flags)
         self.front = cameras_of(model.opt, torch.zeros(1, 2)).magnified(GRID / self.given.resolution)
 
     def rate(self, step):
-        return distillation.falling_rate(step, self.steps, RATE, LAST_RATE)
+        return falling_rate(step, self.steps, RATE, LAST_RATE)
 
     @torch.no_grad()
     def look_through(self):
@@ -152,4 +153,4 @@ class Joining(distillation.Lesson):
 
 
 def main(flags):
-    distillation.distill(flags, Joining, keep_decoder=True)
+    distill(flags, Joining)

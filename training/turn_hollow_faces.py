@@ -7,16 +7,17 @@ learns the features and thumbnails of the given one, from the view that is mirro
 given surface is hollow, while its own surfaces have to stand out as far as the given ones are deep. What it writes is a
 field for --init_ckpt of train_volume_renderer.py. Faces are less clear afterwards, and training has to go on.
 """
-import training.distillation as distillation
+from training.command_line import read_flags
 from utils import run_command
 
 if __name__ == '__main__':
-    run_command('training.turn_hollow_faces', lambda: distillation.read_flags(__doc__, 5000))
+    run_command('training.turn_hollow_faces', lambda: read_flags(__doc__, 5000))
 
 import torch
 
 import losses
 from camera import cameras_of, sample_viewpoints
+from training.distillation import FieldLesson, distill, falling_rate
 
 RADIUS = 0.09              # of the sphere that reliefs are compared with
 BATCH, RAYS, SAMPLES = 6, 32, 24
@@ -49,11 +50,11 @@ def terms(given, new, w, opt):
             'far': FAR * losses.far_plane_loss(shown.sdf)}
 
 
-class Turning(distillation.Lesson):
+class Turning(FieldLesson):
     """Turn what is hollow, and keep the rest."""
 
     def rate(self, step):
-        return distillation.falling_rate(step, self.steps, RATE, LAST_RATE)
+        return falling_rate(step, self.steps, RATE, LAST_RATE)
 
     def beta(self, step):
         """That of the new field falls straight, and ends early."""
@@ -65,4 +66,4 @@ class Turning(distillation.Lesson):
 
 
 def main(flags):
-    distillation.distill(flags, Turning, keep_decoder=False)
+    distill(flags, Turning, keep_decoder=False)
