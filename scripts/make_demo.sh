@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # How the model in demo/ was made from the previous one: an hour and three quarters of a CPU core, then a quarter of an
-# hour on an H200, then three quarters of an hour of a core. demo/README.md says what it is like, docs/notes/training.md
-# how the training went.
+# hour on an H200, then an hour and a half of a core. demo/README.md says what it is like, docs/notes/training.md how the
+# training went.
 #     FEATURES=lite0_maps.pt bash scripts/make_demo.sh cats.zip
 # cats.zip held the first 5,000 of the 5,069 photos; FEATURES is the file of
 # `python benchmarks/lite_features.py maps lite0 --out lite0_maps.pt`. Without it torchvision's network is taken.
@@ -40,8 +40,8 @@ python train_volume_renderer.py --dataset_path datasets/cats_128 --size 128 --az
 [ -e joined.pt ] || python -m training.join_loose_pieces pretrained_renderer/cats_clear_vol_renderer.pt \
     --out joined.pt --steps 1200
 
-# The decoder above that field. The file for fine-tuning has StyleGAN2's discriminator alone beside it, which needs no
-# feature network.
+# The decoder above that field, and then its pictures with the tones of the photos. (When this was run, it began with
+# weights that had been rounded to half precision.)
 python - <<'PYTHON'
 import torch
 
@@ -49,12 +49,18 @@ from checkpoint import without_projected
 
 joined = torch.load('joined.pt', weights_only=True)['g_ema']
 full = torch.load('full_models/cats_128.pt', weights_only=True)
-g, g_ema = (full[part] | joined for part in ('g', 'g_ema'))
-own = without_projected(full['d'])
-half = {part: {name: tensor.half() for name, tensor in state.items()}
-        for part, state in (('g', g), ('g_ema', g_ema), ('d', own))}
-torch.save({'g_ema': g_ema, 'd': own, 'options': full['options']}, 'cats_full.pt')
-torch.save(half | {'options': full['options']}, 'demo/cats_train.pt')
+torch.save({'g_ema': full['g_ema'] | joined, 'd': without_projected(full['d']), 'options': full['options']}, 'dull.pt')
 PYTHON
-python export_model.py --model cats_full.pt --out demo/cats_demo.pt --keep_discriminator
+[ -e toned.pt ] || python -m training.match_tones dull.pt --dataset_path datasets/cats_128 --out toned.pt --steps 800
+
+# The file for fine-tuning. Its discriminator is StyleGAN2's alone, which needs no feature network.
+python - <<'PYTHON'
+import torch
+
+toned = torch.load('toned.pt', weights_only=True)
+half = {part: {name: tensor.half() for name, tensor in state.items()}
+        for part, state in (('g', toned['g_ema']), ('g_ema', toned['g_ema']), ('d', toned['d']))}
+torch.save(half | {'options': toned['options']}, 'demo/cats_train.pt')
+PYTHON
+python export_model.py --model toned.pt --out demo/cats_demo.pt --keep_discriminator
 python invert_photos.py --model demo/cats_demo.pt --train_encoder --encoder_steps 6000

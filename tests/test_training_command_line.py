@@ -15,7 +15,8 @@ def read(monkeypatch, *argv, **more):
     return read_flags('What it does.', 7, **more)
 
 
-def test_flags_are_read(monkeypatch):
+def test_flags_are_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     flags = read(monkeypatch, 'a.pt', '--out', 'b.pt')
     assert vars(flags) == {'model': 'a.pt', 'out': Path('b.pt'), 'steps': 7}
     flags = read(monkeypatch, 'a.pt', '--out', 'b.pt', '--steps', '3', '--photos', 'c', photos={'required': True})
@@ -27,6 +28,16 @@ def test_flags_are_read(monkeypatch):
 def test_wrong_flags_are_one_sentence(monkeypatch, argv, said):
     with pytest.raises(UserError, match=said):
         read(monkeypatch, *argv, photos={'required': True})
+
+
+@pytest.mark.parametrize('out, said', (('old.pt', 'exists already'), ('.', 'exists already'), ('x' * 250, 'too long'),
+                                       ('old.pt/new.pt', 'cannot write there')))
+def test_the_result_has_to_be_a_new_file(tmp_path, monkeypatch, out, said):
+    monkeypatch.chdir(tmp_path)
+    Path('old.pt').write_bytes(b'two hours of work')
+    with pytest.raises(UserError, match=said):
+        read(monkeypatch, 'a.pt', '--out', out)
+    assert Path('old.pt').read_bytes() == b'two hours of work'
 
 
 @pytest.mark.parametrize('command', ('turn_hollow_faces', 'join_loose_pieces', 'match_tones'))

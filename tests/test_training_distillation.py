@@ -1,6 +1,7 @@
 """training/distillation.py: what the commands that mend a part of a model have in common."""
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,6 +47,7 @@ def test_it_writes_a_model_of_which_one_part_has_changed(tmp_path, mend, command
     mend(command, out, steps=2)
     given, written = checkpoint.read(DEMO), checkpoint.read(out)
     assert written['options'] == given['options']  # training goes on with them
+    assert ('d' in written) == (command is not turn_hollow_faces)
     given, written = given['g_ema'], written['g_ema']
     # Above turned faces the decoder does not fit any more.
     assert set(written) == set(checkpoint.without_decoder(given) if command is turn_hollow_faces else given)
@@ -77,25 +79,66 @@ def test_what_cannot_be_mended_is_refused_before_the_work(tmp_path, mend, comman
     checkpoint.save(tmp_path / 'fog.pt', {'g_ema': build_generator(opt, full_pipeline=False).state_dict(),
                                           'options': checkpoint.saved_options(opt)})
     lack = 'has no decoder' if command is match_tones else 'no signed distances'
-    for model, out, said in ((tmp_path / 'fog.pt', 'out.pt', lack), (DEMO, '.', 'is a folder')):
-        with pytest.raises(UserError, match=said):
-            mend(command, tmp_path / out, model)
+    with pytest.raises(UserError, match=lack):
+        mend(command, tmp_path / 'out.pt', tmp_path / 'fog.pt')
 
 
 @COMMANDS
 @pytest.mark.parametrize('error', (RuntimeError, KeyboardInterrupt))
-def test_an_interruption_writes_what_there_is_and_an_error_leaves_an_earlier_result(tmp_path, monkeypatch, mend,
-                                                                                   command, error):
-    out = tmp_path / 'mended.pt'
-    out.write_bytes(b'two hours of work')
-
+def test_an_interruption_writes_what_there_is_and_an_error_nothing(tmp_path, monkeypatch, mend, command, error):
     def failing(*_):
         raise error
 
     monkeypatch.setattr(LESSONS[command], 'terms', failing)
     with pytest.raises(error):
-        mend(command, out)
+        mend(command, tmp_path / 'mended.pt')
     if error is RuntimeError:
-        assert out.read_bytes() == b'two hours of work'
+        assert not (tmp_path / 'mended.pt').exists()
     else:
-        assert checkpoint.read(out)['g_ema']
+        assert checkpoint.read(tmp_path / 'mended.pt')['g_ema']
+
+
+@COMMANDS
+def test_a_loss_that_is_no_number_ends_the_work_and_says_when(tmp_path, monkeypatch, mend, command):
+    terms = LESSONS[command].terms
+    monkeypatch.setattr(LESSONS[command], 'terms', lambda self, step: {
+        name: value / (1 - step) for name, value in terms(self, step).items()})
+    with pytest.raises(UserError, match='loss of step 1 '):
+        mend(command, tmp_path / 'mended.pt', steps=3)
+    assert not (tmp_path / 'mended.pt').exists()
+
+
+def test_a_model_may_have_any_name(tmp_path, mend):
+    model = tmp_path / 'cats.pth'
+    model.write_bytes(DEMO.read_bytes())
+    mend(turn_hollow_faces, tmp_path / 'mended.pt', model)
+    assert checkpoint.read(tmp_path / 'mended.pt')['g_ema']
+
+
+class Counting(distillation.Lesson):
+    """A number that each step moves by 1 (the sign of Adam's steps)."""
+
+    part, memory = 'number', 0.5
+
+    def learning(self):
+        return self.new.parameters()
+
+    def rate(self, step):
+        return 1.
+
+    def terms(self, step):
+        return {'number': -self.new.weight.sum()}
+
+
+def test_what_is_kept_is_the_moving_average():
+    number = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(number.weight)
+    model, average = SimpleNamespace(generator=SimpleNamespace(number=None)), {'weight': torch.zeros(1, 1)}
+    distillation.teach(Counting(model, number, SimpleNamespace(steps=3)), average)
+    assert number.weight.item() == pytest.approx(3, abs=1e-4)
+    # The memory grows from 1/10 over 2/11 and 3/12 (at most 0.5): each value moves the average by what is left of 1.
+    expected = 0.
+    for step, value in enumerate((1., 2., 3.)):
+        memory = min(0.5, (step + 1) / (step + 10))
+        expected = memory * expected + (1 - memory) * value
+    assert average['weight'].item() == pytest.approx(expected, abs=1e-4)

@@ -109,6 +109,27 @@ def test_the_decoder_comes_closer_to_dark_photos(model, tmp_path, monkeypatch):
     assert (after - target).abs().mean() < 0.6 * (before - target).abs().mean()
 
 
+def test_pictures_are_truncated_as_usual_each_step_by_another_psi(model, tmp_path, monkeypatch):
+    lesson = lesson_of(model, tmp_path, (60, 120, 180, 240), monkeypatch)
+    torch.manual_seed(0)
+    features, w_prime, _ = lesson.draw(2, 0.5)
+    torch.manual_seed(0)
+    z = torch.randn(2, model.opt.model.style_dim)
+    generator, means = model.generator, model.means
+    w = generator.map(z, 0.5, means)
+    assert torch.equal(w_prime, generator.decoder.map(w, 0.5, means.w_prime))
+    torch.manual_seed(0)
+    assert not torch.allclose(lesson.draw(2)[0], features)  # as they are at psi 1
+    drawn = []
+    monkeypatch.setattr(lesson, 'draw', lambda count, psi: drawn.append(psi) or (features, w_prime, 'fixed'))
+    monkeypatch.setattr(lesson, 'shown', lambda decoder, *_: torch.zeros(2, 3, 8, 8))
+    monkeypatch.setattr(lesson, 'new', lambda *_: torch.zeros(2, 3, 8, 8))
+    for step in range(20):
+        lesson.terms(step)
+    low, high = match_tones.PSI
+    assert low <= min(drawn) < max(drawn) <= high and len(set(drawn)) == 20
+
+
 def test_few_photos_are_refused_and_say_so(model, tmp_path):
     Image.new('L', (128, 128)).save(tmp_path / 'one.png')
     with pytest.raises(UserError, match='has 1 images'):

@@ -10,7 +10,7 @@ from training import turn_hollow_faces as turning
 
 class Surface:
     """Stands in for a renderer: everywhere the same surface, whose relief is `relief`; remembers its viewpoints."""
-    resolution = 64
+    resolution, has_sdf = 64, True
 
     def __init__(self, relief):
         self.relief, self.seen = relief, []
@@ -42,6 +42,6 @@ def test_hollow_faces_are_learned_from_mirrored_views(relief):
 def test_surfaces_become_sharp():
     given = Surface(1.)
     model = SimpleNamespace(generator=SimpleNamespace(renderer=given))
-    lesson = turning.Turning(model, Surface(1.), 1000)
+    lesson = turning.Turning(model, Surface(1.), SimpleNamespace(model='demo', steps=1000))
     betas = [lesson.beta(step) for step in range(1000)]
     assert betas[0] == turning.COARSEST_BETA and betas[-1] == turning.FINEST_BETA

@@ -8,8 +8,9 @@ import torch
 from tqdm import tqdm
 
 import checkpoint
-from inference.loaded_model import load_model
-from utils import UserError, writable_folder
+import options
+from inference.loaded_model import load
+from utils import UserError
 
 WARM_UP = 50  # steps until the learning rate is reached
 
@@ -70,19 +71,17 @@ def falling_rate(step, steps, first, last):
 
 
 def distill(flags, lesson, keep_decoder=True):
-    """Mend a part of flags.model by a Lesson class, and write the model to flags.out, with its decoder if that still
-    fits.
+    """Mend a part of flags.model by a Lesson class, and write the model to flags.out. The decoder and a discriminator
+    stay in the file if they still fit (keep_decoder).
 
     Raises UserError before the work where it cannot be done.
     """
-    writable_folder(flags.out.parent, '--out')
-    if flags.out.is_dir():
-        raise UserError(f'--out {flags.out} is a folder; give the name of a file.')
-    torch.manual_seed(0)
-    saved, model = checkpoint.read(flags.model), load_model(flags.model, device='cpu')
+    saved = checkpoint.read(flags.model)
+    model = load(options.parse('app', '', ['--model', str(flags.model), '--device', 'cpu']))
     given = getattr(model.generator, lesson.part, None)
     if given is None:
         raise UserError(f'{flags.model} has no {lesson.part}; give a full model.')
+    torch.manual_seed(0)
     new = copy.deepcopy(given)
     lesson = lesson(model, new, flags)
     average = copy.deepcopy(new.state_dict())
@@ -90,9 +89,9 @@ def distill(flags, lesson, keep_decoder=True):
     def save():
         given.load_state_dict(average)
         weights = model.generator.state_dict()
-        options = {'options': saved['options']} if 'options' in saved else {}  # what a training goes on with
+        kept = ('d', 'options') if keep_decoder else ('options',)  # a training goes on with them
         checkpoint.save(flags.out, {'g_ema': weights if keep_decoder else checkpoint.without_decoder(weights),
-                                    **options})
+                                    **{name: saved[name] for name in kept if name in saved}})
 
     try:
         teach(lesson, average)
@@ -112,8 +111,11 @@ def teach(lesson, average):
     for step in bar:
         optimizer.param_groups[0]['lr'] = lesson.rate(step)
         found = lesson.terms(step)
+        loss = sum(found.values())
+        if not loss.isfinite():
+            raise UserError(f'the loss of step {step} is {loss.item()}; nothing was written. Give fewer --steps.')
         optimizer.zero_grad()
-        sum(found.values()).backward()
+        loss.backward()
         optimizer.step()
         bar.set_postfix({name: f'{value.item():.3g}' for name, value in found.items()})
         for name, value in lesson.new.state_dict().items():

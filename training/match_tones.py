@@ -9,12 +9,14 @@ do contrasts, and then the values of each color channel. All three are monotone 
 so the order of tones stays. The decoder then learns to give these pictures itself. The field and its thumbnails stay as
 they are.
 """
+from options import explained, not_empty
 from training.command_line import read_flags
 from utils import run_command
 
 if __name__ == '__main__':
     run_command('training.match_tones', lambda: read_flags(
-        __doc__, 800, model='a full model', dataset_path={'required': True, 'help': 'the photos it was trained with'}))
+        __doc__, 800, model='a full model',
+        dataset_path={'required': True, 'type': explained(not_empty), 'help': 'the photos it was trained with'}))
 
 from typing import NamedTuple
 
@@ -104,7 +106,7 @@ class ToneTransfer:
 
 
 class Toning(Lesson):
-    """The decoder's own pictures, with the tones of photos. Its mapping to w' stays, and so do its mean latents."""
+    """The decoder's own pictures, with the tones of photos. Its mapping to w' gets no gradient and stays."""
 
     part = 'decoder'
 
@@ -116,13 +118,12 @@ class Toning(Lesson):
                             f'{FEWEST} or more.')
         count = min(MOST, len(photos))
         spread = [i * len(photos) // count for i in range(count)]
-        self.transfer = ToneTransfer(
-            Tones.of(self.shown(self.given, *self.draw(BATCH))
-                     for _ in tqdm(range(0, PICTURES, BATCH), 'generated pictures')),
-            Tones.of(photos[index][None] for index in tqdm(spread, 'photos')))
+        wanted = Tones.of(photos[index][None] for index in tqdm(spread, 'photos'))
+        self.transfer = ToneTransfer(Tones.of(self.shown(self.given, *self.draw(BATCH))
+                                              for _ in tqdm(range(0, PICTURES, BATCH), 'generated pictures')), wanted)
 
     def learning(self):
-        return [parameter for name, parameter in self.new.named_parameters() if not name.startswith('style.')]
+        return self.new.parameters()
 
     def rate(self, step):
         return falling_rate(step, self.steps, RATE, LAST_RATE)
