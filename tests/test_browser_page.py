@@ -1,9 +1,11 @@
 """The page that runs a model in a browser: its folder, and in Chromium that it shows what Python computes."""
+import errno
 import functools
 import http.server
 import io
 import json
 import os
+import resource
 import shutil
 import subprocess
 import tarfile
@@ -21,6 +23,7 @@ from tiny_model import TINY, save_tiny_model
 
 import checkpoint
 import export_model
+from inference.directions import edited, find_directions, save_directions
 from inference.loaded_model import load_model
 from model import build_generator
 from options import parse
@@ -109,6 +112,47 @@ def test_bad_input_is_one_sentence(tmp_path, command, monkeypatch, flags, senten
     assert not list(tmp_path.glob('.page-*'))
 
 
+@pytest.mark.parametrize('room, size, writing', [
+    (8000, 0, 'the model'), (11_000, 0, 'the programs of the page'), (15_000, 20_000, 'the runtime')])
+def test_no_space_left(tmp_path, command, runtime, room, size, writing):
+    """A limit on the size of files stands in for a full disk: writing fails in the same place."""
+    save_model(tmp_path, 'small')
+    (runtime / 'dist' / RUNTIME[-1]).write_bytes(bytes(size))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        code, _, error = command(export_model, '--expname', 'small', '--browser', 'site', '--onnxruntime_web', runtime)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 2 and f'cannot read or write site: {os.strerror(errno.EFBIG)}; free some space' in error
+    assert not (tmp_path / 'site').exists() and not list(tmp_path.glob('.page-*'))
+
+
+def test_after_a_stop_the_next_run_writes_the_page(tmp_path, command, runtime, monkeypatch):
+    """Each run is stopped a step later than the one before, first where there is no page yet, then over an old one."""
+    save_model(tmp_path, 'small')
+    replace, site, left = os.replace, tmp_path / 'site', 0
+
+    def stopped(source, target):
+        nonlocal left
+        if site in Path(target).absolute().parents or site in Path(source).absolute().parents:
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, 'replace', stopped)
+    for _ in range(2):
+        for steps in range(100):
+            left = steps
+            code, _, error = command(export_model, '--expname', 'small', '--browser', 'site', '--onnxruntime_web',
+                                     runtime)
+            if code == 0:
+                break
+            assert code == 130, error
+        assert steps > 10
+
+
 # ---------------------------------------------------------------------------------------------- its programs
 
 CUBES = '''
@@ -152,20 +196,48 @@ LOG = '''window.log = [];
 for (const name of ['picture', 'surface']) document.addEventListener(name, event => log.push(event.detail));'''
 
 
+# A direction may be called like a value of the page, or like something that each object in JavaScript has.
+NAMES = 'shape1', 'mix', 'color1', 'constructor'
+EDITS = {'shape1': -1, 'mix': 0.5, 'color1': 1, 'constructor': -1.5}
+ADDRESS = ('#seed=3&azimuth=20&elevation=-5&other=8&mix=0.25&edit-constructor=-1.5&edit-color1=1&edit-mix=0.5'
+           '&shape1=-1')  # the last one as earlier versions wrote it
+
+
 @pytest.fixture(scope='module')
-def window(tmp_path_factory):
+def demo():
+    return load_model('cats_demo', device='cpu')
+
+
+@pytest.fixture(scope='module')
+def directions(demo):
+    """{name: Direction} of NAMES."""
+    found = find_directions(demo.generator, demo.means, 0.7, 'pca', 2)
+    return dict(zip(NAMES, found.values(), strict=True))
+
+
+@pytest.fixture(scope='module')
+def shown(demo, directions):
+    """The Latents that ADDRESS shows."""
+    first, second = demo.w_of([3, 8], psi=0.7)
+    return edited(demo.latents(first.lerp(second, 0.25)[None], 0.7), EDITS.items(), directions)
+
+
+@pytest.fixture(scope='module')
+def window(tmp_path_factory, demo, directions):
     """The page of the demo model in Chromium; `log` there holds all events."""
     if not (ONNXRUNTIME_WEB / 'dist' / RUNTIME[0]).exists():
         pytest.skip('needs onnxruntime-web (npm install onnxruntime-web, or its folder in ONNXRUNTIME_WEB)')
     folder = tmp_path_factory.mktemp('page') / 'site'
-    export_model.main(parse('export_model', '', ['--expname', 'cats_demo', '--browser', str(folder),
-                                                 '--onnxruntime_web', str(ONNXRUNTIME_WEB)]))
+    file = folder.with_name('directions.pt')
+    save_directions(file, directions, demo.owner)
+    export_model.main(parse('export_model', '', ['--expname', 'cats_demo', '--browser', str(folder), '--directions',
+                                                 str(file), '--onnxruntime_web', str(ONNXRUNTIME_WEB)]))
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Server, directory=folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f'http://127.0.0.1:{server.server_port}/'
     with browser_page(address, 900, 700) as page:
         page.add_init_script(LOG)
-        page.goto(f'{address}#seed=3&azimuth=20&elevation=-5&other=8&mix=0.25&color1=1&shape1=-1')
+        page.goto(address + ADDRESS)
         wait(page, "log.some(one => one.kind === 'image')")
         yield page
     server.shutdown()
@@ -185,37 +257,24 @@ def picture(page):
 
 
 @pytest.fixture(scope='module')
-def python_picture():
-    """python_picture(azimuth, elevation): the same identity by PyTorch, from every sample of every ray."""
-    model = load_model('cats_demo', device='cpu')
-    facts = {}
-
-    def compute(directions, azimuth, elevation):
-        first, second = model.w_of([3, 8], psi=0.7)
-        w = first.lerp(second, 0.25)[None]
-        latents = model.latents(w, 0.7)
-        steps = {one['name']: one for one in directions}
-        latents = latents._replace(w=w - torch.tensor([steps['shape1']['w']]),
-                                   w_prime=latents.w_prime + torch.tensor([steps['color1']['wPrime']]))
-        facts['model'], facts['w'] = model, latents.w
-        return model.picture(latents, model.cameras([[azimuth, elevation]]))
-
-    compute.facts = facts
-    return compute
+def assert_shown(window, demo):
+    """assert_shown(latents, azimuth, elevation): of the same by PyTorch, from every sample of every ray."""
+    def compare(latents, azimuth, elevation):
+        found, expected = picture(window), demo.picture(latents, demo.cameras([[azimuth, elevation]]))
+        assert found.shape == expected.shape and expected.std() > 20
+        assert np.abs(found.astype(int) - expected).max() <= 1
+    return compare
 
 
-def test_the_page_shows_what_python_computes(window, python_picture):
-    directions = window.evaluate("fetch('model/model.json').then(answer => answer.json())")['directions']
-    found, expected = picture(window), python_picture(directions, 20., -5.)
-    assert found.shape == expected.shape and expected.std() > 20
-    assert np.abs(found.astype(int) - expected).max() <= 1
+def test_the_page_shows_what_python_computes(window, shown, assert_shown):
+    assert_shown(shown, 20., -5.)
 
     window.evaluate('log.length = 0')  # then from another side, by keyboard and by dragging
     stage = window.locator('#picture .stage')
     stage.focus()
     window.keyboard.press('Home')
     wait(window, "log.some(one => one.kind === 'image')")
-    assert np.abs(picture(window).astype(int) - python_picture(directions, 0., 0.)).max() <= 1
+    assert_shown(shown, 0., 0.)
     box = stage.bounding_box()
     x, y = box['x'] + box['width'] / 2, box['y'] + box['height'] / 2
     window.mouse.move(x, y)
@@ -227,10 +286,10 @@ def test_the_page_shows_what_python_computes(window, python_picture):
     wait(window, "log.findLast(one => one.kind === 'image') && log.at(-1).kind !== 'moving'")
     assert window.locator('#view').inner_text() == 'azimuth 10°, elevation 0°'
     wait(window, "log.filter(one => one.kind === 'image').length === 2")
-    assert np.abs(picture(window).astype(int) - python_picture(directions, 10., 0.)).max() <= 1
+    assert_shown(shown, 10., 0.)
 
 
-def test_the_mesh_is_the_surface(window, python_picture):
+def test_the_mesh_is_the_surface(window, demo, shown):
     """Its vertices lie where the field is zero, it is closed but for its rim, and the file opens elsewhere."""
     wait(window, 'log.some(one => one.stride === 1)')
     window.get_by_role('checkbox', name='in color').check()
@@ -239,13 +298,12 @@ def test_the_mesh_is_the_surface(window, python_picture):
     data = Path(saved.value.path()).read_bytes()
     mesh = trimesh.load_mesh(io.BytesIO(data), file_type='glb', process=False, skip_materials=True)
     assert len(mesh.faces) > 20_000 and mesh.visual.kind == 'vertex'
-    model, w = python_picture.facts['model'], python_picture.facts['w']
-    renderer, camera = model.generator.renderer, model.cameras([[0., 0.]])
+    renderer, camera = demo.generator.renderer, demo.cameras([[0., 0.]])
     vertices = torch.from_numpy(np.array(mesh.vertices)).float()
     normals = torch.from_numpy(np.array(mesh.vertex_normals)).float()
     with torch.no_grad():
-        distance = renderer.sdf_at(renderer.field(w), vertices, camera)
-        before, behind = (renderer.sdf_at(renderer.field(w), vertices + step * 0.002 * normals, camera)
+        distance = renderer.sdf_at(renderer.field(shown.w), vertices, camera)
+        before, behind = (renderer.sdf_at(renderer.field(shown.w), vertices + step * 0.002 * normals, camera)
                           for step in (1, -1))
     steepness = (before - behind).abs().median() / 0.004
     assert (distance.abs() / steepness).quantile(0.99) < 0.1 * 0.24 / 128  # a tenth of a cell
@@ -261,6 +319,52 @@ def test_the_mesh_is_the_surface(window, python_picture):
     with window.expect_download(timeout=60_000) as saved:
         save.click()
     assert saved.value.suggested_filename.endswith('_seed7.glb')
+
+
+OPEN = '''async address => {  // and return what the page shows as soon as it has noticed
+    const changed = new Promise(resolve => addEventListener('hashchange', resolve, {once: true}));
+    log.length = 0;
+    location.hash = address;
+    await changed;
+    const element = id => document.getElementById(id);
+    return {...Object.fromEntries(['seed', 'other', 'mix', 'azimuth'].map(id => [id, Number(element(id).value)])),
+        edits: Object.fromEntries(Array.from(element('directions').querySelectorAll('input'),
+            input => [input.name, Number(input.value)])),
+        dimmed: Number(element('surface').querySelector('.stage').style.opacity) < 1,
+        savable: !element('save-glb').disabled};
+}'''
+
+
+def test_a_link_in_the_open_page_leads_where_it_leads_in_a_new_one(window, demo, directions, assert_shown):
+    none = dict.fromkeys(NAMES, 0)
+
+    def open_link(address):
+        found = window.evaluate(OPEN, address)
+        wait(window, "log.some(one => one.kind === 'image')")
+        return found
+
+    open_link('#seed=4&azimuth=20&edit-shape1=1.5&edit-mix=1')
+    wait(window, 'log.some(one => one.stride === 1)')
+    window.locator('#seed').focus()  # whoever writes in the address bar may have written here before
+    address = '#seed=5&truncation=0.7&edit-color1=2'
+    assert open_link(address) == {'seed': 5, 'other': 8, 'mix': 0, 'azimuth': 0, 'edits': {**none, 'color1': 2},
+                                  'dimmed': True, 'savable': False}
+    latents = edited(demo.latents(demo.w_of([5], psi=0.7), 0.7), [('color1', 2)], directions)
+    assert_shown(latents, 0., 0.)
+    assert window.evaluate('location.hash') == address
+
+    open_link('#seed=6&mix=0.5')
+    window.get_by_role('button', name='Walk').click()
+    walked = open_link('#seed=7&other=0&mix=0.5&azimuth=-20&edit-mix=-1')
+    assert walked | {'edits': None} == {'seed': 7, 'other': 0, 'mix': 0.5, 'azimuth': -20, 'edits': None,
+                                        'dimmed': True, 'savable': False}
+    assert walked['edits'] == {**none, 'mix': -1}
+    address = '#seed=7&other=0&mix=0.5&truncation=0.7&azimuth=-20&edit-mix=-1'
+    assert window.evaluate('location.hash') == address
+
+    still = open_link('#seed')  # Skip to the controls: no link, but a place of the page
+    assert {**still, 'dimmed': True, 'savable': False} == walked  # the surface may have come meanwhile
+    assert window.evaluate('location.hash') == address
 
 
 @pytest.mark.parametrize('scheme, dark', [('light', False), ('dark', True)])

@@ -9,6 +9,7 @@
 
 Pictures are computed by the visitor's own browser: there is no Python, and nothing is sent anywhere.
 """
+import contextlib
 import json
 import math
 import os
@@ -37,6 +38,7 @@ PACKAGE = 'onnxruntime-web@^1.20'
 RUNTIME = ('ort.wasm.min.mjs', 'ort-wasm-simd-threaded.mjs', 'ort-wasm-simd-threaded.wasm')
 RUNTIME_WEBGPU = ('ort.webgpu.min.mjs', 'ort-wasm-simd-threaded.asyncify.mjs', 'ort-wasm-simd-threaded.asyncify.wasm')
 NPM_SECONDS = 600
+MARKS = 'model/model.json', f'onnxruntime/{RUNTIME[0]}'  # files that tell a page from other folders, also unfinished
 GRID = 4                # rays between those that the page looks at first, as in op/sparse.py
 
 
@@ -142,6 +144,27 @@ def write_icon(path, generator, opt, means):
 
 # ---------------------------------------------------------------------------------------------- the folder
 
+@contextlib.contextmanager
+def hidden_folder(folder):
+    """A temporary folder beside `folder`, for what is moved there in the end.
+
+    Where something cannot be written into it (a full disk), the OSError names `folder`, which the user knows.
+    """
+    prefix = '.page-'
+    try:
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent) as made:
+            yield Path(made)
+    except OSError as error:
+        if error.errno and (error.filename is None or prefix in str(error.filename)):
+            raise OSError(error.errno, os.strerror(error.errno), str(folder)) from None
+        raise
+
+
+def copy(file, folder):
+    """Copy a file into a folder. Unlike shutil.copy's, an OSError names `file` only where it cannot be read."""
+    (folder / file.name).write_bytes(file.read_bytes())
+
+
 def write_site(folder, generator, opt, means):
     """Write the page of a generator into a folder, which may hold an earlier one; returns its size in bytes.
 
@@ -149,26 +172,26 @@ def write_site(folder, generator, opt, means):
     """
     folder = Path(folder)
     check_model(generator, opt)
-    if folder.exists() and any(folder.iterdir()) and not (folder / 'model' / 'model.json').exists():
+    if folder.exists() and any(folder.iterdir()) and not any((folder / mark).exists() for mark in MARKS):
         raise UserError(f'--browser {folder}: this folder holds something else; give a new one.')
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix='.page-', dir=folder.parent) as made:
-        made = Path(made)
-        (made / 'package').mkdir()
+    with hidden_folder(folder) as made:
+        page, package, old = (made / name for name in ('page', 'package', 'old'))
+        for new in (page, package, old, page / 'onnxruntime'):
+            new.mkdir()
         given = opt.export.onnxruntime_web
-        runtime = runtime_files(given) if given else fetched_runtime(made / 'package')
-        write_model(made / 'model', generator, opt, means)
-        shutil.copytree(HERE / 'browser', made, dirs_exist_ok=True)
-        (made / 'look.css').write_text(''.join((HERE / name).read_text() for name in ('colors.css', 'look.css')))
-        write_icon(made / 'icon.png', generator, opt, means)
-        (made / 'onnxruntime').mkdir()
-        for file in runtime:
-            shutil.copy(file, made / 'onnxruntime')
-        shutil.rmtree(made / 'package')
+        for file in runtime_files(given) if given else fetched_runtime(package):
+            copy(file, page / 'onnxruntime')
+        write_model(page / 'model', generator, opt, means)
+        for file in (HERE / 'browser').iterdir():
+            copy(file, page)
+        (page / 'look.css').write_text(''.join((HERE / name).read_text() for name in ('colors.css', 'look.css')))
+        write_icon(page / 'icon.png', generator, opt, means)
         folder.mkdir(exist_ok=True)
-        for part in sorted(made.iterdir(), key=lambda path: path.name == 'index.html'):  # last, when all is there
+        # The model comes first, so that one of MARKS is there whenever this stops, and index.html last, when all is.
+        for part in sorted(page.iterdir(), key=lambda path: (path.name == 'index.html') - (path.name == 'model')):
             target = folder / part.name
             if target.is_dir():
-                shutil.rmtree(target)
+                os.replace(target, old / part.name)
             os.replace(part, target)
     return sum(path.stat().st_size for path in folder.rglob('*') if path.is_file())

@@ -11,11 +11,12 @@ const STEP = 3;                         // degrees of an arrow key
 const WALK_SECONDS = 5;                 // from one seed to the other
 const LIMITS = {azimuth: 45, elevation: 30};
 const MOST_EDIT = 3;                    // standard deviations
+const EDIT = 'edit-';                   // before directions in an address: one may be called mix, as a value of the page is
 
 const $ = id => document.getElementById(id);
 const stages = {picture: $('picture').querySelector('.stage'), surface: $('surface').querySelector('.stage')};
 const note = name => stages[name].querySelector('p');
-const state = {seed: 3, other: 8, mix: 0, truncation: 0.7, azimuth: 0, elevation: 0, edits: {}};
+const state = {};  // the values that `initial` names, from when the model is there
 const worker = new Worker(new URL(`model-worker.js${location.search}`, import.meta.url), {type: 'module'});
 const meshWorker = new Worker(new URL('mesh-worker.js', import.meta.url), {type: 'module'});
 let model = null, rest = null, count = 0, view3d = null, mesh = null, walking = null, wanted = {id: 0};
@@ -28,14 +29,25 @@ function identity() {
   return JSON.stringify([seed, other, mix, truncation, edits]);
 }
 
-/** Read what an address like #seed=3&azimuth=20&shape1=1.5 asks for; numbers that are out of range are put right. */
-function readAddress() {
+/** The values of the page whose address names none. edits: an amount for each direction of the model. */
+function initial() {
+  return {seed: 3, other: 8, mix: 0, truncation: Math.min(1, model.truncation), azimuth: 0, elevation: 0,
+    edits: model.directions.map(() => 0)};
+}
+
+/**
+ * The values that an address like #seed=3&azimuth=20&edit-shape1=1.5 asks for; numbers that are out of range are put
+ * right. In links of earlier versions directions have no prefix.
+ */
+function addressed() {
+  const values = initial(), directions = model.directions.map(one => EDIT + one.name);
   for (const [name, text] of new URLSearchParams(location.hash.slice(1))) {
-    const value = Number(text), direction = model.directions.some(one => one.name === name);
-    if (!Number.isFinite(value)) continue;
-    if (direction) state.edits[name] = Math.min(MOST_EDIT, Math.max(-MOST_EDIT, value));
-    else if (typeof state[name] === 'number') state[name] = inRange(name, value);
+    const value = Number(text), edited = directions.indexOf(directions.includes(name) ? name : EDIT + name);
+    if (!text.trim() || !Number.isFinite(value)) continue;
+    if (typeof values[name] === 'number') values[name] = inRange(name, value);
+    else if (edited >= 0) values.edits[edited] = Math.min(MOST_EDIT, Math.max(-MOST_EDIT, value));
   }
+  return values;
 }
 
 function inRange(name, value) {
@@ -45,8 +57,10 @@ function inRange(name, value) {
 }
 
 function writeAddress() {
-  const {edits, ...rest} = state;
-  const parts = Object.entries({...rest, ...edits}).filter(([name, value]) => value || name === 'seed' || name === 'truncation');
+  const {edits, ...others} = state, usual = initial();
+  const parts = Object.entries(others).filter(
+    ([name, value]) => value !== usual[name] || name === 'seed' || name === 'truncation');
+  model.directions.forEach(({name}, i) => { if (edits[i]) parts.push([EDIT + name, edits[i]]); });
   history.replaceState(null, '', `#${new URLSearchParams(parts.map(([name, value]) => [name, Math.round(value * 100) / 100]))}`);
 }
 
@@ -60,7 +74,7 @@ function change(values) {
   if (!model) return;
   showValues();
   if (identity() !== before) {
-    stages.surface.style.opacity = 0.4;  // it is still that of the last identity
+    stages.surface.style.opacity = mesh?.key === identity() ? 1 : 0.4;  // it may still be that of the last identity
     offerSaving();
   }
   ask(true);
@@ -110,13 +124,13 @@ function showValues() {
     const input = $(name), output = input.parentElement.querySelector('output');
     if (shown[name] === state[name]) continue;
     shown[name] = state[name];
-    if (document.activeElement !== input || input.type === 'range') input.value = state[name];
+    if (input.valueAsNumber !== state[name]) input.value = state[name];  // else 07 would become 7 while it is typed
     if (output) output.textContent = name in LIMITS ? degrees(state[name]) : state[name].toFixed(2);
   }
-  if (shown.edits !== state.edits) for (const input of $('directions').querySelectorAll('input')) {
-    input.value = state.edits[input.name] ?? 0;
+  if (shown.edits !== state.edits) $('directions').querySelectorAll('input').forEach((input, i) => {
+    input.value = state.edits[i];
     input.parentElement.querySelector('output').textContent = signed(Number(input.value));
-  }
+  });
   shown.edits = state.edits;
   $('view').textContent = `azimuth ${degrees(state.azimuth)}, elevation ${degrees(state.elevation)}`;
 }
@@ -263,7 +277,7 @@ function connect() {
   $('another').addEventListener('click', () => change({seed: Math.floor(Math.random() * model.seeds), mix: 0}));
   $('front').addEventListener('click', () => change({azimuth: 0, elevation: 0}));
   $('walk').addEventListener('click', walk);
-  $('unedit').addEventListener('click', () => change({edits: {}}));
+  $('unedit').addEventListener('click', () => change({edits: initial().edits}));
   $('painted').addEventListener('change', async () => {
     if (mesh && $('painted').checked) await paint();
     if (mesh) view3d?.take('full', mesh);
@@ -273,19 +287,22 @@ function connect() {
     blob => download(blob, 'png')));
   for (const kind of ['glb', 'obj']) $(`save-${kind}`).addEventListener('click', () => saveMesh(kind));
   new ResizeObserver(() => drawSurface()).observe(stages.surface);
-  addEventListener('hashchange', () => { readAddress(); change({}); });
+  addEventListener('hashchange', () => {
+    if (walking) walk();  // which would go on from where it was
+    change(location.hash.includes('=') ? addressed() : {});  // else it is a place of the page (Skip to the controls)
+  });
 }
 
 /** A slider for each direction of find_directions.py. */
 function addDirections() {
   $('edit').hidden = !model.directions.length;
-  for (const {name} of model.directions) {
+  model.directions.forEach(({name}, i) => {
     const label = document.createElement('label'), input = document.createElement('input');
     Object.assign(input, {type: 'range', min: -MOST_EDIT, max: MOST_EDIT, step: 0.1, name});
-    input.addEventListener('input', () => change({edits: {...state.edits, [name]: Number(input.value)}}));
+    input.addEventListener('input', () => change({edits: Object.assign([...state.edits], {[i]: Number(input.value)})}));
     label.append(`${name} `, document.createElement('output'), input);
     $('directions').append(label);
-  }
+  });
 }
 
 const received = {
@@ -295,10 +312,9 @@ const received = {
     document.querySelector('h1').textContent = model.name.replaceAll('_', ' ');
     $('backend').textContent = message.backend === 'webgpu' ? ' with WebGPU'
       : ` on ${message.threads === 1 ? 'one thread' : `${message.threads} threads`}`;
-    state.truncation = Math.min(1, model.truncation);
     addDirections();
     $('seed').max = $('other').max = model.seeds - 1;
-    readAddress();
+    Object.assign(state, addressed());
     connect();
     showValues();
     ask(false);

@@ -80,7 +80,7 @@ async function latents({seed, other, mix, truncation, edits: edited}) {
     z: [seeds.slice(number * size, (number + 1) * size), [1, size]], truncation: psi})).w.data;
   const w = (await one(seed)).slice();
   if (mix) (await one(other)).forEach((value, i) => { w[i] += mix * (value - w[i]); });
-  const edits = model.directions.map(one => [edited?.[one.name] ?? 0, one]).filter(([amount]) => amount);
+  const edits = model.directions.map((one, i) => [edited[i], one]).filter(([amount]) => amount);
   const own = w.slice();  // w' belongs to the latent before its edits
   for (const [amount, {w: step}] of edits) step?.forEach((value, i) => { w[i] += amount * value; });
   const wPrime = async () => {
