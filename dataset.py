@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from imaging.fit import RESAMPLE, resize_and_crop
 from imaging.lmdb_files import begin_reading, image_key, read_contents, shared_lmdb, source_key
 from imaging.photos import BrokenPhoto, Photos
+from imaging.pixels import check_scans, read_photo
 from imaging.workers import DeadWorker, load_in_workers
 from utils import UserError
 
@@ -106,7 +107,10 @@ class ImageDataset(Images):
             # Pillow, as it has the Hamming filter: torchvision's decoder gains at most 5 % of an item's time
             image = Image.open(io.BytesIO(data), formats=['PNG', 'JPEG', 'WEBP'])
             if image.size == (self.size, self.size):  # another one is not decoded: it could be of any size
-                image = image.convert('RGB')
+                check_scans(image, data)
+                # What another program stored as prepare_data.py never does becomes what that would have made of it.
+                odd = image.has_transparency_data or image.mode[0] == 'I'
+                image = read_photo(data).image if odd else image.convert('RGB')
         except Exception as error:  # Pillow's decoders raise errors of every kind for broken files
             raise UserError(f'{self.path}: image {key.decode()} is broken ({type(error).__name__}); make the data set '
                             'again.') from None

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import os
 import re
+import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,7 +24,7 @@ import requests
 from tqdm import tqdm
 
 from options import Parser
-from utils import UserError, held_lock, run_command, writable_folder
+from utils import MAX_SENTENCE, UserError, held_lock, printable, run_command, writable_folder
 
 
 class Model(NamedTuple):
@@ -374,8 +375,10 @@ def main(flags):
             download(name, flags.out_dir, flags.mirror)
         except UserError as error:  # the other files may fare better
             failures.append(str(error))
+    for sentence in failures[:-1]:
+        print(printable(sentence, MAX_SENTENCE), file=sys.stderr)
     if failures:
-        raise UserError('\n'.join(failures))
+        raise UserError(failures[-1])
 
 
 if __name__ == '__main__':

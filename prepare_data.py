@@ -102,8 +102,10 @@ def read_flags(arguments=None):
             parser.error(f'one IN at a time, not {len(flags.path)}: put the photos into one folder')
         if not flags.size:
             parser.error('--size is needed, such as --size 64,256')
-    elif flags.size or flags.shard:
-        parser.error('--merge takes sizes and photos as the shards have them: leave out --size and --shard')
+    elif (flags.size or flags.shard or flags.fit != 'crop' or flags.crop_y != 0.5 or flags.resample != 'lanczos' or
+          flags.no_upscale or flags.strict):
+        parser.error('--merge takes sizes and images as the shards have them: leave out --size, --shard, --fit, '
+                     '--crop_y, --resample, --no_upscale and --strict')
     return flags
 
 
@@ -362,7 +364,7 @@ def existing_contents(out_path):
     names = {path.name for path in out_path.iterdir() if not hidden(path.name)} if out_path.exists() else set()
     if not names - {'lock.mdb'}:
         return Contents()
-    if names - {'lock.mdb'} != {'data.mdb'}:
+    if names - {'lock.mdb'} != {'data.mdb'} or not (out_path / 'data.mdb').is_file():  # a link may lead nowhere
         raise UserError(f'--out_path {out_path} holds other files and is not a data set; choose a new or empty folder.')
     if not (out_path / 'data.mdb').stat().st_size:  # killed before the first transaction
         return Contents()

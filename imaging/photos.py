@@ -12,6 +12,8 @@ from imaging.pixels import formats, read_photo
 from utils import UserError, printable
 
 MAX_FILE_BYTES = 2**30  # a larger file is a decompression bomb or no photo
+# An entry of a zip that is larger than this many bytes and unpacks to so many times its size is no photo either.
+MUCH, MOST_UNPACKED = 2**26, 100
 NAMED = 20  # lines of a report that name files one by one; the rest is counted
 MAX_NAME = 300  # characters of a file's name, and of the reason, in a report
 # What makes files of these kinds readable.
@@ -170,7 +172,12 @@ class Photos:
             self._entries = {}  # a name can be there twice: the entry that was listed is the one to read
             for entry in self._archive.infolist():
                 self._entries.setdefault((entry.filename, entry.file_size), entry)
-        return self._archive.read(self._entries[name, self.files[name]])
+        entry = self._entries[name, self.files[name]]
+        packed = min(entry.compress_size, self.path.stat().st_size)  # the former is only what the zip says
+        if entry.file_size > max(MUCH, MOST_UNPACKED * packed):
+            raise ValueError(f'unpacking it would take {entry.file_size >> 20} MiB, which no photo that is so small in '
+                             'the zip takes')
+        return self._archive.read(entry)
 
     def load(self, name):
         """The imaging.pixels.Photo of one file. Raises BrokenPhoto, and nothing else."""

@@ -2,6 +2,7 @@
 import contextlib
 import importlib
 import io
+import re
 import warnings
 from functools import lru_cache
 from typing import NamedTuple
@@ -12,6 +13,9 @@ from imaging import color, metadata
 from imaging.depth import to_8_bits
 
 MAX_ASPECT = 16  # a narrower strip is no photo, and would need much memory when its short side is enlarged
+MOST_SCANS = 100  # of a JPEG, as libtiff has it: a progressive one has about ten, and each takes the time of a picture
+JPEG_MARKER = re.compile(rb'\xff[\x02-\xcf\xd9-\xfe]')  # those that may end a scan; others belong to its pixels
+JPEG_SCAN, JPEG_END = 0xDA, 0xD9
 # Formats that Pillow opens, whose pixels it cannot decode by itself: it runs Ghostscript or asks for another program.
 NOT_OPENED = {'EPS', 'WMF', 'MPEG', 'BUFR', 'GRIB', 'HDF5'}
 # Packages that teach Pillow more formats: (module, the function to call, or None where its import is enough).
@@ -70,6 +74,7 @@ def _read(data):
     image = Image.open(io.BytesIO(data), formats=formats())
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise UnusablePixels(f'it is a strip of {image.width}x{image.height} pixels')
+    check_scans(image, data)
     orientation = _load(image, data)
     notes = []
     convert, damaged = color.conversion(image, data)
@@ -84,6 +89,21 @@ def _read(data):
         if note:
             notes.append(note)
     return Photo(metadata.upright(_flattened(image, alpha, convert), orientation), tuple(notes))
+
+
+def check_scans(image, data):
+    """Raise UnusablePixels where an opened image is a JPEG of so many scans that decoding it would take minutes.
+
+    All of them are decoded, and one of a few bytes takes as long as one of megabytes.
+    """
+    if image.format not in ('JPEG', 'MPO'):
+        return
+    count, position = 0, 2
+    while (found := JPEG_MARKER.search(data, position)) and data[found.end() - 1] != JPEG_END:
+        count += data[found.end() - 1] == JPEG_SCAN
+        if count > MOST_SCANS:
+            raise UnusablePixels(f'it is a JPEG of more than {MOST_SCANS} scans')
+        position = found.end() + max(2, int.from_bytes(data[found.end():found.end() + 2], 'big'))
 
 
 def _load(image, data):

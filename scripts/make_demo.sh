@@ -6,12 +6,13 @@
 # cats.zip held the first 5,000 of the 5,069 photos; FEATURES is the file of
 # `python benchmarks/lite_features.py maps lite0 --out lite0_maps.pt`. Without it torchvision's network is taken.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+PHOTOS=${1:-${PHOTOS:-}}
+source "$(dirname "$0")/training.sh"
 
 # The previous model (git show 6aac91f:scripts/make_demo.sh is how that was made).
 git show 6aac91f:demo/cats_demo.pt > before.pt
 git show 6aac91f:demo/cats_train.pt > before_train.pt
-python prepare_data.py --out_path datasets/cats_128 --size 128 "$@"
+python prepare_data.py --out_path datasets/cats_128 --size 128 "$PHOTOS"
 
 # Half of its faces were hollow: first a field without hollow faces, if less clear ones.
 [ -e turned.pt ] || python -m training.turn_hollow_faces before.pt --out turned.pt --steps 5000

@@ -6,8 +6,9 @@
 # Expected: the paper reports an FID of 12.8 on AFHQ at 256x256 pixels, after 300,000 steps.
 # We have not run it to the end: it takes several GPUs and days.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/training.sh"
 gpus=${GPUS:-4}
+batch=$(share 32 "$gpus")
 exec torchrun --standalone --nproc_per_node "$gpus" train_full_pipeline.py \
     --expname "${EXPNAME:-afhq_paper}" --dataset_path "${DATASET:-datasets/AFHQ}" --size 512 \
-    --azim 0.15 --r1 50 --batch $((32 / gpus)) --chunk "${CHUNK:-4}" --continue_training "$@"
+    --azim 0.15 --r1 50 --batch "$batch" --chunk "${CHUNK:-4}" --continue_training "$@"

@@ -14,13 +14,14 @@
 # beta 0.006. At 64 pixels its patch distance (SWD x 1000) to the photos was 28.9. docs/notes/training.md shows how both
 # kinds of run went.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-photos=${1:-${PHOTOS:-}} dataset=${DATASET:-datasets/cats_small} name=${EXPNAME:-cats_small} size=${SIZE:-64}
+PHOTOS=${1:-${PHOTOS:-}}
+source "$(dirname "$0")/training.sh"
+dataset=${DATASET:-datasets/cats_small} name=${EXPNAME:-cats_small} size=${SIZE:-64}
 tuned_size=128  # of the bundled model's images
 
-if [ -n "$photos" ]; then
+if [ -n "$PHOTOS" ]; then
     sizes=$(printf '%s\n' 64 "$size" $tuned_size | sort -nu | paste -sd,)
-    python prepare_data.py --out_path "$dataset" --size "$sizes" "$photos"
+    python prepare_data.py --out_path "$dataset" --size "$sizes" "$PHOTOS"
 fi
 count=$(python - "$dataset" <<'PYTHON'
 import sys

@@ -6,8 +6,9 @@
 # Expected: the paper reports an FID of 11.5 on FFHQ at 256x256 pixels, after 300,000 steps.
 # We have not run it to the end: it takes several GPUs and days.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/training.sh"
 gpus=${GPUS:-4}
+batch=$(share 32 "$gpus")
 exec torchrun --standalone --nproc_per_node "$gpus" train_full_pipeline.py \
     --expname "${EXPNAME:-ffhq_paper}" --dataset_path "${DATASET:-datasets/FFHQ}" --size 1024 \
-    --batch $((32 / gpus)) --chunk "${CHUNK:-2}" --continue_training "$@"
+    --batch "$batch" --chunk "${CHUNK:-2}" --continue_training "$@"

@@ -5,8 +5,9 @@
 #
 # Expected: beta below 0.003 after 200,000 steps. We have not run it to the end: it takes several GPUs and days.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/training.sh"
 gpus=${GPUS:-2}
+batch=$(share 24 "$gpus")
 exec torchrun --standalone --nproc_per_node "$gpus" train_volume_renderer.py \
     --expname "${EXPNAME:-ffhq_paper}" --dataset_path "${DATASET:-datasets/FFHQ}" --size "${SIZE:-256}" \
-    --batch $((24 / gpus)) --chunk "${CHUNK:-6}" --continue_training "$@"
+    --batch "$batch" --chunk "${CHUNK:-6}" --continue_training "$@"

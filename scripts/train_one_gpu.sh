@@ -11,12 +11,13 @@
 # images, 770 a second), 9.4 minutes at 64x64 (180,000, 325 a second), 2.4 minutes of stage 2 (45,000, 313 a second).
 # 37 GB of the GPU at most. What came of it: demo/README.md and docs/notes/training.md.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-photos=${1:-${PHOTOS:-}} dataset=${DATASET:-datasets/cats_128} name=${EXPNAME:-cats_128} start=${START:-demo/cats_demo.pt}
+PHOTOS=${1:-${PHOTOS:-}}
+source "$(dirname "$0")/training.sh"
+dataset=${DATASET:-datasets/cats_128} name=${EXPNAME:-cats_128} start=${START:-demo/cats_demo.pt}
 export TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1  # PyTorch's own switch for quicker matrix products with fewer digits
 
-if [ -n "$photos" ]; then
-    python prepare_data.py --out_path "$dataset" --size 128 "$photos"
+if [ -n "$PHOTOS" ]; then
+    python prepare_data.py --out_path "$dataset" --size 128 "$PHOTOS"
 fi
 common=(--dataset_path "$dataset" --size 128 --azim 0.15 --num_workers 12 --continue_training --ema_rampup 0.2
         ${FEATURES:+--features "$FEATURES"})

@@ -95,7 +95,9 @@ def test_a_wrong_upload_is_refused_and_removed(api, tmp_path):
     gradio = pytest.importorskip('gradio')
     Image.new('1', (9000, 9000)).save('large.png')
     Path('text.png').write_text('no image')
+    Image.new('1', (900, 9)).save('strip.png')
     for name, message in (('large.png', 'million pixels'), ('text.png', 'cannot be read'),
+                          ('strip.png', '^Photo: it is a strip of 900x9 pixels.$'),
                           ('none.png', 'upload it again')):
         with pytest.raises(ValueError, match=message):
             uploaded(name)

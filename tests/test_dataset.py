@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from test_pixels import jpeg_of_scans
 from torchvision.transforms import functional as F
 
 import dataset as dataset_module
@@ -295,6 +296,22 @@ def test_images_of_other_formats_under_the_same_keys(tmp_path, kind):
     expected = np.asarray(Image.open(io.BytesIO(buffer.getvalue())).convert('RGB'))
     np.testing.assert_array_equal(ImageDataset(path, 16).pixels(3).permute(1, 2, 0).numpy(), expected)
     assert open_images(path, 8)[0].shape == (3, 8, 8)
+
+
+def test_images_that_prepare_data_would_not_have_stored_as_they_are(tmp_path):
+    """Gray of 16 bits was white, and transparent red was red."""
+    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    red = Image.new('RGBA', (16, 16), (255, 0, 0, 0))
+    gray = Image.fromarray((ramp >> 8).astype(np.uint8))
+    palette = Image.new('RGB', (16, 16), 'red').convert('P')
+    images = [Image.fromarray(ramp), red, gray, palette]
+    path = store(tmp_path / 'x', {b'16-%05d' % i: png(image) for i, image in enumerate(images)} | {b'length': b'4'})
+    data = ImageDataset(path, 16)
+    for index, expected in enumerate((gray, Image.new('RGB', (16, 16), 'white'), gray, palette)):
+        np.testing.assert_array_equal(data.picture(index), expected.convert('RGB'))
+    path = store(tmp_path / 'y', {b'16-00000': jpeg_of_scans(101), b'length': b'1'})
+    with pytest.raises(UserError, match='image 16-00000 is broken'):
+        ImageDataset(path, 16).picture(0)
 
 
 def test_an_image_of_another_size_is_not_decoded(tmp_path, monkeypatch):

@@ -1,11 +1,13 @@
 """imaging/depth.py: gray of 16 and 32 bits and floating-point pixels, by a range that is declared or that fits."""
 import io
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from imaging.depth import to_8_bits
 from imaging.pixels import read_photo
 
 
@@ -58,6 +60,27 @@ def test_declared_ranges():
     for nonsense in 0, 3:  # values lie outside of what is declared
         assert levels(tiff(np.array([0, 100, 200], 'i4'), signed_largest=nonsense)) == [0, 100, 200]
     assert read_photo(tiff(np.array([0, 100], 'i4'), signed_largest=1000)).notes == ()
+
+
+def test_rows_at_a_time_give_the_same_with_little_memory():
+    """NumPy's whole arrays of 8 bytes a number took 27 bytes a pixel."""
+    values = np.random.default_rng(0).integers(0, 2**16, (1000, 1000), np.uint16)
+    values[:2, :2] = 7
+    for array, kind, options, expected in (
+            (values, 'PNG', {'transparency': 7}, np.where(values == 7, 255, (values * 255. + 2**15) // (2**16 - 1))),
+            (values.astype(np.int32), 'TIFF', {}, (values * 255. + 2**15) // (2**16 - 1)),
+            (values.astype(np.float32), 'TIFF', {}, np.rint(values * (255 / (2**16 - 1))))):
+        buffer = io.BytesIO()
+        Image.fromarray(array).save(buffer, kind, **options)
+        image = Image.open(buffer)
+        image.load()
+        tracemalloc.start()
+        gray, alpha, _ = to_8_bits(image)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        levels = np.asarray(gray) if alpha is None else np.where(np.asarray(alpha), gray, 255)
+        np.testing.assert_array_equal(levels, expected)
+        assert peak < 14 * values.size
 
 
 def test_white_is_zero():

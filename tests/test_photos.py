@@ -230,6 +230,23 @@ def test_a_name_twice_in_a_zip_is_the_entry_that_was_listed(tmp_path, monkeypatc
     assert Photos(tmp_path / 'a.zip').read('a.png') == b'small'
 
 
+@pytest.mark.parametrize('lie', [False, True])
+def test_an_entry_that_unpacks_to_much_is_not_unpacked(tmp_path, monkeypatch, lie):
+    data = bytes(10 ** 6)
+    with zipfile.ZipFile(tmp_path / 'a.zip', 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('a.bmp', data)
+    if lie:  # the zip says that it is as large as unpacked
+        written = bytearray((tmp_path / 'a.zip').read_bytes())
+        place = written.index(b'PK\1\2') + 20
+        written[place:place + 4] = len(data).to_bytes(4, 'little')
+        (tmp_path / 'a.zip').write_bytes(written)
+    else:
+        assert Photos(tmp_path / 'a.zip').read('a.bmp') == data  # that is not much yet
+    monkeypatch.setattr(module, 'MUCH', 10 ** 5)
+    with pytest.raises(BrokenPhoto, match='unpacking it would take 0 MiB, which no photo'):
+        Photos(tmp_path / 'a.zip').load('a.bmp')
+
+
 def test_names_that_a_terminal_would_obey(tmp_path):
     """A stranger's zip may hold any."""
     make_photo(tmp_path / 'a.png')

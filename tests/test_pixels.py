@@ -74,6 +74,25 @@ def test_exif_rotation(orientation):
     np.testing.assert_array_equal(loaded(Image.fromarray(np.ascontiguousarray(as_stored)), exif=exif), upright)
 
 
+def jpeg_of_scans(count):
+    """A progressive JPEG whose last scan is there so often that there are `count` scans."""
+    data = saved(noise(16, 16), 'JPEG', progressive=True)
+    last = data.rindex(b'\xff\xda')
+    return data[:last] + data[last:-2] * (count - data.count(b'\xff\xda') + 1) + data[-2:]
+
+
+def test_jpegs_of_very_many_scans_are_not_decoded():
+    """Each takes the time of a picture, however short it is."""
+    picture = read_photo(jpeg_of_scans(10)).image
+    assert picture.size == (16, 16)
+    more = jpeg_of_scans(100)
+    assert read_photo(more + b'\xff\xda' * 200).image.size == (16, 16)  # what follows its end is no scan
+    thumbnail = b'\xff\xe3' + struct.pack('>H', 402) + b'\xff\xda' * 200  # nor is what metadata hold
+    assert read_photo(more[:2] + thumbnail + more[2:]).image.size == (16, 16)
+    with pytest.raises(ValueError, match='it is a JPEG of more than 100 scans'):
+        read_photo(jpeg_of_scans(101))
+
+
 # ---- transparency of few and many bits
 
 def chunk(name, body):

@@ -529,6 +529,8 @@ def test_small_photos_can_be_left_out(tmp_path, run):
     assert not (tmp_path / 'none').exists()
     code, report, _ = run('--out_path', tmp_path / 'out', '--size', 8, photos)  # and added without the flag
     assert code == 0 and '4 images at 8, 24; 1 of them written now' in report and 'enlarged: 1' in report
+    code, report, _ = run('--out_path', tmp_path / 'out', '--size', 48, '--no_upscale', photos)  # those there stay
+    assert code == 0 and '4 images at 8, 24, 48; 4 of them written now' in report and 'enlarged: 4' in report
 
 
 # ---- photos that are not square
@@ -660,6 +662,11 @@ def test_bad_input_says_what_to_do(tmp_path, run):
                                ('--size', '8', '--out_path', 'x', '--shard', '0/0'): "'0/0' is no share like 1/8",
                                ('--size', '8', '--out_path', 'x', 'more'): 'one IN at a time, not 2',
                                ('--size', '8', '--out_path', 'x', '--merge'): 'leave out --size',
+                               ('--out_path', 'x', '--merge', '--fit', 'pad'): 'leave out --size, --shard, --fit',
+                               ('--out_path', 'x', '--merge', '--crop_y', '0'): '--crop_y',
+                               ('--out_path', 'x', '--merge', '--resample', 'bilinear'): '--resample',
+                               ('--out_path', 'x', '--merge', '--no_upscale'): '--no_upscale',
+                               ('--out_path', 'x', '--merge', '--strict'): '--strict',
                                ('--out_path', 'x', '--merge'): 'photos'}.items():
         assert message in refusal(run(*arguments, photos))
     assert not (tmp_path / 'out').exists() and not Path('x').exists()
@@ -676,6 +683,10 @@ def test_other_folders_are_left_alone(tmp_path, run, capsys):
 
     assert 'holds other files and is not a data set' in refused(photos, photos)
     assert 'is a file' in refused(photos / '0000.png', photos)
+    for what, make in (('folder', Path.mkdir), ('link', lambda path: path.symlink_to('/nowhere'))):
+        (tmp_path / what).mkdir()
+        make(tmp_path / what / 'data.mdb')
+        assert 'holds other files and is not a data set' in refused(tmp_path / what, photos)
     other = make_photos(tmp_path / 'other', 3)
     assert '--resample lanczos' in refused(out, photos, '--resample', 'bilinear')
     (other / '0002.png').unlink()

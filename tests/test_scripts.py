@@ -196,6 +196,66 @@ def test_parity_is_checked_with_another_program(tiny_checkout, tmp_path):
     assert code == 2 and 'folder of the original' in error
 
 
+# ---------------------------------------------------------------------------------------------- training
+
+@pytest.fixture
+def training(tmp_path):
+    """run(script, *arguments, **environment) -> (exit code, stderr, the calls of python and torchrun), from a folder
+    outside the checkout, as `bash ../my checkout/scripts/…`. All calls succeed."""
+    root, tools, here = (tmp_path / name for name in ('my checkout', 'tools', 'here'))
+    here.mkdir()
+    tools.mkdir()
+    (root / 'scripts').mkdir(parents=True)
+    for path in (ROOT / 'scripts').glob('*.sh'):
+        (root / 'scripts' / path.name).symlink_to(path)
+    for name in 'python', 'torchrun', 'git':
+        (tools / name).write_text('#!/usr/bin/env bash\n[ "$1" = - ] && cat > /dev/null && echo 2000\n'
+                                  'echo "$PWD: $(basename "$0") $*" >> "$LOG"\n')
+        (tools / name).chmod(0o755)
+
+    def run(script, *arguments, **environment):
+        log = tmp_path / 'log'
+        log.write_text('')
+        done = subprocess.run(['bash', f'../my checkout/scripts/{script}', *arguments], cwd=here, capture_output=True,
+                              text=True, env={'PATH': f'{tools}:/usr/bin:/bin', 'LOG': str(log), **environment})
+        return done.returncode, done.stderr, log.read_text().splitlines()
+
+    run.root, run.here = root, here
+    return run
+
+
+@pytest.mark.parametrize('script, flags', [
+    ('train_cats_small.sh', {'DATASET': '--dataset_path'}),
+    ('train_one_gpu.sh', {'DATASET': '--dataset_path', 'FEATURES': '--features', 'START': '--init_ckpt',
+                          'DECODER': '--init_ckpt'}),
+    ('make_demo.sh', {'FEATURES': '--features'}),
+    ('train_ffhq_vol_renderer.sh', {'DATASET': '--dataset_path'}),
+    ('train_afhq_full_pipeline_512x512.sh', {'DATASET': '--dataset_path'}),
+])
+def test_paths_are_relative_to_where_the_user_is(training, script, flags):
+    takes_photos = 'hq_' not in script
+    code, error, calls = training(script, *['a b.zip'] * takes_photos, **{name: f'my {name}' for name in flags})
+    assert code == 0, error
+    assert all(call.startswith(f'{training.root}: ') for call in calls)
+    assert any(call.endswith(f' {training.here}/a b.zip') for call in calls) == takes_photos
+    for name, flag in flags.items():
+        assert any(f'{flag} {training.here}/my {name}' in call for call in calls), name
+
+
+@pytest.mark.parametrize('script, images', [('ffhq_vol_renderer', 24), ('afhq_vol_renderer', 24),
+                                            ('ffhq_full_pipeline_1024x1024', 32), ('afhq_full_pipeline_512x512', 32)])
+def test_gpus_share_the_images_of_a_step_or_are_refused(training, script, images):
+    for gpus in 1, 4, 8:
+        code, _, (call,) = training(f'train_{script}.sh', '--wandb', GPUS=str(gpus))
+        assert code == 0 and f'--nproc_per_node {gpus} ' in call and f' --batch {images // gpus} ' in call
+        assert call.endswith(' --continue_training --wandb')
+    for gpus in '5', str(images), '0', 'x', '-1', '08', '1e1':
+        code, error, calls = training(f'train_{script}.sh', GPUS=gpus)
+        assert code == 2 and calls == []
+        assert error == f'GPUS={gpus}: must be a whole number that divides the {images} images of a step, so that ' \
+                        'each gets two or more\n'
+
+
 # ---------------------------------------------------------------------------------------------- SLURM
 
 @pytest.fixture
@@ -204,9 +264,13 @@ def cluster(tmp_path):
     tools = tmp_path / 'tools'
     tools.mkdir()
 
+    for name in 'options.py', 'utils.py':  # the job runs in the checkout
+        (tmp_path / name).symlink_to(ROOT / name)
+
     def start(left, srun, *arguments):
         for name, body in (('squeue', f'echo {left}'), ('srun', srun), ('scancel', 'touch stopped'),
-                           ('scontrol', '[ "$1" = show ] && echo node1 && echo node2 || true')):
+                           ('scontrol', '[ "$1" = show ] && echo node1 && echo node2 || true'),
+                           ('python', f'exec {sys.executable} "$@"')):
             tool = tools / name
             tool.write_text(f'#!/usr/bin/env bash\necho "{name} $*" >> calls\n{body}\n')
             tool.chmod(0o755)
@@ -225,22 +289,30 @@ def test_the_batch_script_trains_until_the_job_ends_and_requeues(cluster, tmp_pa
     calls = (tmp_path / 'calls').read_text()
     srun = next(line for line in calls.splitlines() if line.startswith('srun'))
     assert 'torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint node1:24711' in srun
-    assert srun.endswith('train_volume_renderer.py --expname cats --r1 5 --max_minutes 1553 --continue_training')
+    assert srun.endswith('train_volume_renderer.py --max_minutes 1553 --expname cats --r1 5 --continue_training')
     assert 'scontrol requeue 4711' in calls
 
 
 @pytest.mark.parametrize('script, final', [('train_volume_renderer.py', 'pretrained_renderer/cats_vol_renderer.pt'),
                                            ('train_full_pipeline.py', 'full_models/cats.pt')])
 def test_the_batch_script_ends_with_the_finished_model(cluster, tmp_path, script, final):
-    process = cluster('45:10', f'mkdir -p {os.path.dirname(final)} && touch {final}', script, '--expname=cats')
-    out, _ = process.communicate(timeout=30)
-    assert process.returncode == 0 and f'Finished: {final}' in out
-    assert 'requeue' not in (tmp_path / 'calls').read_text()
+    (tmp_path / 'config').write_text('expname = cats\n')
+    for named in ['--expname=cats'], ['--expname', 'cats'], ['--config', 'config']:
+        process = cluster('45:10', f'mkdir -p {os.path.dirname(final)} && touch {final}', script, *named)
+        out, _ = process.communicate(timeout=30)
+        assert process.returncode == 0 and f'Finished: {final}' in out
+        assert 'requeue' not in (tmp_path / 'calls').read_text()
+        (tmp_path / final).unlink()
 
 
 def test_the_batch_script_passes_an_error_on(cluster, tmp_path):
-    assert cluster('45:10', 'exit 2', 'train_full_pipeline.py', '--sise', '3').wait(30) == 2
+    assert cluster('45:10', 'exit 2', 'train_full_pipeline.py', '--size', '8').wait(30) == 2
     assert 'requeue' not in (tmp_path / 'calls').read_text()
+    (tmp_path / 'calls').unlink()
+    process = cluster('45:10', 'exit 0', 'train_full_pipeline.py', '--sise', '3')  # noticed before any node works
+    assert '--sise' in process.communicate(timeout=30)[0] and process.returncode == 2
+    assert 'srun' not in (tmp_path / 'calls').read_text()
+    assert cluster('45:10', 'exit 0', 'evaluate.py').wait(30) == 2  # no training
     assert cluster('45:10', 'exit 0').wait(30) == 2  # no command given
 
 

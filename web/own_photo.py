@@ -12,7 +12,7 @@ from munch import Munch
 from PIL import Image
 
 from imaging.fit import RESAMPLE, resize_and_crop
-from imaging.pixels import read_photo
+from imaging.pixels import UnusablePixels, read_photo
 from inference.directions import edited, find_directions
 from inference.latents import save_latents
 from inversion.encoder import encoder_path, read_encoder
@@ -75,6 +75,8 @@ def uploaded(path):
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f'Photo: it has more than {MAX_PIXELS // 10 ** 6} million pixels.')
         return read_photo(path.read_bytes()).image
+    except UnusablePixels as error:
+        raise ValueError(f'Photo: {error}.') from None
     except ValueError:
         raise
     except FileNotFoundError:
