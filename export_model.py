@@ -8,7 +8,8 @@
 full_models/NAME.pt. With --keep_discriminator it also holds the discriminator, for invert_photos.py. With --format onnx
 it holds the generator for onnxruntime and other programs: cats.onnx makes pictures from latents w and w', and
 cats_mapping.onnx makes these from z (docs/generate.md). --browser FOLDER is a page on which a visitor's own browser
-runs the model (docs/hosting.md). The last line says how far pictures are from those of the full file.
+runs the model (docs/hosting.md). The last line says what was written, and of --out how far pictures are from those of
+the full file.
 """
 import options
 
@@ -23,9 +24,10 @@ import checkpoint
 from camera import cameras_of
 from inference.identities import draw_z, seeded
 from inference.loading import load_generator
+from inference.onnx_graph import import_onnx
 from inference.onnx_model import compare_with, save_onnx
 from inversion.features import read_discriminator
-from utils import UserError
+from utils import UserError, writable_file, writable_folder
 from web.browser_page import write_site
 
 IMAGES = 4  # compared before and after
@@ -39,7 +41,7 @@ def frontal_pictures(generator, opt):
 
 
 def check(opt):
-    """Raise UserError where it is not said what to write, or where it is contradictory."""
+    """Raise UserError where it is not said what to write, where it is contradictory, or where it cannot be written."""
     wanted = opt.export
     if wanted.out is None and wanted.browser is None:
         raise UserError('--out is missing; give the file to write, or a folder for a page with --browser.')
@@ -51,10 +53,24 @@ def check(opt):
         raise UserError('--keep_discriminator: only files of --format pt can hold one; leave it out.')
     if opt.video.format == 'onnx' and wanted.out and Path(wanted.out).suffix != '.onnx':
         raise UserError(f'--out {wanted.out}: give a name that ends in .onnx.')
+    if wanted.browser or opt.video.format == 'onnx':
+        import_onnx()
+    if wanted.out:
+        out, (model, _) = writable_file(wanted.out, '--out'), checkpoint.find_model(opt)
+        if out.exists() and model.exists() and out.samefile(model):  # of which the new file lacks the larger part
+            raise UserError(f'--out {out}: this is the file of the model itself; give another name.')
+    if wanted.browser:
+        writable_folder(Path(wanted.browser).parent, '--browser')
 
 
-def in_half(state):
-    return {name: tensor.half() for name, tensor in state.items()}
+def in_half(state, path):
+    """A state dict in half precision. path: of its file, for the UserError where a number is too large for that."""
+    half = {name: tensor.half() for name, tensor in state.items()}
+    for name, tensor in half.items():
+        if not tensor.isfinite().all():
+            raise UserError(f'{path} holds numbers beyond {torch.finfo(torch.float16).max:g}, the largest of half '
+                            f'precision (in {name}); use the file as it is, or --format onnx.')
+    return half
 
 
 def export_half(loaded, out):
@@ -66,11 +82,10 @@ def export_half(loaded, out):
                         'model; leave it out, or give the last checkpoint of the training with --model.')
     before = frontal_pictures(generator, opt)
     saved = checkpoint.read(path)
-    half = in_half(saved['g_ema'])
+    half = in_half(saved['g_ema'], path)
     checkpoint.load_state(generator, {name: tensor.float() for name, tensor in half.items()}, path)
     difference = (frontal_pictures(generator, opt) - before).abs() * 127.5
-    out.parent.mkdir(parents=True, exist_ok=True)
-    kept = {} if discriminator is None else {'d': in_half(discriminator.state_dict())}
+    kept = {} if discriminator is None else {'d': in_half(discriminator.state_dict(), path)}
     checkpoint.save(out, {'g_ema': half, **kept, 'options': saved.get('options', {})})
     print(f'{out}: {out.stat().st_size / 1e6:.1f} MB instead of {path.stat().st_size / 1e6:.1f}; pictures differ by '
           f'{difference.mean():.3f} levels of 255 on average, by {difference.max():.1f} at most')

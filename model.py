@@ -363,11 +363,11 @@ def build_generator(opt, full_pipeline=True, renderer=VolumeRenderer, decoder=De
     return Generator(sizes.style_dim, renderer, decoder)
 
 
-def sizes_of(state, rays=64):
+def sizes_of(state, rays=64, multiplier=1, limit=0):
     """The inverse of build_generator's sizes: the flags that the shapes of a generator's state dict tell, by name.
 
-    rays: renderer_spatial_output_dim, for files whose noise maps do not tell it. Without a decoder there is no size and
-    no channel_multiplier. Raises ValueError where the shapes are no generator's.
+    rays, multiplier, limit: renderer_spatial_output_dim, channel_multiplier and channel_max where nothing contradicts
+    them. Without a decoder there is no size and none of these. Raises ValueError where the shapes are no generator's.
     """
     def shape(name, dim):
         if name not in state or state[name].dim() <= dim:
@@ -381,19 +381,19 @@ def sizes_of(state, rays=64):
              'depth': count('renderer.network.pts_linears.'), 'no_sdf': 'renderer.sigmoid_beta' not in state}
     if any(name.startswith('decoder.') for name in state):
         doublings = count('decoder.to_rgbs.')
-        first = shape('decoder.conv1.conv.weight', 1)
-        last = shape(f'decoder.convs.{2 * doublings - 1}.conv.weight', 1) if doublings else first
+        layers = ['conv1', *(f'convs.{2 * k + 1}' for k in range(doublings))]
+        channels = [shape(f'decoder.{layer}.conv.weight', 1) for layer in layers]
         maps = [f'decoder.noises.noise_{i}' for i in (0, 2 * doublings)]
         side, largest = (shape(name, 3) for name in maps) if all(name in state for name in maps) else (0, 0)
         # Some files have no maps, and official ones have maps of other sizes: the last map and the channels must agree.
         if (largest == side * 2 ** doublings and side >= 4 and side & (side - 1) == 0
-                and last >= min(first, channels_at(largest, 1))):
+                and channels[-1] >= min(channels[0], channels_at(largest, 1))):
             rays = sizes['renderer_spatial_output_dim'] = side
         sizes['size'] = rays * 2 ** doublings
-        multiplier = max(1, last // channels_at(sizes['size'], 1))
-        if first < channels_at(rays, multiplier):
-            sizes['channel_max'] = first
-        # Channels of small images and capped ones do not depend on it.
-        if channels_at(sizes['size'], 1) != channels_at(sizes['size'], 2) and last != sizes.get('channel_max'):
-            sizes['channel_multiplier'] = multiplier
+        counts = {rays * 2 ** k: count for k, count in enumerate(channels)}
+        # The smallest with so many channels everywhere: a larger one makes too many where there is no limit.
+        least = max([1, *(-(-count * side // (256 * 64)) for side, count in counts.items() if side > 32)])
+        sizes |= next(({'channel_max': cap, 'channel_multiplier': factor}
+                       for cap in (limit, 0, max(channels)) for factor in (multiplier, least)
+                       if all(channels_at(side, factor, cap) == counts[side] for side in counts)), {})
     return sizes

@@ -57,7 +57,7 @@ def run_command(module, read_flags):
     exit code 2 and one sentence on stderr for bad input (UserError, or an OSError that the user can mend), 130 after
     Ctrl-C and 143 after SIGTERM. Anything else is a bug and keeps its traceback.
     """
-    _replace_closed_streams()
+    _prepare_streams()
     _prepare_for_pytorch()
     name = Path(sys.argv[0]).name
     interruptible = signal.getsignal(signal.SIGINT) != signal.SIG_IGN  # shells start background jobs that ignore it
@@ -82,7 +82,7 @@ def run_command(module, read_flags):
         if error.errno not in USER_ERRNOS:
             raise
         what = error.filename or 'a file'
-        sys.exit(_fail(name, f'cannot read or write {what}: {error.strerror}; {_remedy(error)}.'))
+        sys.exit(_fail(name, f'cannot read or write {what}: {error.strerror}; {remedy(error)}.'))
     except KeyboardInterrupt as stop:
         sys.exit(_say_stopped(stop.number if isinstance(stop, Terminated) else signal.SIGINT))
     finally:  # nothing is left to save, and an exception in what Python does at its end would be a traceback
@@ -103,12 +103,18 @@ def _imported(module):
         gc.enable()
 
 
-def _replace_closed_streams():
-    """Send what is printed nowhere where a parent process has closed stdout or stderr: there Python has None instead of
-    a stream. A file that the command opens later must not get the number of one of them."""
+def _prepare_streams():
+    """See to it that whatever is printed ends no command.
+
+    Where a parent process has closed stdout or stderr Python has None instead of a stream; then it goes nowhere. A file
+    that the command opens later must not get the number of one of them. The name of a file may hold bytes that are no
+    text, and a terminal may lack characters: these are spelled out, as Python does on stderr anyway.
+    """
     for stream in ('stdout', 'stderr'):
         if getattr(sys, stream) is None:
             setattr(sys, stream, open(os.devnull, 'w', encoding='utf-8'))  # noqa: SIM115 (it stays open)
+        if getattr(sys, stream).errors == 'strict':
+            getattr(sys, stream).reconfigure(errors='backslashreplace')
 
 
 def _prepare_for_pytorch():
@@ -147,12 +153,14 @@ def _say_stopped(number):
     return 128 + number
 
 
-def _remedy(error):
+def remedy(error):
     """What helps against an OSError that the user can mend."""
     if error.errno == errno.ENAMETOOLONG:
         return 'choose a shorter name'
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return 'free some space, or choose another folder'
+    if error.errno == errno.EISDIR:
+        return 'choose a name that no folder has'
     return 'check the place and its permissions'
 
 
@@ -230,6 +238,15 @@ def writable_folder(path, flag):
             pass
     except OSError as error:
         raise UserError(f'{flag} {path}: cannot write there ({error.strerror}); choose another folder.') from None
+    return path
+
+
+def writable_file(path, flag):
+    """Make the folder of the file that a flag names, and check before long work begins that it can be written."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f'{flag} {path}: this is a folder; give the name of a file.')
+    writable_folder(path.parent, flag)
     return path
 
 

@@ -2,10 +2,11 @@
 
     python benchmarks/compare_results.py evaluations_of_one evaluations_of_the_other
 
-Files are compared that have the same path within both folders: PNG files by their levels (0 to 255), OBJ files by the
-distances between their vertices, in units of the field (a head is about 0.2 wide). Where the numbers of vertices
-differ, the distance is that to the nearest vertex of the other mesh. The exit code is 1 where pictures differ by more
-than --levels or meshes by more than --distance, or where one folder lacks a file of the other.
+Files are compared that have the same path within both folders: PNG files by their levels (0 to 255, and fractions of
+them where a file has 16 bits), OBJ files by the distances between their vertices, in units of the field (a head is
+about 0.2 wide). Where the numbers of vertices differ, the distance is that to the nearest vertex of the other mesh. The
+exit code is 1 where pictures differ by more than --levels or meshes by more than --distance, where two files are of
+another size or kind, or where one folder lacks a file of the other.
 """
 import argparse
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import options
-from utils import UserError, run_command
+from utils import UserError, run_command, shortened
 
 
 def read_flags():
@@ -29,27 +30,46 @@ def read_flags():
 if __name__ == '__main__':
     run_command('compare_results', read_flags)
 
+import av
 import numpy as np
 import trimesh
-from PIL import Image
 from scipy.spatial import KDTree
 
 KINDS = {'.png': 'levels of 255', '.obj': 'distance'}
 
 
-def picture_differences(first, second):
-    """|a - b| of all values of two PNG files, in levels, or None where their sizes differ."""
-    a, b = (np.asarray(Image.open(path).convert('RGB'), dtype=float) for path in (first, second))
+def picture(path):
+    """(H,W) or (H,W,C) levels, from 0 to 255, of a PNG file with 8 or 16 bits."""
+    with av.open(str(path)) as file:  # Pillow reads 16 bits of gray pictures only
+        values = next(file.decode(video=0)).to_ndarray()
+    return values / (np.iinfo(values.dtype).max / 255)
+
+
+def vertices(path):
+    """(V,3) vertices of a mesh."""
+    values = np.asarray(trimesh.load(path, process=False, force='mesh').vertices)
+    if not len(values):
+        raise ValueError('it holds no mesh')
+    return values
+
+
+def read(path):
+    """What `picture` or `vertices` makes of a file. Raises UserError where it is damaged or of a kind unknown here."""
+    try:
+        return (picture if path.suffix == '.png' else vertices)(path)
+    except Exception as error:  # the readers may raise anything
+        raise UserError(f'{path} cannot be compared ({shortened(error)}); make it anew, or move it away.') from None
+
+
+def picture_differences(a, b):
+    """|a - b| of all levels of two pictures, or None where their sizes or kinds differ."""
     return np.abs(a - b).ravel() if a.shape == b.shape else None
 
 
-def mesh_differences(first, second):
+def mesh_differences(a, b):
     """Distances between the vertices of two meshes, in both directions where these are not as many."""
-    a, b = (np.asarray(trimesh.load(path, process=False, force='mesh').vertices) for path in (first, second))
     if a.shape == b.shape:
         return np.linalg.norm(a - b, axis=1)
-    if not len(a) or not len(b):
-        return None
     return np.concatenate([KDTree(b).query(a)[0], KDTree(a).query(b)[0]])
 
 
@@ -64,7 +84,7 @@ def rows_of(first, second):
     """Yield (path, differences or None) of each pair of files."""
     for path in sorted(first.keys() & second.keys()):
         differences = picture_differences if path.suffix == '.png' else mesh_differences
-        yield path, differences(first[path], second[path])
+        yield path, differences(read(first[path]), read(second[path]))
 
 
 def compare(first, second, most):
@@ -79,7 +99,7 @@ def compare(first, second, most):
     for path, differences in rows_of(first, second):
         if differences is None:
             alike = False
-            print(f'{"-":>10} {"-":>10} {"-":>7}  {path}: of another size')
+            print(f'{"-":>10} {"-":>10} {"-":>7}  {path}: of another size or kind')
             continue
         alike &= differences.max() <= most[path.suffix]
         print(f'{differences.max():10.3g} {differences.mean():10.3g} {(differences == 0).mean():7.2%}  {path} '

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import options
-from utils import UserError, run_command, save_image_row, select_device, to_uint8
+from utils import UserError, run_command, save_image_row, select_device, to_uint8, writable_file
 
 
 def read_flags():
@@ -24,12 +24,17 @@ def read_flags():
     parser.add_argument('--pairs', type=at_least_one, default=8,
                         help='pairs of frames, spread over the video (default: 8)')
     parser.add_argument('--gap', type=at_least_one, default=1, help='frames between the two of a pair (default: 1)')
-    parser.add_argument('--untrained_decoder', type=options.explained(options.at_least(8)), metavar='SIZE',
+    parser.add_argument('--untrained_decoder', type=options.explained(options.power_of_two(8, most=8192)),
+                        metavar='SIZE',
                         help='an untrained decoder of this size, channel multiplier 1, in place of the checkpoint\'s')
     parser.add_argument('--noise_weight', type=float, default=0.05, help='its noise weights (default: 0.05)')
     parser.add_argument('--picture', help='also write this picture of the surface, and of what stays of the noise')
     own, rest = parser.parse_known_args()
-    return own, options.parse('render_video', __doc__, rest)
+    opt = options.parse('render_video', __doc__, rest)
+    if own.gap >= opt.video.frames:
+        raise UserError(f'--gap {own.gap}: the video has {opt.video.frames} frames; give a smaller one, or more '
+                        '--frames.')
+    return own, opt
 
 
 if __name__ == '__main__':
@@ -107,8 +112,15 @@ def save_picture(path, frames):
 def main(flags):
     own, opt = flags
     device = select_device(opt.machine.device)
-    generator, opt, _, _ = load_generator(opt, device)
+    generator, opt, path, _ = load_generator(opt, device)
+    if own.picture:
+        writable_file(own.picture, '--picture')
+    if not generator.full_pipeline and not own.untrained_decoder:
+        raise UserError(f'{path} holds no decoder, whose noise could flicker; give --untrained_decoder SIZE.')
     if own.untrained_decoder:
+        if own.untrained_decoder < generator.renderer.resolution:
+            raise UserError(f'--untrained_decoder {own.untrained_decoder}: this field has '
+                            f'{generator.renderer.resolution} rays along a side; give at least as much.')
         torch.manual_seed(opt.experiment.seed)
         decoder = BandedDecoder(own.untrained_decoder, opt.model.style_dim, 1, generator.renderer.resolution,
                                 opt.rendering.width)

@@ -9,6 +9,7 @@ other: a model that was trained against a network looks too good to it. The side
 """
 import argparse
 import importlib.util
+import io
 import sys
 import warnings
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import options
-from utils import UserError, atomic_path, run_command
+from utils import UserError, atomic_path, run_command, shortened, writable_file
 
 NETWORKS = {'lite0': (1., 1.), 'lite2': (1.1, 1.2)}  # how much wider and deeper
 
@@ -37,6 +38,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from checkpoint import contents_of
 
 # Of each stage: expansion, channels, blocks, stride, kernel (Tan & Le 2019, table 1; Lite leaves out squeeze and
 # excitation, takes ReLU6, and keeps the first and last stage as they are in all sizes).
@@ -173,21 +176,26 @@ def fold(network):
 
 
 def load(name, path):
-    """An EfficientNetLite with the weights of a file."""
-    network = EfficientNetLite(*NETWORKS[name])
-    state = torch.load(path, map_location='cpu', weights_only=True)
-    network.load_state_dict({key: tensor for key, tensor in state.items() if not key.startswith('_fc.')})
+    """An EfficientNetLite with the weights of a file. Raises UserError where it holds none of this network."""
+    network, state = EfficientNetLite(*NETWORKS[name]), contents_of(path)
+    try:
+        network.load_state_dict({key: tensor for key, tensor in state.items() if not key.startswith('_fc.')})
+    except (AttributeError, RuntimeError, TypeError) as error:
+        raise UserError(f'{path} does not hold the weights of {name} ({shortened(error)}); leave --weights out, or '
+                        'give a file of the package.') from None
     network.eval().requires_grad_(False)
     fold(network)
     return network
 
 
 def main(flags):
+    out = writable_file(flags.out, '--out')
     network = {'maps': Maps, 'pooled': Pooled}[flags.kind](load(flags.name, flags.weights or weights_file(flags.name)))
     example = torch.zeros(2, 3, 128, 128, dtype=torch.float32 if flags.kind == 'maps' else torch.uint8)
     with warnings.catch_warnings():  # PyTorch would rather have other formats
         warnings.simplefilter('ignore')
-        traced = torch.jit.trace(network, example)
-    with atomic_path(Path(flags.out)) as temporary:
-        traced.save(str(temporary))
-    print(f'Wrote {flags.out}')
+        file = io.BytesIO()  # PyTorch ends the process where it cannot write to a file itself
+        torch.jit.save(torch.jit.trace(network, example), file)
+    with atomic_path(out) as temporary:
+        temporary.write_bytes(file.getbuffer())
+    print(f'Wrote {out}')

@@ -16,10 +16,30 @@ import sys
 import tempfile
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import options
+from utils import run_command
+
+
+def read_flags():
+    parser = options.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    at_least_one = options.explained(options.at_least(1))
+    parser.add_argument('--processes', type=at_least_one, default=2, help='how many train together (default: 2)')
+    parser.add_argument('--batch', type=at_least_one, default=4, help='images of one process in a step (default: 4)')
+    parser.add_argument('--steps', type=at_least_one, default=20, help='steps of each run that count (default: 20)')
+    parser.add_argument('--turns', type=at_least_one, default=3, help='how often all runs are made (default: 3)')
+    parser.add_argument('--default_widths', action='store_true', help='the default model instead of a small one')
+    return parser.parse_args()
+
+
+if __name__ == '__main__':
+    run_command('scaling', read_flags)
+
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
 STAGES = {'stage 1': ('train_volume_renderer.py', 'volume_renderer'),
           'stage 2': ('train_full_pipeline.py', 'full_pipeline')}
 SMALL = ['--size', '64', '--renderer_spatial_output_dim', '16', '--width', '64', '--depth', '3', '--style_dim', '64',
@@ -74,14 +94,7 @@ def measure(flags, work, name, renderer, turn):
     return found
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-    parser.add_argument('--processes', type=int, default=2, help='how many train together (default: 2)')
-    parser.add_argument('--batch', type=int, default=4, help='images of one process in a step (default: 4)')
-    parser.add_argument('--steps', type=int, default=20, help='steps of each run that count (default: 20)')
-    parser.add_argument('--turns', type=int, default=3, help='how often all runs are made (default: 3)')
-    parser.add_argument('--default_widths', action='store_true', help='the default model instead of a small one')
-    flags = parser.parse_args()
+def main(flags):
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
         make_data(work, 256 if flags.default_widths else 64)
@@ -95,7 +108,3 @@ def main():
             print(f'{name:8}  {images / alone:8.2f}  {flags.processes * images / apart:8.2f}  '
                   f'{flags.processes * images / together:8.2f}  {flags.processes * alone / together:7.2f}x  '
                   f'{max(0, 1 - apart / together):8.1%}', flush=True)
-
-
-if __name__ == '__main__':
-    main()

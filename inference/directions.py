@@ -134,7 +134,14 @@ def direction_between(having, lacking):
 # ---------------------------------------------------------------------------------------------- files
 
 def save_directions(path, directions, owner):
-    """Write {name: Direction} of the model `owner` (latents.Owner), atomically."""
+    """Write {name: Direction} of the model `owner` (latents.Owner), atomically.
+
+    Raises UserError for more than read_directions takes.
+    """
+    if len(directions) > MAX_DIRECTIONS:
+        raise UserError(f'{path} would hold {len(directions)} directions, more than {MAX_DIRECTIONS}; give another '
+                        'file with --out.')
+
     def plain(tensor):
         return None if tensor is None else tensor.detach().cpu().float().contiguous().clone()
 

@@ -22,7 +22,7 @@ def import_onnx(name='onnx'):
     try:
         return __import__(name)
     except ImportError:
-        raise UserError(f'--format onnx needs the package {name}: {INSTALL}.') from None
+        raise UserError(f'--format onnx and --browser need the package {name}: {INSTALL}.') from None
 
 
 class Graph:

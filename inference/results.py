@@ -126,12 +126,12 @@ def walk_name(seeds):
 def view_names(viewpoints):
     """A name for each (azimuth, elevation) in radians, azim{a}_elev{e} in whole degrees, cut towards zero (but 19.9999,
     as 20 degrees come out of float32, are 20); views that would share a name are numbered."""
-    names = []
+    names = {}  # in their order
     for viewpoint in viewpoints:
         azimuth, elevation = (int(round(math.degrees(angle), 3)) for angle in viewpoint)
         name = f'azim{azimuth}_elev{elevation}'
-        names.append(name if name not in names else f'{name}_view{len(names)}')
-    return names
+        names[name if name not in names else f'{name}_view{len(names)}'] = None
+    return list(names)
 
 
 def picture_file(name, kind):
@@ -182,9 +182,9 @@ def read_index(folder):
     try:
         entries = json.loads(path.read_text(encoding='utf-8'))['results']
         for entry in entries.values():
-            for file in [*entry.get('files', []), *entry.get('earlier_files', [])]:
-                if not isinstance(file, str):
-                    raise TypeError('a file name is no text')
+            for files in (entry.get('files', []), entry.get('earlier_files', [])):
+                if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+                    raise TypeError('its files are no list of texts')
         return entries
     except FileNotFoundError:
         return {}

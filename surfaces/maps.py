@@ -7,6 +7,8 @@
 
 They are taken from the field alone. In files of whole numbers a range is stretched over all values of 16 bits.
 """
+import io
+
 import av
 import numpy as np
 import torch
@@ -62,7 +64,9 @@ def save_map(path, values, low, high):
     """
     with atomic_path(path) as temporary:
         if temporary.suffix == '.npy':
-            np.save(temporary, values)
+            file = io.BytesIO()  # to a file itself NumPy writes without saying why it cannot
+            np.save(file, values)
+            temporary.write_bytes(file.getbuffer())
             return
         if temporary.suffix == '.png':
             values = np.rint(((values - low) / (high - low)).clip(0, 1) * LARGEST).astype(np.uint16)

@@ -24,6 +24,26 @@ def test_what_goes_wrong_there_is_raised_here():
         pytest.fail('no later call raised it')
 
 
+def test_what_comes_after_a_failure_is_left_out():
+    """The index, for instance, would list a file that could not be written."""
+    begin, done = threading.Event(), []
+
+    def fail_later():
+        begin.wait()
+        fail()
+
+    with pytest.raises(OSError, match='full'), BackgroundWriter() as later:
+        later(fail_later)
+        later(done.append, 1)  # handed over before it fails
+        begin.set()
+    with pytest.raises(OSError, match='full'), BackgroundWriter() as later:
+        with pytest.raises(OSError, match='full'):
+            while True:
+                later(fail)
+        later(done.append, 1)  # by one who does not mind, and yet hears of it
+    assert done == []
+
+
 def fail():
     raise OSError('full')
 

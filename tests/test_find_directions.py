@@ -1,5 +1,6 @@
 """find_directions.py: a file that --edit reads, a contact sheet, and a direction between two groups."""
 import contextlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import find_directions
 import generate_shapes_and_images as generate
 from inference import results
 from inference.contact_sheet import AMOUNTS, CELL
-from inference.directions import read_directions
+from inference.directions import Direction, read_directions, save_directions
 from inference.latents import latents_of_w, save_latents
 from inference.results import read_index
+from utils import UserError
 
 TINY = ['--expname', 'tiny', '--device', 'cpu', '--truncation_mean', '100']
 
@@ -104,9 +106,45 @@ def test_names_that_the_next_run_would_replace_are_refused(model, command, name,
     assert code == 2 and expected in error and error.count('\n') == 1
 
 
-def test_the_contact_sheet_does_not_overwrite_the_directions(model, command):
-    code, _, error = command(find_directions, *TINY, '--out', 'd.png', '--count', 1)
-    assert code == 2 and 'end it in .pt' in error
+@pytest.mark.parametrize('name', ['d.png', 'd', 'd.1'])
+def test_directions_have_a_name_that_leaves_another_to_their_contact_sheet(model, command, name):
+    code, _, error = command(find_directions, *TINY, '--out', name, '--count', 1)
+    assert code == 2 and f'--out {name}: give a name that ends in .pt' in error
+
+
+def test_a_picture_that_is_no_contact_sheet_is_not_overwritten(model, command, tmp_path):
+    """An earlier sheet is, which a direction in the file shows."""
+    arguments = [*TINY, '--out', 'cat.pt', '--no_surface_renderings', '--count', 1]
+    save_latents(tmp_path / 'a.pt', latents_of_w(model.generator, model.w_of([1], 1.)), model.owner, torch.zeros(1, 2))
+    named = ['--name', 'long', '--with_latents', 'a.pt', '--without_latents', 'a.pt']
+    for more, sheet in (([], 'cat.png'), (named, 'cat_long.png')):
+        (tmp_path / sheet).write_text('a photo')
+        code, _, error = command(find_directions, *arguments, *more)
+        assert code == 2 and f'{sheet} is no contact sheet' in error and (tmp_path / sheet).read_text() == 'a photo'
+        (tmp_path / sheet).unlink()
+        for _ in range(2):
+            code, out, _ = command(find_directions, *arguments, *more)
+            assert code == 0 and (tmp_path / sheet).stat().st_size > 1000
+        assert ('1 direction (long) in cat.pt' if more else '2 directions (shape1, color1) in cat.pt') in out
+
+
+@pytest.mark.skipif(not Path('/proc').is_dir(), reason='needs a folder in which nothing can be made')
+@pytest.mark.parametrize('flags, said', [
+    (['--truncation_ratio', 0], '--truncation_ratio 0 makes all identities the same'),
+    (['--out', '/proc/a/d.pt'], '--out /proc/a: cannot write there'),
+    (['--out', 'full_models'], 'give a name that ends in .pt'), (['--out', 'taken.pt'], 'taken.pt: this is a folder')])
+def test_what_cannot_be_done_is_said_before_the_work(model, command, tmp_path, monkeypatch, flags, said):
+    (tmp_path / 'taken.pt').mkdir()
+    monkeypatch.setattr(find_directions, 'load_generator', lambda *_: pytest.fail('the model was loaded'))
+    code, _, error = command(find_directions, *TINY, *flags)
+    assert code == 2 and said in error and error.count('\n') == 1
+
+
+def test_no_more_directions_are_written_than_can_be_read(model, tmp_path, monkeypatch):
+    monkeypatch.setattr('inference.directions.MAX_DIRECTIONS', 2)
+    with pytest.raises(UserError, match='d.pt would hold 3 directions, more than 2'):
+        save_directions(tmp_path / 'd.pt', dict.fromkeys('abc', Direction(None, None)), model.owner)
+    assert not (tmp_path / 'd.pt').exists()
 
 
 def test_bad_edits_end_in_one_sentence(model, command):

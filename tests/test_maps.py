@@ -1,4 +1,7 @@
 """Maps: their numbers on a surface that is known, and their files opened by Pillow, NumPy and FFmpeg's decoders."""
+import errno
+import resource
+
 import av
 import numpy as np
 import pytest
@@ -70,3 +73,16 @@ def test_files(tmp_path, ball, kind):
         assert picture.size == (SIZE, SIZE)
         if one:
             assert picture.mode.startswith('I;16') and np.array_equal(np.asarray(picture), stored)
+
+
+@pytest.mark.parametrize('suffix', ['png', 'exr', 'npy'])
+def test_a_full_disk_is_said_to_be_one(tmp_path, suffix):
+    """By its number, which makes one sentence of it. A largest size of files stands in for the disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        with pytest.raises(OSError) as failed:
+            save_map(tmp_path / f'a.{suffix}', np.random.rand(SIZE, SIZE, 3).astype(np.float32), 0, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert failed.value.errno == errno.EFBIG and not list(tmp_path.iterdir())

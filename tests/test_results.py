@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -44,6 +45,15 @@ def test_names_are_read_back(tmp_path, by_seed, long, short, title):
     assert found.pictures == {'image': tmp_path / files[0], 'thumbnail': tmp_path / files[1]}
     assert found.depth_meshes == [tmp_path / files[3], None, tmp_path / files[2]]
     assert found.marching_cubes == [tmp_path / files[4]]
+
+
+def test_many_views_are_named_in_a_moment():
+    """A stranger's index.json may list any number."""
+    started = time.process_time()
+    names = results.view_names([(float(i), 0.) for i in (*range(40_000), 0)])
+    assert time.process_time() - started < 2
+    assert names[:2] == ['azim0_elev0', 'azim57_elev0'] and names[-1] == 'azim0_elev0_view40000'
+    assert len(set(names)) == 40_001
 
 
 def test_names_of_videos_are_read_back(tmp_path):
@@ -110,7 +120,9 @@ def test_meshes_stay_listed_while_nothing_changes_that_decides_how_they_look(tmp
 
 @pytest.mark.parametrize('text', [
     '', '[]', '{"results": []}', '{"results": {"0000000": 3}}', '{"results": {"0000000": {"files": [3]}}}',
-    '{"results": {"0000000": {"files": "abc", "earlier_files": 3}}}', '[' * 100_000, '{"results": null}', 'NaN'])
+    '{"results": {"0000000": {"files": "abc"}}}', '{"results": {"0000000": {"earlier_files": "abc"}}}',
+    '{"results": {"0000000": {"earlier_files": {"abc": 1}}}}', '{"results": {"0000000": {"earlier_files": 3}}}',
+    '[' * 100_000, '{"results": null}', 'NaN'])
 def test_what_is_no_index_is_refused(tmp_path, text):
     (tmp_path / 'index.json').write_text(text)
     with pytest.raises(UserError, match='not an index that this command wrote'):

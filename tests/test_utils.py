@@ -10,7 +10,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from utils import atomic_path, duration, run_command
+from utils import UserError, atomic_path, duration, run_command, writable_file
 
 # The commands that read their flags before they import what is slow, and the arguments that they cannot do without.
 # Those that import PyTorch, and so can be stopped meanwhile.
@@ -42,6 +42,15 @@ def test_a_stream_that_the_parent_has_closed_ends_no_command(tmp_path, monkeypat
     for number, handler in handlers.items():
         signal.signal(number, handler)
     assert ended.value.code == 0
+
+
+def test_names_that_are_no_text_can_be_printed(tmp_path):
+    """Files may have such names, and what is printed of them after the work must not end the command."""
+    (tmp_path / 'torch.py').write_text('import sys\nprint(sys.argv[2])\nraise MemoryError\n')
+    done = subprocess.run([sys.executable, ROOT / 'find_directions.py', '--out', b'\xff.pt'], cwd=tmp_path, text=True,
+                          capture_output=True, check=False,
+                          env=os.environ | {'PYTHONPATH': str(tmp_path), 'PYTHONIOENCODING': 'utf-8:strict'})
+    assert done.stdout == '\\udcff.pt\n' and 'memory ran out' in done.stderr and done.returncode == 2
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='asks /proc, and is for glibc')
@@ -109,6 +118,16 @@ def test_flags_are_read_before_anything_slow_is_imported(tmp_path, arguments, co
 
 def test_importing_the_modules_changes_no_handler(fresh_process):
     assert fresh_process[0]['handlers are kept']
+
+
+def test_a_place_that_cannot_be_written_is_named_with_its_flag(tmp_path):
+    assert writable_file(tmp_path / 'new' / 'a.pt', '--out') == tmp_path / 'new' / 'a.pt'
+    assert list((tmp_path / 'new').iterdir()) == []
+    with pytest.raises(UserError, match='--out .*new: this is a folder; give the name of a file'):
+        writable_file(tmp_path / 'new', '--out')
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match='--out .*file: cannot write there .*; choose another folder'):
+        writable_file(tmp_path / 'file' / 'a.pt', '--out')
 
 
 def test_errors_name_the_file_that_the_user_knows(tmp_path):
