@@ -5,6 +5,7 @@ them. Files are untrusted: they are read with weights_only=True, which cannot ru
 """
 import difflib
 import errno
+import glob
 import hashlib
 import os
 import pickle
@@ -19,11 +20,12 @@ from torch.overrides import TorchFunctionMode
 
 from model import build_generator, sizes_of
 from options import FLAGS, adopted_flags, checked, fixed_flags, replaced
-from utils import UserError, atomic_path, printable
+from utils import UserError, atomic_path, printable, remedy
 
 FINAL_MODELS = Path('full_models')
 RENDERERS = Path('pretrained_renderer')
 DEMO_MODELS = Path(__file__).resolve().parent / 'demo'  # the bundled demo model
+SPHERE = 'sphere_init.pt'  # what stage 1 begins with, made by itself or the official one
 
 
 # ---------------------------------------------------------------------------------------------- where files live
@@ -106,6 +108,10 @@ DISK_ERRNOS = errno.EIO, errno.ESTALE, errno.ENOTCONN
 WRAPPERS = {'module.': 'DataParallel', '_orig_mod.': 'torch.compile'}  # and the prefix that each gives to all names
 
 
+class Unreadable(UserError):
+    """A file that the disk or its permissions do not give us, though it may be whole."""
+
+
 def read(path, key='g_ema'):
     """The checkpoint at `path` as a dict on the CPU, checked to hold finite tensors under `key`.
 
@@ -150,7 +156,7 @@ def contents_of(path):
     except Exception as error:  # a damaged file can fail anywhere in the unpickler, with any exception
         # Not for what damage makes the unpickler seek and read.
         if isinstance(error, OSError) and (error.filename or error.errno in DISK_ERRNOS):
-            raise UserError(f'{path} cannot be read ({error.strerror}); check its permissions and the disk.') from None
+            raise Unreadable(f'{path} cannot be read ({error.strerror}); check its permissions and the disk.') from None
         if isinstance(error, pickle.UnpicklingError) and 'GLOBAL' in str(error):
             raise UserError(f'{path} holds Python code or objects beside tensors, which could do anything when loaded, '
                             'and was refused; get the file from a source you trust.') from None
@@ -253,11 +259,18 @@ def _is_whole_pickle(path):
 
 
 def newest_whole(opt, stage):
-    """(path, checkpoint) of a stage's newest checkpoint that can be read, or None; says which it passes over."""
+    """(path, checkpoint) of a stage's newest checkpoint that is whole, or None; says which damaged ones it passes over.
+
+    Raises UserError where one cannot be read: it may be whole, and the steps since the one before it would be lost.
+    """
     for path in iteration_paths(opt, stage).values():
         try:
             return path, read(path)
+        except Unreadable:
+            raise
         except UserError as error:
+            if not os.path.lexists(path):  # removed since by another run, which has a newer one now
+                return newest_whole(opt, stage)
             print(f'Passing over a checkpoint: {error}')
     return None
 
@@ -273,10 +286,10 @@ def file_hash(path):
 
 # ---------------------------------------------------------------------------------------------- options
 
-def sizes(state, path, rays=64):
+def sizes(state, path, rays=64, multiplier=1, limit=0):
     """The flags that the shapes of a generator's state dict tell (model.sizes_of). Raises UserError if it is none."""
     try:
-        return sizes_of(state, rays)
+        return sizes_of(state, rays, multiplier, limit)
     except ValueError as error:
         raise UserError(f'{path} is not a StyleSDF generator: {error}.') from None
 
@@ -296,7 +309,7 @@ def reconcile(opt, saved, path, resumed=False):
     """
     there, here = _flags_in(saved, path), flags_of(opt)
     adopted = {}
-    for name in adopted_flags(opt.command):
+    for name in adopted_flags(opt.command, has_decoder(saved['g_ema'])):
         if name in there and name not in opt.given and there[name] != here[name]:
             try:
                 adopted[name] = checked(name, there[name])
@@ -304,7 +317,8 @@ def reconcile(opt, saved, path, resumed=False):
                 raise UserError(f'{path} was trained with {name} {printable(repr(there[name]))}, which {error}; give '
                                 f'--{name}.') from None
     here |= adopted
-    told = sizes(saved['g_ema'], path, here['renderer_spatial_output_dim'])
+    told = sizes(saved['g_ema'], path, here['renderer_spatial_output_dim'], here['channel_multiplier'],
+                 here['channel_max'])
     wrong = {name: value for name, value in told.items() if here[name] != value}
     _refuse_contradictions(opt, wrong, path)
     for how, values in (('was trained with', {name: adopted[name] for name in adopted if name not in wrong}),
@@ -350,6 +364,11 @@ def _refuse_contradictions(opt, wrong, path):
 
 
 # ---------------------------------------------------------------------------------------------- loading
+
+def has_decoder(state):
+    """Whether a generator's state dict is that of a full model."""
+    return any(str(name).startswith('decoder.') for name in state)
+
 
 def without_decoder(state):
     """The part of a generator's state dict that stage 1 trains: mapping, field and renderer."""
@@ -430,7 +449,7 @@ def check_fits(opt, state, path):
     """
     try:
         with _ShapesOnly():
-            model = build_generator(opt, full_pipeline=any(name.startswith('decoder.') for name in state))
+            model = build_generator(opt, full_pipeline=has_decoder(state))
     except (RuntimeError, OverflowError, ValueError):
         raise UserError(f'{path} is not a StyleSDF generator: its tensors claim an impossible size.') from None
     for name, tensor in model.state_dict().items():
@@ -454,16 +473,27 @@ def save(path, checkpoint):
             file.flush()
             os.fsync(file.fileno())  # the new file is on the disk before it takes the old one's place
     except OSError as error:
-        raise UserError(f'cannot write {path} ({error.strerror}); free some space or choose another folder.') from None
+        raise UserError(f'cannot write {path} ({error.strerror}); {remedy(error)}.') from None
 
 
-def prune(opt, stage, keep):
-    """Remove a stage's oldest checkpoints until `keep` are left (0: keep all)."""
-    for path in list(iteration_paths(opt, stage).values())[keep:] if keep else ():
+def prune(opt, stage, keep, newest):
+    """Remove what a stage does not need once the checkpoint of step `newest` is written: the unfinished sphere, and its
+    oldest checkpoints until `keep` are left (0: keep all).
+
+    Checkpoints of later steps stay, and do not count: the training has passed them over, as damaged.
+    """
+    (stage_folder(opt, stage) / SPHERE).unlink(missing_ok=True)
+    paths = [path for iteration, path in iteration_paths(opt, stage).items() if iteration <= newest]
+    for path in paths[keep:] if keep else ():
         path.unlink(missing_ok=True)
 
 
-def remove_leftovers(opt, stage):
-    """Remove the unfinished files that killed runs of a stage left behind."""
-    for path in stage_folder(opt, stage).glob('.models_*.pt'):
-        path.unlink(missing_ok=True)
+def remove_leftovers(opt, stage, final):
+    """Remove the unfinished files (utils.atomic_path) that killed runs of a stage left behind, in its folder and beside
+    its finished model, `final`."""
+    folder = stage_folder(opt, stage)
+    for place, name in ((folder, 'models_*.pt'), (folder, SPHERE), (folder, 'stats.jsonl'), (folder, 'progress.png'),
+                        (folder / 'samples', '*.png'), (final.parent, glob.escape(final.name))):
+        stem, _, suffix = name.rpartition('.')
+        for path in place.glob(f'.{stem}-????????.{suffix}'):
+            path.unlink(missing_ok=True)

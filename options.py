@@ -26,6 +26,7 @@ MAX_VIEWS = 1000
 MAX_NAME = 200  # bytes; file systems allow 255, and endings are added to an experiment's name
 MAX_SENTENCE = 1000  # characters about a wrong flag
 LARGEST = 10 ** 9  # no number may be larger: that would be a slip of the finger
+MOST_PICTURES = 10 ** 6  # of one command, which holds something about each in memory
 DIRECTION_NAME = '[A-Za-z][A-Za-z0-9]{0,29}'
 MAX_EDIT = 100
 MEAN_LATENT_DRAWS = 10_000  # model.py has the same default
@@ -78,10 +79,13 @@ def above(low):
 
 
 def half_angle(text):
-    """A field of view, which is half the opening angle: between 0 and 90 degrees."""
+    """A field of view, which is half the opening angle: from 0.1 to below 90 degrees.
+
+    At smaller ones focal lengths and the sheets of textures would grow without limit.
+    """
     value = float(text)
-    if not 0 < value < 90:
-        raise ValueError('must lie between 0 and 90 degrees (it is half the opening angle)')
+    if not 0.1 <= value < 90:
+        raise ValueError('must lie between 0.1 and 90 degrees (it is half the opening angle)')
     return value
 
 
@@ -523,7 +527,8 @@ GROUPS = {
              frequent=(GENERATE, INVERT)),
     ),
     'video': (
-        Flag('frames', 250, VIDEOS, 'number of frames of a video', at_least(1), frequent=(VIDEO,)),
+        Flag('frames', 250, VIDEOS, 'number of frames of a video', at_least(1, most=MOST_PICTURES),
+             frequent=(VIDEO,)),
         Flag('fps', 30, VIDEOS, 'frames per second', at_least(1, most=1000)),
         Flag('format', 'mp4', Scope((VIDEO, EXPORT)),
              'file format: of videos mp4, gif, webp, webm, or frames (a folder of PNG files); of an exported model pt '
@@ -542,11 +547,12 @@ GROUPS = {
     ),
     'evaluation': (
         Flag('metrics', METRICS, EVALUATION, 'what to measure', metric_list, frequent=(EVALUATE,)),
-        Flag('num_images', 50000, EVALUATION, 'number of images to generate for fid, kid, pr and swd', at_least(1),
-             frequent=(EVALUATE,)),
-        Flag('num_surfaces', 1000, EVALUATION, 'number of identities for depth, view and field', at_least(1),
-             frequent=(EVALUATE,)),
-        Flag('num_inversions', 40, EVALUATION, "number of the model's own images for inversion", at_least(1)),
+        Flag('num_images', 50000, EVALUATION, 'number of images to generate for fid, kid, pr and swd',
+             at_least(1, most=MOST_PICTURES), frequent=(EVALUATE,)),
+        Flag('num_surfaces', 1000, EVALUATION, 'number of identities for depth, view and field',
+             at_least(1, most=MOST_PICTURES), frequent=(EVALUATE,)),
+        Flag('num_inversions', 40, EVALUATION, "number of the model's own images for inversion",
+             at_least(1, most=MOST_PICTURES)),
         Flag('held_out', None, EVALUATION,
              'folder, zip or LMDB of photos for inversion, which the training has not seen'),
         Flag('num_held_out', 40, EVALUATION, 'number of these photos, the first ones', at_least(1)),
@@ -588,7 +594,7 @@ GROUPS = {
         Flag('fit_noise', False, INVERSION,
              "also fit the decoder's noise, which reproduces the photo better but does not turn with the head", bool),
         Flag('starts', 4, INVERSION, 'without an encoder: number of first guesses that are looked at closely',
-             at_least(1, most=64)),
+             at_least(1, most=8)),
         Flag('align', False, INVERTING,
              'cut out faces as FFHQ was aligned, by eyes and mouth (needs facenet-pytorch, or --landmarks)', bool,
              frequent=(INVERT,)),
@@ -678,14 +684,15 @@ GROUP_OF = {flag.name: group for group, flags in GROUPS.items() for flag in flag
 
 # ---------------------------------------------------------------------------------------------- questions to the flags
 
-def adopted_flags(command):
+def adopted_flags(command, decoder=True):
     """Names of the flags that a command takes from a checkpoint's options where the user did not give them.
 
-    Stage 1 takes none: a new training has its own, and one that goes on must be given the same.
+    Stage 1 takes none: a new training has its own, and one that goes on must be given the same. Stage 2 takes those of
+    the field, and with a checkpoint's decoder also those of that. decoder: whether the checkpoint has one.
     """
-    if command in TRAINING:
-        return [flag.name for flag in FLAGS.values() if command == STAGE_2 and flag.scope.inherited]
-    return [flag.name for flag in FLAGS.values() if flag.scope.settled == 'options']
+    scopes = {flag.name: flag.scope for flag in FLAGS.values() if command != STAGE_1}
+    return [name for name, scope in scopes.items() if (command == STAGE_2 and scope.inherited)
+            or (scope.settled == 'options' and (command != STAGE_2 or decoder))]
 
 
 def fixed_flags(command):
@@ -803,7 +810,9 @@ def explained(convert):
         try:
             return convert(text)
         except ValueError as error:
-            reason = str(error) if str(error).startswith('must') else 'must be a number'
+            reason = str(error)
+            if not reason.startswith('must'):  # of int() and float()
+                reason = 'must be a whole number' if 'int()' in reason else 'must be a number'
             raise configargparse.ArgumentTypeError(f'{reason}, not {printable(repr(text))}') from None
     return convert_or_explain
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from checkpoint import contents_of, load_state, without_projected
 from discriminators import Discriminator
-from metrics.features import frozen_torchscript
+from metrics.features import check_numbers, frozen_torchscript
 from utils import UserError, shortened
 
 VGG = 'vgg16'
@@ -42,8 +42,7 @@ def _tried(network, size, device):
     def maps(images):
         if images.shape[-1] > SIDE:
             images = F.interpolate(images, size=(SIDE, SIDE), mode='bilinear', antialias=True, align_corners=False)
-        found = network.maps(images)
-        return list(found) if isinstance(found, list | tuple) else [found]
+        return network.maps(images)
 
     try:
         found = maps(torch.zeros(2, 3, size, size, device=device))
@@ -53,6 +52,7 @@ def _tried(network, size, device):
                         f'({str(error).strip().splitlines()[-1]}).') from None
     if not fits:
         raise UserError(f'--features {network.name}: it must give feature maps (B,C,h,w), one or a list of them.')
+    check_numbers(network.name, found)
     return FeatureNetwork(network.name, maps)
 
 

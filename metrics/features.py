@@ -40,6 +40,8 @@ class Features(NamedTuple):
             shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
             raise UserError(f'--features: {self.name} gives {shape} for {len(images)} images; it must give one row of '
                             'features for each.')
+        if not features.shape[1]:
+            raise UserError(f'--features: {self.name} gives no features; use another network.')
         features = features.float()
         if not features.isfinite().all():
             raise UserError(f'--features: {self.name} gives features that are not finite numbers; use another network.')
@@ -66,24 +68,34 @@ def load_torchscript(path, device):
             warnings.simplefilter('ignore')
             network = torch.jit.load(path, map_location=device).eval()
         network.forward.schema  # noqa: B018 (which a damaged file may lack)
-    except (RuntimeError, ValueError, AttributeError):
+    except Exception:  # a damaged file can fail anywhere in PyTorch, with any exception
         raise UserError(f'--features {path} is not a TorchScript network, or a damaged one; make it with '
                         'torch.jit.save, or fetch it again.') from None
     return network, file_hash(path)
 
 
 def frozen_torchscript(path, device):
-    """(name, function) of a TorchScript file whose weights stay as they are, for gradients by the images. Raises
-    UserError as `load_torchscript` does."""
+    """(name, function) of a TorchScript file whose weights stay as they are, for gradients by the images. The function
+    gives a list of tensors, also where the network gives one alone. Raises UserError as `load_torchscript` does."""
     network, digest = load_torchscript(path, device)
     for parameter in network.parameters():
         parameter.requires_grad_(False)
 
     def call(images):
         with torch.jit.optimized_execution(False):  # which on a GPU compiles for half a minute, and gains nothing here
-            return network(images)
+            found = network(images)
+        found = found if isinstance(found, list | tuple) else [found]
+        # Half precision becomes the format that all else here computes with.
+        return [one.float() if one.is_floating_point() else one for one in found]
 
     return f'{path.name} ({digest[:16]})', call
+
+
+def check_numbers(name, maps):
+    """Raise UserError where a network's feature maps are not made of finite real numbers, which have gradients."""
+    if not all(one.is_floating_point() and one.isfinite().all() for one in maps):
+        raise UserError(f'--features: {name} gives feature maps of integers, or of values that are not finite numbers; '
+                        'use another network.')
 
 
 def _torchscript(path, device):

@@ -204,6 +204,27 @@ def test_size_and_multiplier_of_every_decoder(size, multiplier):
     assert (sizes['size'], sizes['channel_multiplier']) == (size, multiplier)
 
 
+@pytest.mark.parametrize('rays, size, multiplier, limit', [
+    (64, 256, 4, 256), (64, 1024, 4, 64), (32, 128, 4, 512), (32, 64, 5, 600), (16, 256, 4, 256), (64, 256, 1, 600),
+    (64, 64, 3, 0), (64, 512, 8, 64)])
+def test_channels_of_every_decoder(rays, size, multiplier, limit, capsys):
+    """The flags that are found make the same channels; those that the user typed stay where they do."""
+    sizes = ['--size', str(size), '--style_dim', '2', '--width', '2', '--depth', '1', '--renderer_spatial_output_dim',
+             str(rays)]
+    channels = ['--channel_multiplier', str(multiplier), '--channel_max', str(limit)]
+    with torch.device('meta'):
+        state = build_generator(options([*sizes, *channels])).state_dict()
+    found = checkpoint.reconcile(options(sizes), {'g_ema': state}, 'x.pt')
+    with torch.device('meta'):
+        again = build_generator(found).state_dict()
+    assert {name: tensor.shape for name, tensor in again.items()} == {
+        name: tensor.shape for name, tensor in state.items()}
+    capsys.readouterr()
+    typed = checkpoint.reconcile(options([*sizes, *channels]), {'g_ema': state}, 'x.pt')
+    assert (typed.model.channel_multiplier, typed.model.channel_max) == (multiplier, limit)
+    assert capsys.readouterr().out == ''
+
+
 @pytest.mark.parametrize('flag, value', [('size', '64'), ('style_dim', '16'), ('width', '16'), ('depth', '3')])
 def test_a_typed_contradiction_is_refused(tiny, flag, value):
     path, generator = tiny
@@ -405,3 +426,10 @@ def test_what_is_there_is_said_where_it_is_no_checkpoint(tmp_path):
     torch.save({'epoch': 3, 'model\x1b': {}}, tmp_path / 'other.pt')
     with pytest.raises(UserError, match=r"under 'g_ema' \(but epoch, model\\x1b\)"):
         checkpoint.read(tmp_path / 'other.pt')
+
+
+def test_what_cannot_be_written_is_named_with_what_helps(tmp_path):
+    (tmp_path / 'taken.pt').mkdir()
+    with pytest.raises(UserError, match=r'taken.pt \(Is a directory\); choose a name that no folder has'):
+        checkpoint.save(tmp_path / 'taken.pt', {})
+    assert [path.name for path in tmp_path.iterdir()] == ['taken.pt']

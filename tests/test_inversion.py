@@ -1,5 +1,6 @@
 """inversion/: coordinates, first guesses, the optimization's gradients and what it keeps, the encoder, features."""
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -278,6 +279,7 @@ def test_the_search_finds_its_own_candidates(inverter, preview):
     found = search.candidates(inverter, preview)
     guess, previews = found
     assert len(previews) == len(guess.u) == 6 * 15
+    assert not guess.u[:15].any() and guess.u[15:].any(1).all()  # the mean identity from all sides, then others
     images = torch.nn.functional.interpolate(previews[[20, 80]], size=16, mode='nearest')
     best = search.best_candidates(found, images, 2)
     assert torch.equal(best.viewpoint[[0, 2]], guess.viewpoint[[20, 80]])
@@ -395,6 +397,11 @@ def test_a_torchscript_network_gives_features(loaded_tiny, tmp_path):
     opt.evaluation.features = str(tmp_path / 'conv.pt')
     features = load_features(opt, loaded_tiny.path, 16, torch.device('cpu'))
     assert features.maps(torch.zeros(1, 3, 16, 16))[0].shape[1] == 4
+    conv = torch.nn.Conv2d(3, 4, 3)
+    conv.weight.data.fill_(math.nan)
+    torch.jit.script(conv).save(str(tmp_path / 'conv.pt'))
+    with pytest.raises(UserError, match='conv.pt .* gives feature maps .* that are not finite numbers'):
+        load_features(opt, loaded_tiny.path, 16, torch.device('cpu'))
     torch.jit.script(torch.nn.Linear(3, 4)).save(str(tmp_path / 'conv.pt'))
     with pytest.raises(UserError, match='cannot take images'):
         load_features(opt, loaded_tiny.path, 16, torch.device('cpu'))

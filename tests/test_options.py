@@ -8,6 +8,7 @@ import pytest
 from conftest import GOLDEN, ROOT
 
 import options
+from inversion.search import IDENTITIES
 from options import COMMANDS, GROUPS, parse, replaced
 from utils import UserError
 
@@ -140,18 +141,35 @@ def test_seeds(text, seeds):
     (['--num_views_per_id', '0'], '--num_views_per_id'),
     (['--seeds', '3-1'], '--seeds'), (['--seeds', 'a'], '--seeds'), (['--seeds', '1,,2'], '--seeds'),
     (['--seeds', '-1'], '--seeds'), (['--seed', '-1'], '--seed'), (['--seeds', '99999999999999999999'], '--seeds'),
-    (['--fov', '90'], '--fov'), (['--fov', 'nan'], '--fov'), (['--dist_radius', '1'], '--dist_radius'),
+    (['--fov', '90'], '--fov'), (['--fov', '0.09'], '--fov'), (['--fov', '1e-40'], '--fov'),
+    (['--fov', 'nan'], '--fov'), (['--dist_radius', '1'], '--dist_radius'),
     (['--truncation_ratio', '-0.1'], '--truncation_ratio'), (['--truncation_ratio', 'nan'], '--truncation_ratio'),
     (['--truncation_mean', '10000001'], '--truncation_mean'),
     (['--N_samples', '1'], '--N_samples'), (['--device', 'gpu'], '--device'), (['--precision', 'int8'], '--precision'),
     (['--mesh_format', 'stl'], '--mesh_format'), (['--lr', '0'], '--lr'), (['--batch'], '--batch'),
     (['--config', 'no/such/file'], 'no/such/file'), (['--expname', ''], '--expname'), (['--mixing', '1.1'], '--mixing'),
     (['--azim', '90'], '--azim'), (['--fps', '100000'], '--fps'),
+    (['--frames', '1000001'], '--frames'), (['--num_surfaces', '1000001'], '--num_surfaces'),
+    (['--num_images', '1000001'], '--num_images'), (['--num_inversions', '1000001'], '--num_inversions'),
 ])
 def test_bad_flags_are_one_sentence(arguments, named):
     with pytest.raises(UserError) as error:
         parse(COMMAND, '', arguments)
     assert named in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('arguments', (['--seed', '1e3'], ['--size', '1e3'], ['--batch', '2.0']))
+def test_a_number_that_is_not_whole_is_told_so(arguments):
+    with pytest.raises(UserError, match=f"must be a whole number, not '{arguments[1]}'"):
+        parse(COMMAND, '', arguments)
+    with pytest.raises(UserError, match="must be a number, not 'wide'"):
+        parse(COMMAND, '', ['--azim', 'wide'])
+
+
+def test_the_starts_of_an_inversion_are_no_more_than_there_are_identities():
+    assert parse('invert_photos', '', ['--starts', str(IDENTITIES)]).inversion.starts == IDENTITIES
+    with pytest.raises(UserError, match='--starts: must lie between 1 and'):
+        parse('invert_photos', '', ['--starts', str(IDENTITIES + 1)])
 
 
 @pytest.mark.parametrize('typed, meant', [

@@ -46,6 +46,17 @@ def test_the_decoder_is_drawn_to_the_thumbnail(data, tmp_path):
     assert far[1] < far[0] / 2, far[1] / far[0]
 
 
+def test_the_pull_of_the_thumbnail_ends(data, renderer, tmp_path):
+    """The networks hardly change, so both runs have the same images, and the weights alone differ."""
+    pull = []
+    for until in (0, 4):
+        train('full_pipeline', tmp_path, flags(data, f'--iter 5 --lr 1e-9 --renderer_ckpt {renderer} --expname {until} '
+                                                     f'--thumbnail_lambda 1 --thumbnail_until {until}'))
+        lines = logs.read_stats(tmp_path / 'checkpoint' / str(until) / 'full_pipeline' / 'stats.jsonl')
+        pull.append([line.get('g_thumbnail', 0) for line in lines])
+    assert np.divide(*pull[::-1]) == pytest.approx([1, 0.75, 0.5, 0.25, 0], rel=1e-3)
+
+
 def test_images_are_no_smaller_than_thumbnails(data, renderer, tmp_path):
     with pytest.raises(UserError, match='--size 16 is less than .* 32.; give'):
         train('full_pipeline', tmp_path, flags(data, f'--renderer_ckpt {renderer} --renderer_spatial_output_dim 32'))

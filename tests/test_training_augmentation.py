@@ -103,6 +103,14 @@ def test_a_hole_is_half_as_wide_as_the_image(monkeypatch):
     assert torch.equal(holes[:, :1].expand(-1, 3, -1, -1), holes)
 
 
+def test_only_differences_count_for_a_loss_of_differences():
+    real, fake = torch.tensor([1., 3., -1., 2.]), torch.tensor([0., 1., 2., -1.])
+    assert augmentation.sign_of_real(real, fake, relativistic=False).mean() == 0.5
+    for shift in (-100, 0, 100):
+        assert augmentation.sign_of_real(real + shift, fake + shift, relativistic=True).mean() == 0.5
+        assert augmentation.sign_of_real(fake + shift, real + shift, relativistic=True).mean() == -0.5
+
+
 def test_the_strength_grows_while_real_images_are_known_too_well():
     strength = Strength(target=0.6, images=2560)
     for _ in range(2):

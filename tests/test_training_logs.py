@@ -33,6 +33,13 @@ def test_stats_of_steps_that_are_done_again_are_cut_off(tmp_path):
     assert [line['iteration'] for line in logs.read_stats(path)] == [1, 2, 3, 4, 5]
 
 
+def test_lines_of_another_kind_are_left_out(tmp_path):
+    path = tmp_path / 'stats.jsonl'
+    path.write_bytes(b'{"iteration": 1}\n[1]\n7\nnull\n{"d": 1}\n{"iteration": "2"}\n\xff\n{"iteration": 3}\n')
+    logs.Log(tmp_path, tiny('train_volume_renderer'), iteration=5)
+    assert logs.read_stats(path) == [{'iteration': 1}, {'iteration': 3}]
+
+
 def test_of_a_line_for_which_there_is_no_room_nothing_stays(tmp_path):
     """A limit on the size of files lets a part of the line through, as a disk does that gets full."""
     resource = pytest.importorskip('resource', reason='needs limits for processes')

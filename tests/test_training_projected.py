@@ -1,4 +1,6 @@
 """The projected discriminator: its feature network, mixing and heads, and a run with it."""
+import math
+
 import pytest
 import torch
 from conftest import assert_close
@@ -31,6 +33,19 @@ class TinyFeatures(nn.Module):
             x = self.next(x).sin()
             found.append(x)
         return found[::-1] if self.from_coarse else found
+
+
+class Converted(nn.Module):
+    """The same maps in another format of numbers, or multiplied."""
+
+    def __init__(self, scale: float, kind: torch.dtype):
+        super().__init__()
+        self.network = TinyFeatures()
+        self.scale = scale
+        self.kind = kind
+
+    def forward(self, images: torch.Tensor):
+        return [(self.scale * x).to(self.kind) for x in self.network(images)]
 
 
 @pytest.fixture(scope='module')
@@ -144,11 +159,17 @@ def test_a_run_with_it_resumes_exactly(narrow, features, data, renderer, tmp_pat
     assert differences(whole, parts) == []
     assert build_generator(tiny('train_full_pipeline')).state_dict().keys() == whole['g'].keys()
 
+    renamed = tmp_path / 'renamed (1).pt'
+    renamed.write_bytes(features.read_bytes())
+    train('full_pipeline', tmp_path / 'parts',
+          [*flags(data, f'{text} --iter 4 --continue_training'), '--features', str(renamed)])
+    assert newest(tmp_path / 'parts', 'full_pipeline')[0] == 4
+
     torch.manual_seed(1)
     torch.jit.script(TinyFeatures()).save(tmp_path / 'other.pt')
-    with pytest.raises(UserError, match='began with the features of features.pt'):
+    with pytest.raises(UserError, match=r'began with the features of renamed \(1\).pt'):
         train('full_pipeline', tmp_path / 'parts',
-              [*flags(data, f'{text} --iter 4 --continue_training'), '--features', str(tmp_path / 'other.pt')])
+              [*flags(data, f'{text} --iter 5 --continue_training'), '--features', str(tmp_path / 'other.pt')])
 
 
 @pytest.mark.parametrize('before, after, begins', [
@@ -210,13 +231,25 @@ def test_networks_that_will_not_do(tmp_path):
     torch.jit.script(nn.Conv2d(3, 3, 1)).save(tmp_path / 'no_list.pt')
     torch.jit.script(nn.Conv2d(4, 3, 1)).save(tmp_path / 'four_channels.pt')
     torch.jit.script(TinyFeatures(from_coarse=True)).save(tmp_path / 'coarse.pt')
+    torch.jit.script(Converted(math.nan, torch.float32)).save(tmp_path / 'nan.pt')
+    torch.jit.script(Converted(1., torch.int32)).save(tmp_path / 'integers.pt')
     (tmp_path / 'text.pt').write_text('no network')
     for name, reason in (('three', 'gives 3 maps'),
                          ('coarse', r'coarse.pt \(\w+\) gives maps of 4x4, 8x8, 16x16, 32x32 pixels, in this order'),
-                         ('no_list', 'feature maps'), ('four_channels', 'cannot take'),
-                         ('text', 'is not a TorchScript network'), ('missing', 'no such file')):
+                         ('nan', 'feature maps of integers, or of values that are not finite'),
+                         ('integers', 'feature maps of integers'), ('no_list', 'gives 1 maps'),
+                         ('four_channels', 'cannot take'), ('text', 'is not a TorchScript network'),
+                         ('missing', 'no such file')):
         with pytest.raises(UserError, match=reason):
             load_feature_network(tmp_path / f'{name}.pt', 16, 'cpu')
+
+
+def test_half_precision_is_taken(narrow, tmp_path):
+    torch.jit.script(Converted(1., torch.float16)).save(tmp_path / 'half.pt')
+    discriminator = ProjectedDiscriminator(load_feature_network(tmp_path / 'half.pt', 16, 'cpu'), 16)
+    images = torch.rand(2, 3, 16, 16).requires_grad_()
+    discriminator(images).sum().backward()
+    assert images.grad.abs().max() > 0
 
 
 def test_a_network_that_loses_images(monkeypatch):

@@ -1,4 +1,6 @@
 """Where a run begins: resuming is exact, and what does not fit is refused."""
+import errno
+
 import pytest
 import torch
 from conftest import assert_close
@@ -39,12 +41,82 @@ def test_the_newest_whole_checkpoint_is_taken(data, tmp_path, capsys):
     assert sorted(path.name for path in folder.glob('models_*')) == [f'models_000000{i}.pt' for i in (2, 3, 4)]
     newest_path = folder / 'models_0000004.pt'
     newest_path.write_bytes(newest_path.read_bytes()[:5000])
-    (folder / '.models_0000005-x.pt').write_bytes(b'left over by a kill')
     train('volume_renderer', tmp_path, flags(data, '--iter 5 --continue_training'))
     said = capsys.readouterr().out
     assert 'Passing over a checkpoint' in said and 'models_0000003.pt (3 steps done)' in said
     assert newest(tmp_path, 'volume_renderer')[0] == 5
-    assert not list(folder.glob('.models_*'))
+
+
+def test_a_checkpoint_is_not_removed_for_a_damaged_one_with_a_higher_number(data, tmp_path):
+    """However often the training is stopped before it has passed the damaged one."""
+    train('volume_renderer', tmp_path, flags(data, '--iter 4 --save_every 2 --no_sphere_init'))
+    damage(tmp_path, 4)
+    for done in (3, 4):
+        train('volume_renderer', tmp_path,
+              flags(data, '--iter 9 --continue_training --keep_checkpoints 1 --max_minutes 1e-6 --no_sphere_init'))
+        folder = tmp_path / 'checkpoint' / 'debug' / 'volume_renderer'
+        assert checkpoint.read(folder / f'models_000000{done}.pt')['iteration'] == done
+
+
+def test_a_checkpoint_that_another_run_removes_meanwhile_is_not_missed(data, tmp_path, monkeypatch, capsys):
+    train('volume_renderer', tmp_path, flags(data, '--iter 2 --save_every 1 --no_sphere_init'))
+    read = checkpoint.read
+
+    def read_too_late(path):
+        if checkpoint.iteration_of(path) == 2:
+            path.rename(path.with_stem('models_0000003'))
+        return read(path)
+
+    monkeypatch.setattr(checkpoint, 'read', read_too_late)
+    monkeypatch.chdir(tmp_path)
+    path, _ = checkpoint.newest_whole(tiny('train_volume_renderer'), 'volume_renderer')
+    assert path.stem == 'models_0000003' and 'Passing over' not in capsys.readouterr().out
+
+
+def damage(folder, *iterations):
+    """Cut checkpoints of stage 1 short."""
+    for iteration in iterations:
+        path = folder / 'checkpoint' / 'debug' / 'volume_renderer' / f'models_{iteration:07d}.pt'
+        path.write_bytes(path.read_bytes()[:5000])
+
+
+def test_no_training_begins_anew_beside_checkpoints_that_it_cannot_use(data, tmp_path):
+    train('volume_renderer', tmp_path, flags(data, '--iter 2 --save_every 1 --no_sphere_init'))
+    damage(tmp_path, 1, 2)
+    before = checkpoints_below(tmp_path)
+    with pytest.raises(UserError, match='none of the checkpoints in checkpoint/debug/volume_renderer can be used'):
+        train('volume_renderer', tmp_path, flags(data, '--iter 2 --continue_training'))
+    assert checkpoints_below(tmp_path) == before
+
+
+def checkpoints_below(folder):
+    return {path: path.read_bytes() for path in folder.rglob('*.pt')}
+
+
+@pytest.mark.parametrize('more', ('', '--max_minutes 1e-6'))  # a checkpoint, or an unfinished sphere
+def test_what_a_disk_does_not_give_is_not_taken_for_damaged(more, data, tmp_path, monkeypatch):
+    def stale(*_, **__):
+        raise OSError(errno.ESTALE, 'Stale file handle')
+
+    train('volume_renderer', tmp_path, flags(data, f'--iter 2 --save_every 1 {more}'))
+    before = checkpoints_below(tmp_path)
+    monkeypatch.setattr(torch, 'load', stale)
+    with pytest.raises(UserError, match='.pt cannot be read .Stale file handle.; check'):
+        train('volume_renderer', tmp_path, flags(data, '--iter 2 --continue_training'))
+    assert checkpoints_below(tmp_path) == before
+
+
+def test_what_a_kill_left_unfinished_is_removed(data, tmp_path):
+    train('volume_renderer', tmp_path, flags(data, '--iter 1 --no_sphere_init'))
+    folder, finished = tmp_path / 'checkpoint' / 'debug' / 'volume_renderer', tmp_path / 'pretrained_renderer'
+    left = [folder / f'.{name}' for name in ('models_0000002-abc_1234.pt', 'sphere_init-abc_1234.pt',
+                                             'stats-abc_1234.jsonl', 'progress-abc_1234.png')]
+    left += [folder / 'samples' / '.0000001_shape-abc_1234.png', finished / '.debug_vol_renderer-abc_1234.pt']
+    others = finished / '.debug_vol_renderer-2-abc_1234.pt'  # of an experiment that may be running
+    for path in (*left, others):
+        path.write_bytes(b'half a file')
+    train('volume_renderer', tmp_path, flags(data, '--iter 2 --no_sphere_init --continue_training'))
+    assert not any(path.exists() for path in left) and others.exists()
 
 
 @BOTH
@@ -214,3 +286,32 @@ def test_a_damaged_sphere_is_made_anew(data, tmp_path, capsys):
     train('volume_renderer', tmp_path, flags(data, '--iter 1 --continue_training'))
     assert 'Making the sphere anew' in capsys.readouterr().out
     assert differences(*(newest(path, 'volume_renderer')[1] for path in (tmp_path, tmp_path / 'whole'))) == []
+
+
+def test_a_sphere_may_end_sooner_than_it_was_begun_for(data, tmp_path):
+    train('volume_renderer', tmp_path, flags(data, '--iter 1 --sphere_iters 5000 --max_minutes 1e-6'))
+    train('volume_renderer', tmp_path, flags(data, '--iter 1 --sphere_iters 5000 --max_minutes 1e-6 '
+                                                   '--continue_training'))
+    assert torch.load(*tmp_path.rglob('sphere_init.pt'), weights_only=True)['step'] == 2
+    train('volume_renderer', tmp_path, flags(data, '--iter 1 --sphere_iters 1 --continue_training'))
+    assert newest(tmp_path, 'volume_renderer')[0] == 1 and not list(tmp_path.rglob('sphere_init.pt'))
+
+
+def test_a_decoder_keeps_the_rate_of_its_mapping(data, renderer, tmp_path, capsys):
+    """Without it its latents would be others."""
+    text = f'--iter 1 --lr 1e-9 --renderer_ckpt {renderer}'
+    train('full_pipeline', tmp_path / 'a', flags(data, f'{text} --lr_mapping 0.5'))
+    full = tmp_path / 'a' / 'full_models' / 'debug.pt'
+    train('full_pipeline', tmp_path / 'b', flags(data, f'--iter 1 --init_ckpt {full}'))
+    assert 'lr_mapping 0.5: using that' in capsys.readouterr().out
+    train('full_pipeline', tmp_path / 'c', flags(data, f'{text} --init_ckpt {full}'))  # above another renderer
+    train('full_pipeline', tmp_path / 'd', flags(data, f'--iter 1 --renderer_ckpt {full}'))  # a decoder of its own
+    assert [newest(tmp_path / name, 'full_pipeline')[1]['options']['model']['lr_mapping'] for name in 'bcd'] == [
+        0.5, 0.5, 0.01]
+
+
+def test_another_precision_is_told(data, renderer, tmp_path, capsys):
+    train('full_pipeline', tmp_path, flags(data, f'--iter 1 --renderer_ckpt {renderer}'))
+    for precision, told in (('fp32', False), ('bf16', True)):
+        train('full_pipeline', tmp_path, flags(data, f'--iter 1 --continue_training --precision {precision}'))
+        assert ('was trained with --precision fp32, and goes on with bf16.' in capsys.readouterr().out) == told

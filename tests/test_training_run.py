@@ -35,6 +35,7 @@ BAD = {
     'no such size': ('volume_renderer', '--size 32', 'size 32'),
     'batch of one': ('volume_renderer', '--batch 1', '--batch 1 is too small'),
     'chunks that leave a rest': ('full_pipeline', '--batch 6 --chunk 4', '--batch 6 is not divisible by --chunk 4'),
+    'enlarged photos': ('volume_renderer', '--iter 1 --renderer_spatial_output_dim 32', '--size 16 is less than'),
     'too many workers': ('volume_renderer', f'--num_workers {IMAGES + 1}', f'more than the {IMAGES} images'),
     'a file in the way': ('volume_renderer', '--checkpoints_dir file', '--checkpoints_dir file/debug/volume_renderer'),
     'no stage 1': ('full_pipeline', '', 'no stage-1 result pretrained_renderer/debug_vol_renderer.pt'),
@@ -184,6 +185,23 @@ def test_a_checkpoint_that_cannot_be_written_is_tried_again(data, tmp_path, monk
     train('volume_renderer', tmp_path, flags(data, '--iter 4 --no_sphere_init --save_every 2'))
     assert {path.stem for path in tmp_path.rglob('models_*')} == {'models_0000003', 'models_0000004'}
     assert 'tries again after step 3; the newest checkpoint is none' in capsys.readouterr().err
+
+
+def test_the_sphere_stays_until_its_checkpoint_is_written(data, tmp_path, monkeypatch, capsys):
+    text = '--sphere_iters 2 --save_every 1 --iter 2'
+    failing_saves(monkeypatch, 0)
+    train('volume_renderer', tmp_path / 'full', flags(data, text))
+    assert 'the newest checkpoint is checkpoint/debug/volume_renderer/sphere_init.pt' in capsys.readouterr().err
+    assert not list(tmp_path.rglob('sphere_init.pt'))  # there are checkpoints of later steps
+
+    failing_saves(monkeypatch, 0)
+    train('volume_renderer', tmp_path / 'stopped', flags(data, f'{text} --max_minutes 1e-6'))
+    with pytest.raises(UserError, match='cannot write .*models_0000000.pt .* is .*sphere_init.pt'):
+        train('volume_renderer', tmp_path / 'stopped', flags(data, f'{text} --max_minutes 1e-6 --continue_training'))
+    train('volume_renderer', tmp_path / 'stopped', flags(data, f'{text} --continue_training'))
+    monkeypatch.undo()
+    train('volume_renderer', tmp_path / 'whole', flags(data, text))
+    assert differences(*(newest(tmp_path / name, 'volume_renderer')[1] for name in ('stopped', 'whole'))) == []
 
 
 def test_several_failures_in_a_row_end_the_training(data, tmp_path, monkeypatch):

@@ -35,11 +35,20 @@ def test_chunks_do_not_change_the_gradient_of_stage_1(double, chunk, more):
     assert set(terms) == {'g', 'g_view', 'g_eikonal', 'g_minimal_surface', 'g_sphere', 'surface', 'fog'}
 
 
+def test_the_surface_is_watched_without_losses_of_its_own():
+    """The hold needs it for --sphere_fade and its warning."""
+    opt = tiny('train_volume_renderer', more='--min_surf_lambda 0 --eikonal_lambda 0')
+    terms = stage1.accumulate_generator(build_generator(opt, full_pipeline=False), VolumeDiscriminator(8, True, 0.02),
+                                        random_numbers.draw_fakes(opt, 'g', 0, range(4), 'cpu'), opt, 4)
+    assert set(terms) == {'g', 'g_view', 'surface', 'fog'}
+
+
 def test_the_relativistic_loss_compares_each_fake_with_a_photo(double):
     """R3GAN's loss and both penalties, against the formulas on whole batches."""
     opt = tiny('train_volume_renderer', more='--adversarial_loss relativistic --r1 3 --view_lambda 0')
     torch.manual_seed(0)
     generator, discriminator = build_generator(opt, full_pipeline=False), VolumeDiscriminator(8, False, 0.02)
+    torch.nn.init.constant_(discriminator.final_conv.conv.bias, 5.)  # all scores are positive, which says nothing
     real = torch.randn(4, 3, 8, 8)
 
     def fakes():
@@ -53,6 +62,7 @@ def test_the_relativistic_loss_compares_each_fake_with_a_photo(double):
                  for logits, images in ((real_logits, real), (fake_logits, thumbnails))]
     assert_close(terms['d'], (1 + (fake_logits - real_logits).exp()).log().mean())
     assert_close(torch.stack([terms['r1'], terms['r2']]), torch.stack(penalties))
+    assert_close(terms['real_sign'], (real_logits - fake_logits).sign().mean())
     terms = stage1.accumulate_generator(generator, discriminator, fakes(), opt, 2, real=real)
     assert_close(terms['g'], (1 + (real_logits - fake_logits).exp()).log().mean())
 

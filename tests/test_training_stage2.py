@@ -46,6 +46,7 @@ def test_the_relativistic_loss_compares_each_fake_with_a_photo(double):
                  for logits, images in ((real_logits, real), (fake_logits, fakes))]
     assert_close(terms['d'], (1 + (fake_logits - real_logits).exp()).log().mean())
     assert_close(torch.stack([terms['r1'], terms['r2']]), torch.stack(penalties))
+    assert_close(terms['real_sign'], (real_logits - fake_logits).sign().mean())
     terms = stage2.accumulate_generator(generator, discriminator, rendered, 4, real=real)
     assert_close(terms['g'], (1 + (real_logits - fake_logits).exp()).log().mean())
 

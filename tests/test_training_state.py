@@ -46,6 +46,11 @@ def test_ema():
         assert_close(tensor, before[name] + (weight if trained else 0), 1e-5, name)
 
 
+def test_samples_have_no_jitter(trained):
+    state, _ = trained
+    assert (state.g.renderer.perturb, state.g_ema.renderer.perturb) == (1, 0)
+
+
 def test_ema_of_a_short_run():
     opt = tiny('train_full_pipeline')
     generator, discriminator = tiny_generator(opt), Discriminator(16, 1, 4)

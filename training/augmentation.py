@@ -143,12 +143,20 @@ def with_hole(images, draws):
     return images.masked_fill(hole[:, None], 0.)
 
 
+def sign_of_real(real, fake, relativistic):
+    """How well a discriminator with these logits of real and of generated images knows the real ones: signs, +1 on
+    average where it has learnt them by heart, and 0 where it cannot tell.
+
+    The relativistic loss only compares logits, so that their own signs are arbitrary there.
+    """
+    return (real - fake if relativistic else real).detach().sign()
+
+
 class Strength:
     """How strongly to augment: it grows while the discriminator knows the real images too well (ADA, section 3).
 
-    The sign of its score for a real image is +1 on average where it has learnt the images by heart, and 0 where it
-    cannot tell. Every INTERVAL images the strength moves one step towards the average `target`, by an amount that
-    would take it from 0 to 1 in `images` real images.
+    Every INTERVAL images the strength moves one step, so that the average of `sign_of_real` comes toward `target`. The
+    steps are as large as to take it from 0 to 1 in `images` real images.
     """
     INTERVAL, FIRST = 256, 0.
 

@@ -142,12 +142,12 @@ def peak_memory(device):
 
 
 def read_stats(path):
-    """The lines of a stats.jsonl as dicts; a last line that a kill cut short is left out."""
+    """The lines of a stats.jsonl as dicts. What is no line of ours is left out, such as one that a kill cut short."""
     lines = []
-    for text in path.read_text().splitlines() if path.exists() else ():
+    for text in path.read_text(errors='replace').splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):
             lines.append(json.loads(text))
-    return lines
+    return [line for line in lines if isinstance(line, dict) and isinstance(line.get('iteration'), int)]
 
 
 CURVES = (  # title, logarithmic, names

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from metrics.features import frozen_torchscript
+from metrics.features import check_numbers, frozen_torchscript
 from utils import UserError, lack_of_memory, shortened
 
 SCALES = 4
@@ -56,6 +56,7 @@ def load_feature_network(path, size, device):
     elif sides != sorted(sides, reverse=True):
         found = f'maps of {", ".join(f"{height}x{width}" for _, height, width in sides)} pixels, in this order'
     else:
+        check_numbers(network.name, maps)
         return network
     raise UserError(f'--features: {network.name} gives {found}; the projected discriminator needs {SCALES} maps '
                     '(B,C,h,w), from fine to coarse.')
@@ -209,6 +210,7 @@ class SameNetwork:
         return {'name': self.name}
 
     def load_state_dict(self, state):
-        if state['name'] != self.name:
+        # The name of a file ends with its digest, and that alone must be the same: files are renamed.
+        if state['name'].rpartition(' (')[2] != self.name.rpartition(' (')[2]:
             raise UserError(f'this run began with the features of {state["name"]}, not {self.name}; give the same file '
                             'with --features, or begin a new --expname.')

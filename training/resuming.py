@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import checkpoint
 from discriminators import stddev_group
-from options import replaced
+from options import adopted_flags, replaced
 from training.gradients import checked_chunk
 from training.widening import widened, width_of
-from utils import UserError, shortened
+from utils import UserError, printable, shortened
 
 OWN_FLAGS = 'dataset_path', 'num_workers', 'device', 'local_rank'  # each process keeps its own value of these
 
@@ -41,8 +41,11 @@ def _look_for_start(opt, stage, processes):
         if newest is not None:
             path, saved = newest
             start = Start(path, saved, resumed=True)
-        elif (folder / 'sphere_init.pt').exists():
-            print(f'No checkpoint to continue from in {where} yet: going on with its unfinished sphere_init.pt.')
+        elif checkpoint.iteration_paths(opt, stage):
+            raise UserError(f'none of the checkpoints in {where} can be used, and a new training could replace them; '
+                            'get whole ones from a backup, move them away to begin anew, or choose another --expname.')
+        elif (folder / checkpoint.SPHERE).exists():
+            print(f'No checkpoint to continue from in {where} yet: going on with its unfinished {checkpoint.SPHERE}.')
         else:
             print(f'No checkpoint to continue from in {where}: starting anew.')
     elif checkpoint.iteration_paths(opt, stage):
@@ -52,7 +55,7 @@ def _look_for_start(opt, stage, processes):
         path = Path(opt.training.init_ckpt)
         start = Start(path, checkpoint.read(path))
         if stage == 'full_pipeline' and opt.training.renderer_ckpt:
-            start = _with_renderer(start, Path(opt.training.renderer_ckpt))
+            start = _with_renderer(start, Path(opt.training.renderer_ckpt), adopted_flags(opt.command, decoder=False))
     if start.path:
         weights = start.saved['g_ema']
         if stage == 'volume_renderer':  # of a full model, stage 1 takes the field alone
@@ -62,13 +65,31 @@ def _look_for_start(opt, stage, processes):
         opt = checkpoint.reconcile(opt, start.saved | {'g_ema': weights}, start.path, start.resumed)
     if start.resumed:
         opt = same_batch(opt, stage, start, processes)
+        _tell_precision(opt, stage, start)
+    elif stage == 'volume_renderer':  # stage 2 asks when it knows its renderer
+        check_size(opt)
     checked_chunk(opt)
     return start, opt
 
 
-def _with_renderer(start, path):
+def check_size(opt):
+    """Raise UserError where thumbnails are larger than images."""
+    if opt.model.size < opt.model.renderer_spatial_output_dim:
+        raise UserError(f"--size {opt.model.size} is less than the side of the renderer's thumbnails "
+                        f'(--renderer_spatial_output_dim {opt.model.renderer_spatial_output_dim}); give a larger one.')
+
+
+def _tell_precision(opt, stage, start):
+    """Say so where a training goes on with another --precision, which only stage 2 has a use for."""
+    before = checkpoint.flags_of(start.saved.get('options')).get('precision', opt.machine.precision)
+    if stage == 'full_pipeline' and before != opt.machine.precision:
+        print(f'{start.path} was trained with --precision {printable(before)}, and goes on with '
+              f'{opt.machine.precision}.')
+
+
+def _with_renderer(start, path, learned_with):
     """The Start with the field and mapping of another checkpoint: its decoder goes on above a renderer that has learned
-    more, with the cameras and samples that it learned with."""
+    more, with the cameras and samples that it learned with, which the flags `learned_with` tell."""
     saved = checkpoint.read(path)
     renderer = checkpoint.without_decoder(saved['g_ema'])
 
@@ -77,8 +98,9 @@ def _with_renderer(start, path):
         return renderer | {name: tensor for name, tensor in state.items() if name not in replaced_by_it}
 
     merged = {key: above_it(start.saved[key]) for key in ('g', 'g_ema') if isinstance(start.saved.get(key), dict)}
-    learned_with = {'options': saved['options']} if 'options' in saved else {}
-    return start._replace(saved=start.saved | merged | learned_with)
+    own, theirs = (checkpoint.flags_of(contents.get('options')) for contents in (start.saved, saved))
+    options = own | {name: theirs[name] for name in learned_with if name in theirs}
+    return start._replace(saved=start.saved | merged | {'options': {'of both': options}})
 
 
 def _widen(start, weights, opt):

@@ -107,7 +107,7 @@ class Run:
 
     def _take_folder(self):
         self._cleanup.enter_context(only_run(self.folder))
-        checkpoint.remove_leftovers(self.opt, self.stage)
+        checkpoint.remove_leftovers(self.opt, self.stage, self.final)
 
     def _begin(self):
         """Load what the run starts from into the state, and make all processes equal."""
@@ -336,7 +336,7 @@ class Run:
         self.keep(path, self.state.checkpoint() | {'dataset': self._described, 'step_images': self._step_images}, final)
         if self.is_first and path == self.last_saved:
             self._aside('removing old checkpoints', lambda: checkpoint.prune(
-                self.opt, self.stage, self.opt.training.keep_checkpoints))
+                self.opt, self.stage, self.opt.training.keep_checkpoints, self.state.iteration))
 
     def keep(self, path, contents, final=False):
         """Write a file that the training can go on from.

@@ -6,7 +6,7 @@ import torch
 
 import checkpoint
 import losses
-from training.augmentation import unchanged
+from training.augmentation import sign_of_real, unchanged
 from training.gradients import Terms, chunks, frozen
 from training.hold import silhouette
 from training.projected import beside
@@ -52,7 +52,8 @@ def accumulate_discriminator(discriminator, generator, real, fakes, opt, chunk, 
             loss['d_projected'] = (losses.hinge_loss(projected(images.detach()))
                                    + losses.hinge_loss(-projected(thumbnails.detach())))
         (scale * sum(loss.values())).backward()
-        terms.add(scale, **loss, real_score=real_logits, fake_score=fake_logits, real_sign=real_logits.sign())
+        terms.add(scale, **loss, real_score=real_logits, fake_score=fake_logits,
+                  real_sign=sign_of_real(real_logits, fake_logits, relativistic))
     return terms
 
 
@@ -72,8 +73,7 @@ def accumulate_generator(generator, discriminator, fakes, opt, chunk, sphere_lam
             inputs = fakes.select(indices)
             scale = len(inputs.z) / len(fakes.z)
             rendering = generator(inputs.z, inputs.cameras, rng=inputs.rngs,
-                                  sdf=has_sdf and (opt.training.min_surf_lambda > 0 or opt.training.far_lambda > 0),
-                                  eikonal=has_sdf and opt.training.eikonal_lambda > 0).rendering
+                                  sdf=has_sdf, eikonal=has_sdf and opt.training.eikonal_lambda > 0).rendering
             thumbnails = augmentation(rendering.thumbnail, inputs.rngs)
             logits, viewpoints = discriminator(thumbnails)
             if real is None:
@@ -122,7 +122,7 @@ def initialize_sphere(run, opt):
 
     Takes the official sphere_init.pt instead where it is there and fits. Interrupted, it goes on where it was.
     """
-    state, steps, path = run.state, opt.training.sphere_iters, run.folder / 'sphere_init.pt'
+    state, steps, path = run.state, opt.training.sphere_iters, run.folder / checkpoint.SPHERE
     optimizer = adam(state.g.parameters(), opt.training.lr_g, BETAS)
     first = _load_sphere(run, opt, optimizer, path)
     if first < steps and run.is_first:
@@ -146,9 +146,7 @@ def initialize_sphere(run, opt):
             if run.stopping:
                 run.end_early()
     state.g_ema.load_state_dict(state.g.state_dict())
-    run.save()
-    if run.is_first:
-        path.unlink(missing_ok=True)
+    run.save(final=run.stopping)
     if run.stopping:
         run.end_early()
 
@@ -163,11 +161,12 @@ def _load_sphere(run, opt, optimizer, path):
     checkpoint.load_state(run.state.g, saved['g'], found)
     if found != path:
         return opt.training.sphere_iters
+    run.last_saved = path
     load_optimizer(optimizer, saved.get('optimizer'), 'optimizer', path)
     step = saved.get('step')
-    if not isinstance(step, int) or not 0 <= step <= opt.training.sphere_iters:
-        raise damaged(path, 'step', 'is not one of this sphere')
-    return step
+    if not isinstance(step, int) or step < 0:
+        raise damaged(path, 'step', 'is not a whole number')
+    return min(step, opt.training.sphere_iters)  # which may be smaller than when the sphere was begun
 
 
 def _find_sphere(opt, path):
@@ -175,11 +174,13 @@ def _find_sphere(opt, path):
     if path.exists() and opt.experiment.continue_training:
         try:
             saved = checkpoint.read(path, key='g')
+        except checkpoint.Unreadable:
+            raise
         except UserError as error:
             return path, None, f'Making the sphere anew: {error}'
         checkpoint.reconcile(opt, saved | {'g_ema': saved['g']}, path, resumed=True)
         return path, saved, ''
-    official = checkpoint.RENDERERS / 'sphere_init.pt'
+    official = checkpoint.RENDERERS / checkpoint.SPHERE
     if official.exists() and not opt.training.sphere_radius:
         weights = checkpoint.read(official)['g_ema']
         flags = checkpoint.flags_of(opt)

@@ -12,10 +12,10 @@ import checkpoint
 import losses
 from discriminators import stddev_group
 from options import replaced
-from training.augmentation import unchanged
+from training.augmentation import sign_of_real, unchanged
 from training.gradients import Terms, backward_in_chunks, chunks, frozen
 from training.projected import ProjectedDiscriminator, beside
-from training.resuming import OWN_FLAGS
+from training.resuming import OWN_FLAGS, check_size
 from utils import UserError
 
 BETAS = (0., 0.99)
@@ -108,7 +108,6 @@ def accumulate_discriminator(discriminator, generator, real, rendered, opt, chun
             of_real['r1'] = r1 * losses.r1_penalty(logits, images)
         if projected:
             of_real['d_projected'] = losses.hinge_loss(projected(images.detach()))
-        scores = {'real_score': logits.detach(), 'real_sign': logits.detach().sign()}
         if not relativistic:  # the graph of one half of logistic_loss is gone before the other's is made
             accumulate(scale, of_real)
 
@@ -122,7 +121,8 @@ def accumulate_discriminator(discriminator, generator, real, rendered, opt, chun
             of_fakes['r2'] = r1 * losses.r1_penalty(fake_logits, fakes)
         if projected:
             of_fakes['d_projected'] = losses.hinge_loss(-projected(fakes.detach()))
-        accumulate(scale, *[of_real] * relativistic, of_fakes, **scores, fake_score=fake_logits)
+        accumulate(scale, *[of_real] * relativistic, of_fakes, real_score=logits, fake_score=fake_logits,
+                   real_sign=sign_of_real(logits, fake_logits, relativistic))
     return terms
 
 
@@ -205,9 +205,7 @@ def _read_renderer(opt):
     saved = checkpoint.read(path)
     state = checkpoint.without_decoder(saved['g_ema'])
     opt = checkpoint.reconcile(opt, saved | {'g_ema': state}, path)
-    if opt.model.size < opt.model.renderer_spatial_output_dim:
-        raise UserError(f"--size {opt.model.size} is less than the side of the renderer's thumbnails "
-                        f'(--renderer_spatial_output_dim {opt.model.renderer_spatial_output_dim}); give a larger one.')
+    check_size(opt)
     return path, state, opt
 
 
