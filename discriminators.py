@@ -129,7 +129,7 @@ class ResBlock(nn.Module):
 
 
 def stddev_group(batch):
-    """How many images minibatch_stddev compares: 4, or 3 or 2 where 4 does not divide the batch."""
+    """How many images minibatch_stddev compares: 4, 3 or 2, the first that divides the batch; else the whole batch."""
     return next((group for group in (4, 3, 2) if batch % group == 0), batch)
 
 

@@ -26,6 +26,7 @@ from inference.results import model_folder
 from inversion.encoder import encoder_path, read_encoder
 from inversion.inverter import Inverter
 from inversion.inverting import Guesser, Settings
+from metrics.distances import PATCH
 from metrics.features import load_features
 from metrics.inversion import measure_inversions, summarize_inversions
 from metrics.measuring import (
@@ -48,12 +49,18 @@ from utils import UserError, writable_folder
 USUAL_IMAGES = 10_000  # FID and recall of fewer are far from those of many
 
 
-def check(opt, real):
-    """Raise UserError for too few images, or for --save_images without any. real: Images, or None if not needed."""
+def check(opt, real, size):
+    """Raise UserError for too few images, too small ones, or for --save_images without any.
+
+    real: Images, or None if not needed. size: pixels along a side of those that are compared.
+    """
     if real is None:
         if opt.evaluation.save_images:
             raise UserError('--save_images: none of the --metrics needs images; add swd, for instance.')
         return
+    if 'swd' in opt.evaluation.metrics and size < PATCH:
+        raise UserError(f'--metrics: swd compares patches of {PATCH} x {PATCH} pixels, and this model has images '
+                        f'of only {size} x {size}; leave swd out.')
     count, flag = min((opt.evaluation.num_images, '--num_images'), (len(real), f'--dataset_path {real.path}'))
     if count < FEWEST_IMAGES:
         raise UserError(f'{flag}: {count} images are too few to compare; use at least {FEWEST_IMAGES}.')
@@ -123,7 +130,7 @@ def main(opt):
             settings['inversion'] = inversion_settings(opt, path)
         unfinished = folder / f'unfinished-{short_hash([settings, sorted(metrics)])}'
         images = open_images(opt.dataset.dataset_path, size) if of_images else None
-        check(opt, images)
+        check(opt, images, size)
         features = load_features(opt.evaluation.features, size, device) if metrics & FEATURE_METRICS else None
         means = means_for_truncation(generator, opt, device)
 

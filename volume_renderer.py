@@ -182,11 +182,6 @@ class SigmoidDensity(NamedTuple):
         """Density at signed distances of any shape. It draws nothing from rng."""
         return torch.sigmoid(-sdf / self.scale) / self.scale
 
-    def slope(self, sdf):
-        """The derivative of the density by the signed distance."""
-        density = self.value(sdf)
-        return -(density * (1 - self.scale * density) / self.scale)
-
     @property
     def support(self):
         """The distance outside the surface from which on the density is next to nothing."""
@@ -202,10 +197,6 @@ class SoftplusDensity(NamedTuple):
         if self.noise_std > 0:
             raw = raw + self.noise_std * draw(torch.randn, raw.shape, rng, device=raw.device)
         return F.softplus(raw)
-
-    def slope(self, raw):
-        """The derivative of the density, without noise, by the raw number."""
-        return torch.sigmoid(raw)
 
     support = None  # a raw number is no distance, so none says that there is no density
 

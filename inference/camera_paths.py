@@ -60,6 +60,10 @@ def path_cameras(opt, path, frames, device):
         track = track_of(frames, distance=2 ** -np.sin(angle))
     else:
         track = interpolated(read_key_frames(path), frames)
+    nearest, radius = track['distance'].min(), opt.camera.dist_radius
+    if nearest <= radius:  # the near plane would lie behind the camera
+        raise UserError(f'--path {path}: the camera comes as near to the origin as {nearest:g}, and what this model '
+                        f'shows reaches {radius:g} around it (--dist_radius); use a path that stays farther away.')
     return cameras_on(opt, track, device)
 
 

@@ -8,8 +8,6 @@ from surfaces.meshes import SURFACE_RESOLUTION
 from surfaces.rendering import render_surface
 from utils import UserError
 
-SIZES = ('thumbnail', 'surface', 'image')
-
 
 def check_maps(opt):
     """Raise UserError for flags that belong to --maps without it, or a format that cannot be written here."""

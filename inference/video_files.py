@@ -21,9 +21,9 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
+from options import VIDEO_FORMATS
 from utils import QUICK_PNG, UserError, atomic_path
 
-FORMATS = ('mp4', 'gif', 'webp', 'webm', 'frames')
 WITH_ALPHA = ('webm', 'webp', 'frames')
 CODECS = {'mp4': 'libx264', 'gif': 'gif', 'webp': 'libwebp_anim', 'webm': 'libvpx-vp9'}
 CONTAINER_OPTIONS = {'mp4': {'movflags': 'faststart'},          # the index comes first: browsers play while they load
@@ -54,7 +54,7 @@ def check_encoder(file_format):
         try:
             av.codec.Codec(codec, 'w')
         except ValueError:  # PyAV's UnknownCodecError
-            others = ', '.join(other for other in FORMATS if other != file_format)
+            others = ', '.join(other for other in VIDEO_FORMATS if other != file_format)
             raise UserError(f'--format {file_format}: the installed PyAV lacks the encoder {codec}; use another format '
                             f'({others}), or install PyAV anew from PyPI (pip install --force-reinstall av).') from None
 
@@ -63,7 +63,7 @@ def check_encoder(file_format):
 def video_writer(path, file_format='mp4', fps=30, crf=10):
     """Yield a function that adds one frame, a uint8 array (H,W,3) in RGB, to the video at `path`.
 
-    Frames of a file_format of WITH_ALPHA may be (H,W,4), the last alpha. file_format: one of FORMATS. fps: a whole
+    Frames of a file_format of WITH_ALPHA may be (H,W,4), the last alpha. file_format: of VIDEO_FORMATS. fps: a whole
     number. crf: quality of H.264 and VP9, from 0 (lossless) to 51. Odd sizes of a file get one more row or column, a
     copy of the last, since yuv420p halves them. The video appears when the block ends. When KeyboardInterrupt ends it,
     the frames so far become the video, or go to unfinished_path(path) where there is a video already. When it comes

@@ -1,7 +1,7 @@
 """Measures of quality as pure functions: distances between sets of features, of image patches and of points.
 
 torch-fidelity computes its metrics from images it reads itself; the functions that would take features are no part of
-its public interface. So the formulas are here, and only its Inception network is used (evaluate.py).
+its public interface. So the formulas are here, and only its Inception network is used (features.py).
 """
 import math
 from typing import NamedTuple

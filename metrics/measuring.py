@@ -60,22 +60,23 @@ def measure_real_images(images, data_hash, features, opt, processes):
             numbers = [number for number, reason in zip(block, reasons, strict=True) if reason is None]
             found = (image_results(batch.to(processes.device), numbers, kinds, features) if numbers
                      else dict.fromkeys(kinds, []))
-            yield found | {'broken': [torch.tensor(sorted({*block} - {*numbers}), dtype=torch.int64)]}
+            yield found | {'unreadable': [torch.tensor([float(reason is not None) for reason in reasons])]}
 
     counts = image_counts(opt.evaluation.metrics, features, len(images))
     blocks = Blocks(Path(opt.inference.results_dir) / 'real_images' / data_hash,
-                    counts | {'broken': max(counts.values())}, REAL_BLOCK)
+                    counts | {'unreadable': max(counts.values())}, REAL_BLOCK)
     blocks.fill('real images', results, processes)
     return blocks
 
 
 def check_broken(real, images):
-    """Say which real images were skipped, and why. Raises UserError where too few are left."""
-    broken = real.load('broken')[0].tolist()
+    """Say which real images were skipped, and why, and have `real` know. Raises UserError where too few are left."""
+    broken = real.load('unreadable')[0].nonzero().flatten().tolist()
+    real.left_out = set(broken)
     if broken:
         reasons = {images.names[number]: Pixels(images)[number] for number in broken}
         print('\n'.join(named_lines('broken images skipped', reasons)))
-    if (left := real.counts['broken'] - len(broken)) < FEWEST_IMAGES:
+    if (left := real.counts['unreadable'] - len(broken)) < FEWEST_IMAGES:
         raise UserError(f'--dataset_path {images.path}: only {left} of its images can be read, too few to compare; use '
                         f'at least {FEWEST_IMAGES}.')
 
@@ -83,10 +84,11 @@ def check_broken(real, images):
 def measure_generated_images(generator, features, opt, means, size, folder, processes):
     """The filled Blocks of generated images, kept in a folder; they are also written to --save_images."""
     save_images = opt.evaluation.save_images
-    counts = image_counts(opt.evaluation.metrics, features, opt.evaluation.num_images)
+    counts, pictures = image_counts(opt.evaluation.metrics, features, opt.evaluation.num_images), {}
     if save_images:
         saved = writable_folder(save_images, '--save_images').resolve()
-        counts[f'saved-{short_hash(str(saved))}'] = opt.evaluation.num_images
+        kind = f'saved-{short_hash(str(saved))}'
+        counts[kind], pictures[kind] = opt.evaluation.num_images, lambda number: saved / f'{number:07d}.png'
 
     def results(todo):
         for block, kinds in todo:
@@ -94,11 +96,11 @@ def measure_generated_images(generator, features, opt, means, size, folder, proc
             found = image_results(images, block, kinds, features)
             if save_images:
                 for number, image in zip(block, images.permute(0, 2, 3, 1).cpu().numpy(), strict=True):
-                    save_image_row(Path(save_images) / f'{number:07d}.png', [image])
-                found |= {kind: [] for kind in kinds if kind not in found}  # the note that they were written
+                    save_image_row(pictures[kind](number), [image])
+                found |= {kind: []}  # the note that they were written
             yield found
 
-    blocks = Blocks(folder, counts, FAKE_BLOCK)
+    blocks = Blocks(folder, counts, FAKE_BLOCK, pictures)
     blocks.fill('generated images', results, processes)
     return blocks
 

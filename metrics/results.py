@@ -26,6 +26,8 @@ def read_results(path):
     """The list of evaluations in a metrics.json, or an empty one. Raises UserError for a file that is none."""
     try:
         evaluations = json.loads(path.read_text(encoding='utf-8'))['evaluations']
+        if not isinstance(evaluations, list):
+            raise TypeError
         for one in evaluations:
             one['settings'].items(), one['metrics'].items()
         return evaluations

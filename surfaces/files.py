@@ -1,6 +1,7 @@
 """Mesh files, and the colors of their vertices."""
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,13 @@ import trimesh
 from utils import UserError, atomic_path, shortened
 
 FARTHEST = 1e6  # from the origin that a vertex of a mesh may lie; ours lie within 2
-MOST_PARTS = {'meshes': 1, 'images': 1, 'accessors': 8, 'bufferViews': 8}  # of a GLB; ours have up to 1, 1, 5 and 6
+# Of a GLB; ours have up to 1, 1, 1, 1, 5 and 6.
+MOST_PARTS = {'meshes': 1, 'materials': 1, 'textures': 1, 'images': 1, 'accessors': 8, 'bufferViews': 8}
+UNLIT = 'KHR_materials_unlit'  # the only extension of glTF that our files use
+# What trimesh writes at the beginning of a PLY: vertices, with normals or colors, then triangles.
+PLY_HEADER = re.compile(rb'ply\nformat binary_little_endian 1\.0\n(?:comment .*\n)*element vertex \d+\n'
+                        rb'(?:property (?:float|double|uchar) [a-z]{1,5}\n){3,10}element face \d+\n'
+                        rb'property list uchar u?int vertex_ind(?:ex|ices)\nend_header\n')
 
 
 @torch.no_grad()
@@ -83,17 +90,40 @@ def check_glb(data):
     """Raise ValueError for the bytes of a GLB that would take far more memory than they are.
 
     glTF counts numbers that no buffer holds as zeros, so a file of a hundred bytes could ask for gigabytes. So could a
-    small one whose parts all name the same bytes, because trimesh copies them for each part, and a mesh for each node.
+    small one whose parts all name the same bytes, because trimesh copies them for each part, and a mesh for each node;
+    or one whose numbers overlap (byteStride). What trimesh makes of extensions may be larger than the file too: it
+    computes with the pictures of one.
     """
     length = int.from_bytes(data[12:16], 'little')
-    tree = json.loads(data[20:20 + length])
-    primitives = sum(len(mesh['primitives']) for mesh in tree.get('meshes', ()))
+    tree = json.loads(data[20:20 + length], object_hook=_without_extensions)
+    primitives = [primitive for mesh in tree.get('meshes', ()) for primitive in mesh['primitives']]
+    attributes = sum(len(primitive['attributes']) for primitive in primitives)
     shown = sum('mesh' in node for node in tree.get('nodes', ()))
-    if max(primitives, shown) > 1 or any(len(tree.get(part, ())) > most for part, most in MOST_PARTS.items()):
+    if (max(len(primitives), shown) > 1 or attributes > MOST_PARTS['accessors']
+            or any(len(tree.get(part, ())) > most for part, most in MOST_PARTS.items())):
         raise ValueError('it holds more parts than one mesh needs')
+    if any('byteStride' in view for view in tree.get('bufferViews', ())):
+        raise ValueError('its numbers do not lie one after the other')
     for accessor in tree.get('accessors', ()):
         if 'bufferView' not in accessor or not 0 <= accessor['count'] <= len(data):
             raise ValueError('it claims more numbers than it holds')
+
+
+def _without_extensions(part):
+    """A dict of a GLB's JSON as it is. Raises ValueError where it uses an extension but UNLIT."""
+    if not set(part.get('extensions', ())) <= {UNLIT}:
+        raise ValueError('it uses extensions of glTF')
+    return part
+
+
+def check_ply(data):
+    """Raise ValueError for the bytes of a PLY that has another header than ours.
+
+    What trimesh needs for a text grows with the square of its size where rows differ in length, and for a header with
+    that of the number of properties.
+    """
+    if not PLY_HEADER.match(data):
+        raise ValueError('its header is not that of a mesh that was written here')
 
 
 def without_materials(data):
@@ -127,6 +157,8 @@ def load_mesh(path):
         data = Path(path).read_bytes()
         if suffix == '.glb':
             check_glb(data)
+        elif suffix == '.ply':
+            check_ply(data)
         elif suffix == '.obj':
             data = without_materials(data)
         # trimesh does not know where bytes lie, and so cannot look around there. Where there is a material too, it

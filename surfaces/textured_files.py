@@ -11,10 +11,9 @@ import numpy as np
 import trimesh
 
 from surfaces.camera_files import add_gltf_cameras
-from surfaces.files import check_glb, check_mesh, obj_lines
+from surfaces.files import UNLIT, check_glb, check_mesh, obj_lines
 from utils import atomic_path
 
-UNLIT = 'KHR_materials_unlit'
 MOST_TEXELS = 1 << 14  # along a side of a texture that is read
 
 

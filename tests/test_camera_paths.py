@@ -59,6 +59,17 @@ def test_a_dolly_zoom_keeps_the_middle_and_changes_what_lies_behind(opt):
     assert sizes[-0.1][1] < sizes[-0.1][0] < sizes[-0.1][3]  # from near by, what lies behind looks smaller
 
 
+def test_a_camera_does_not_come_into_what_it_shows(tmp_path):
+    """Its near plane would lie behind it."""
+    wide = parse('render_video', '', ['--dist_radius', '0.5'])
+    near, nearer = (written(tmp_path, f'distance\n{distance}\n', f'{distance}.csv') for distance in (0.51, 0.5))
+    for path in ('orbit', near):
+        assert path_cameras(wide, path, 5, 'cpu').near.min() > 0
+    for path in ('dolly', nearer):
+        with pytest.raises(UserError, match=f'--path {path}: the camera comes as near to the origin as 0.5'):
+            path_cameras(wide, path, 5, 'cpu')
+
+
 def test_key_frames_are_passed(opt, tmp_path):
     path = written(tmp_path, '# a comment\nazimuth, elevation,zoom\n-30,0,1\n10,20,2\n\n30,-10,1\n')
     cameras = path_cameras(opt, path, 9, 'cpu')

@@ -50,10 +50,17 @@ class Plain(torch.nn.Module):
         return x.float().mean((1, 2, 3))
 
 
+class Nothing(torch.nn.Module):
+    """A network of another kind: no number for an image."""
+
+    def forward(self, x):
+        return x.float()[:, :0, 0, 0]
+
+
 @pytest.fixture(scope='session')
 def networks(tmp_path_factory):
     folder = tmp_path_factory.mktemp('networks')
-    for network in (Pooled(), Plain()):
+    for network in (Pooled(), Plain(), Nothing()):
         with warnings.catch_warnings():  # PyTorch would rather have other formats
             warnings.simplefilter('ignore')
             torch.jit.script(network).save(folder / f'{type(network).__name__}.pt')
@@ -213,6 +220,18 @@ def test_an_interrupted_run_goes_on(run, networks, monkeypatch, tmp_path):
     assert drawn == list(range(20)) and len(identities) == 3 and results() == whole
 
 
+def test_saved_images_that_are_gone_are_made_again(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, 'FAKE_BLOCK', 4)
+    monkeypatch.setattr(evaluate.shutil, 'rmtree', lambda *_, **__: None)  # as after an interruption
+    arguments = ['--metrics', 'swd', '--save_images', 'own']
+    assert run(*arguments)[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / 'own').iterdir()}
+    for number in (2, 3, 9):
+        (tmp_path / f'own/{number:07d}.png').unlink()
+    assert run(*arguments)[0] == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / 'own').iterdir()} == before
+
+
 def test_more_images_of_the_same_run(run, networks, monkeypatch):
     """What a longer run shares with a shorter one, whose files are still there, is not made again."""
     monkeypatch.setattr(measuring, 'FAKE_BLOCK', 8)
@@ -319,6 +338,7 @@ def test_weights_that_cannot_be_downloaded(run, fidelity, monkeypatch):
     (['--metrics', 'fid', '--features', 'NETWORKS/none.pt'], 'there is no such file'),
     (['--metrics', 'fid', '--features', 'NETWORKS/text.pt'], 'is not a TorchScript network'),
     (['--metrics', 'fid', '--features', 'NETWORKS/Plain.pt'], 'gives (2,) for 2 images'),
+    (['--metrics', 'fid', '--features', 'NETWORKS/Nothing.pt'], 'gives no features'),
     (['--metrics', 'depth', '--expname', 'other'], 'no checkpoint for --expname other'),
 ])
 def test_bad_input_is_one_sentence(run, networks, tmp_path, arguments, says):
@@ -338,11 +358,30 @@ def test_features_that_are_not_finite(networks):
         network(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
 
 
-def test_a_results_file_of_something_else(run, tmp_path):
+def test_a_torchscript_file_that_fails_in_another_way(networks, monkeypatch):
+    def load(*_, **__):
+        raise IndexError('Argument passed to at() was not in the map.')
+
+    monkeypatch.setattr(torch.jit, 'load', load)
+    with pytest.raises(UserError, match='is not a TorchScript network, or a damaged one'):
+        features.load_features(networks / 'Pooled.pt', 32, torch.device('cpu'))
+
+
+def test_images_that_are_too_small_for_patches(run, tmp_path):
+    torch.manual_seed(0)
+    small = [*TINY, '--renderer_spatial_output_dim', '4']
+    generator = build_generator(parse('evaluate', '', small), full_pipeline=False)
+    checkpoint.save(tmp_path / 'small.pt', {'g_ema': generator.state_dict()})
+    error = refused(run, '--model', 'small.pt', '--renderer_spatial_output_dim', 4, '--metrics', 'swd,field')
+    assert '--metrics: swd compares patches of 7 x 7 pixels' in error and 'only 4 x 4; leave swd out' in error
+
+
+@pytest.mark.parametrize('text', ['{"evaluations": 3}', '{"evaluations": {}}', '{"evaluations": ""}'])
+def test_a_results_file_of_something_else(run, tmp_path, text):
     (tmp_path / RESULTS).parent.mkdir(parents=True)
-    (tmp_path / RESULTS).write_text('{"evaluations": 3}')
+    (tmp_path / RESULTS).write_text(text)
     assert 'was not written by this command' in refused(run, '--metrics', 'field')
-    assert (tmp_path / RESULTS).read_text() == '{"evaluations": 3}'
+    assert (tmp_path / RESULTS).read_text() == text
 
 
 # ---------------------------------------------------------------------------------------------- during training

@@ -1,4 +1,5 @@
 """Mesh files: what is written comes back, GLB is as glTF wants it, and damaged files are refused."""
+import contextlib
 import json
 import struct
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from surfaces.files import load_mesh, save_mesh
+from surfaces.files import UNLIT, load_mesh, save_mesh
 from utils import UserError
 
 
@@ -53,20 +54,25 @@ def with_more_nodes(tree):
     tree['scenes'][0]['nodes'] = list(range(len(tree['nodes'])))
 
 
+def with_more_attributes(tree):
+    attributes = tree['meshes'][0]['primitives'][0]['attributes']
+    attributes |= {f'_A{i}': attributes['POSITION'] for i in range(9)}
+
+
 def with_more(tree, part):
     tree[part] += tree[part][:1] * 9
 
 
 def other_files(path):
     """The bytes of a GLB file in which more parts than there should be name the same bytes."""
-    changes = [with_more_nodes, lambda tree: with_more(tree['meshes'][0], 'primitives')]
-    for part in 'meshes', 'accessors', 'bufferViews', 'images':
-        changes.append(lambda tree, part=part: with_more(tree, part))
+    tree, data = glb_parts(path)
+    parts = [part for part in ('meshes', 'accessors', 'bufferViews', 'materials', 'textures', 'images') if part in tree]
+    changes = [with_more_nodes, with_more_attributes, lambda tree: with_more(tree['meshes'][0], 'primitives'),
+               *(lambda tree, part=part: with_more(tree, part) for part in parts)]
     for change in changes:
         tree, data = glb_parts(path)
-        if change is not changes[-1] or 'images' in tree:
-            change(tree)
-            yield glb_of(tree, data)
+        change(tree)
+        yield glb_of(tree, data)
 
 
 def test_a_glb_costs_no_more_for_naming_its_bytes_often(tmp_path):
@@ -74,11 +80,48 @@ def test_a_glb_costs_no_more_for_naming_its_bytes_often(tmp_path):
     (tmp_path / 'b.glb').write_bytes(glb_of(*glb_parts(tmp_path / 'a.glb')))
     assert len(load_mesh(tmp_path / 'b.glb').faces) == 80
     files = list(other_files(tmp_path / 'a.glb'))
-    assert len(files) == 5
+    assert len(files) == 7
     for data in files:
         (tmp_path / 'b.glb').write_bytes(data)
         with pytest.raises(UserError, match='holds more parts than one mesh needs'):
             load_mesh(tmp_path / 'b.glb')
+
+
+def test_the_numbers_of_a_glb_do_not_overlap(tmp_path):
+    """trimesh would unpack 64 bytes for each."""
+    save_mesh(tmp_path / 'a.glb', trimesh.creation.icosphere(subdivisions=1))
+    tree, data = glb_parts(tmp_path / 'a.glb')
+    tree['bufferViews'].append({'buffer': 0, 'byteLength': len(data), 'byteStride': 1})
+    tree['accessors'].append({'bufferView': len(tree['bufferViews']) - 1, 'componentType': 5126, 'type': 'MAT4',
+                              'count': len(data) - 63})
+    (tmp_path / 'a.glb').write_bytes(glb_of(tree, data))
+    with pytest.raises(UserError, match='do not lie one after the other'):
+        load_mesh(tmp_path / 'a.glb')
+
+
+@pytest.mark.parametrize('part', ['materials', 'nodes', 'primitives'])
+def test_a_glb_uses_no_extension_but_ours(tmp_path, part):
+    save_mesh(tmp_path / 'a.glb', trimesh.creation.icosphere(subdivisions=1))
+    for name, refused in ((UNLIT, False), ('KHR_materials_pbrSpecularGlossiness', True)):
+        tree, data = glb_parts(tmp_path / 'a.glb')
+        (tree['meshes'][0] if part == 'primitives' else tree)[part][0]['extensions'] = {name: {}}
+        (tmp_path / 'b.glb').write_bytes(glb_of(tree, data))
+        with pytest.raises(UserError, match='it uses extensions') if refused else contextlib.nullcontext():
+            load_mesh(tmp_path / 'b.glb')
+
+
+@pytest.mark.parametrize('header', [
+    'format ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\n',
+    'format binary_little_endian 1.0\nelement vertex 3\n' + ''.join(f'property char a{i}\n' for i in range(99)),
+    'format binary_little_endian 1.0\nelement vertex 3\n' + 'property list uchar int x\n' * 3,
+    'format binary_little_endian 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\n'
+    + 'element edge 1\nproperty int vertex1\n'])
+def test_a_ply_has_our_header(tmp_path, header):
+    """What trimesh reads of others may cost the square of their size."""
+    (tmp_path / 'a.ply').write_text(f'ply\n{header}element face 1\nproperty list uchar int vertex_indices\nend_header\n'
+                                    '0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n')
+    with pytest.raises(UserError, match='its header is not that of a mesh that was written here'):
+        load_mesh(tmp_path / 'a.ply')
 
 
 @pytest.mark.parametrize('line', ['usemtl m{}', '# usemtl m{}', 'use\\\nmtl m{}', 'use\\\\\n\nmtl m{}',

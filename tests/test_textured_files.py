@@ -73,7 +73,7 @@ def test_reading_textured_files(tmp_path, mesh):
 def test_a_textured_file_costs_no_more_for_naming_its_bytes_often(tmp_path, mesh):
     save_textured_glb(tmp_path / 'a.glb', mesh)
     files = list(other_files(tmp_path / 'a.glb'))
-    assert len(files) == 6
+    assert len(files) == 9
     for data in files:
         (tmp_path / 'b.glb').write_bytes(data)
         assert load_textured(tmp_path / 'b.glb') is None
@@ -91,6 +91,17 @@ def test_a_picture_is_not_unpacked_before_its_size_is_known(tmp_path, mesh, monk
     assert loaded.visual.material.baseColorTexture.convert('RGB').getpixel((63, 31)) == (252, 248, 7)
     monkeypatch.setattr('surfaces.textured_files.MOST_TEXELS', 63)
     assert load_textured(tmp_path / 'a.glb') is None
+
+
+def test_trimesh_does_not_compute_with_pictures(tmp_path, mesh):
+    """With those of this extension it does, in double precision, while it reads the file."""
+    save_textured_glb(tmp_path / 'a.glb', mesh)
+    tree, data = glb_parts(tmp_path / 'a.glb')
+    picture = {'index': 0}
+    tree['materials'][0]['extensions']['KHR_materials_pbrSpecularGlossiness'] = {
+        'diffuseTexture': picture, 'specularGlossinessTexture': picture, 'glossinessFactor': 1.}
+    (tmp_path / 'b.glb').write_bytes(glb_of(tree, data))
+    assert load_textured(tmp_path / 'b.glb') is None
 
 
 def test_where_a_node_puts_a_textured_mesh(tmp_path, mesh):

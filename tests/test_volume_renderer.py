@@ -135,13 +135,6 @@ def test_points_to_fit_a_sphere_to_are_stratified(manifest):
     assert renderer.stratified_sdf(w, cameras.magnified(0.5), resolution=2)[1].shape == (2, 20, 3)
 
 
-@pytest.mark.parametrize('density', [SigmoidDensity(torch.tensor(0.02)), SoftplusDensity()])
-def test_the_slope_of_a_density_is_its_derivative(density):
-    x = (0.05 * torch.randn(50, generator=torch.Generator().manual_seed(0))).double().requires_grad_()
-    slope, = torch.autograd.grad(density.value(x).sum(), x)
-    assert_close(density.slope(x), slope, 1e-10)
-
-
 def test_beyond_its_support_there_is_no_density():
     density = SigmoidDensity(torch.tensor(0.02))
     assert density.value(density.support) < 1e-3 * density.value(-density.support)

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import shutil
+import warnings
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 import trimesh
 from browser import browser_page
-from PIL import Image
+from PIL import Image, ImageFile
 
 import checkpoint
 import generate_shapes_and_images
@@ -27,7 +28,7 @@ from surfaces.textured_files import save_textured_glb
 from utils import UserError
 from volume_renderer import pixel_directions
 from web import page, results_page
-from web.embedding import compact_mesh
+from web.embedding import compact_mesh, pictures_of_row
 
 RADIUS, GRID = 0.08, 128
 VIEWS = [{'azim': 0.4, 'elev': 0.1}, {'azim': -0.3, 'elev': -0.2}]
@@ -314,6 +315,19 @@ def many_views(root):
     index = json.loads((root / 'random_angles/index.json').read_text())
     index['results']['0000000']['views'] = VIEWS * 1000  # more than the row has columns
     (root / 'random_angles/index.json').write_text(json.dumps(index))
+
+
+def test_rows_of_pictures_may_be_large_but_not_huge(tmp_path, monkeypatch):
+    """Pillow's own limit, at which it warns, is below the rows that generation writes."""
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    Image.fromarray(np.zeros((10, 20, 3), np.uint8)).save(tmp_path / 'a.png')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert len(pictures_of_row(tmp_path / 'a.png', 2)) == 2
+    monkeypatch.setattr('web.embedding.MOST_PIXELS', 199)
+    monkeypatch.setattr(ImageFile.ImageFile, 'load', lambda image: pytest.fail('it was unpacked'))
+    with pytest.raises(ValueError, match='it has more than'):
+        pictures_of_row(tmp_path / 'a.png', 2)
 
 
 @pytest.mark.parametrize('damage, named', [(outside_mesh, 'lies outside'), (no_views, 'has no views'),

@@ -1,8 +1,10 @@
 """What the page of results holds inside itself: pictures as data: URIs, and meshes small enough for a phone."""
 import base64
+import contextlib
 import gzip
 import io
 import math
+import warnings
 
 import av
 import numpy as np
@@ -22,6 +24,7 @@ PICTURE_QUALITY = 90    # WebP
 TEXTURE_SIZE = 1024     # of the longer side of a texture, in pixels
 LOSSLESS_SIZE = 128     # smaller pictures are kept without loss
 POSITIONS, NORMALS = 2. ** -16, 2. ** -6  # steps that coordinates and normals are rounded to, for compression
+MOST_PIXELS = 1 << 27     # of a picture that is read: our rows are up to 1 << 17 wide, mostly less than 1024 high
 COMPRESSION = 6         # of gzip: the highest, 9, takes four times as long for 1% fewer bytes
 PLASTER = (0.32, 0.31, 0.29, 1.)          # the color of a surface without colors of its own, red, green, blue, alpha
 
@@ -49,9 +52,21 @@ def first_frame(path):
         return None
 
 
+@contextlib.contextmanager
+def opened_picture(path):
+    """Yield the PIL image in a file. Raises ValueError for one of more than MOST_PIXELS, before it is unpacked."""
+    with warnings.catch_warnings():  # Pillow's own limit is below the rows that generation writes
+        warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+        picture = Image.open(path)
+    with picture:
+        if picture.width * picture.height > MOST_PIXELS:
+            raise ValueError(f'it has more than {MOST_PIXELS >> 20} million pixels')
+        yield picture
+
+
 def pictures_of_row(path, count):
-    """The `count` square pictures that stand side by side in a file, as data: URIs."""
-    with Image.open(path) as row:
+    """The `count` square pictures that stand side by side in a file, as data: URIs. Raises ValueError for huge ones."""
+    with opened_picture(path) as row:
         width = row.width // count
         return [picture_uri(row.crop((i * width, 0, (i + 1) * width, row.height))) for i in range(count)]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jinja2
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from camera import cameras_at
@@ -22,6 +21,7 @@ from web.embedding import (
     compact_textured,
     depth_picture,
     first_frame,
+    opened_picture,
     picture_uri,
     pictures_of_row,
 )
@@ -108,7 +108,7 @@ def picture_width(result):
     file = result.pictures.get('image') or result.pictures.get('thumbnail')
     if file is None:
         return LARGEST_WIDTH
-    with Image.open(file) as row:
+    with opened_picture(file) as row:
         return min(LARGEST_WIDTH, max(SMALLEST_WIDTH, ENLARGED * row.height))
 
 
@@ -181,7 +181,7 @@ def inversion_entry(result, root, budget):
 def one_picture(path):
     """A picture as a data: URI. Raises UserError for a broken one."""
     try:
-        with Image.open(path) as picture:
+        with opened_picture(path) as picture:
             return picture_uri(picture.convert('RGB'))
     except Exception as error:  # Pillow's decoders raise errors of every kind for broken files
         raise UserError(f'{path} cannot be read ({" ".join(str(error).split())}); remove it, or make it '
