@@ -74,7 +74,7 @@ def run_command(module, read_flags):
         if not (lack := lack_of_memory(error)):
             raise
         sys.exit(_fail(name, f'memory ran out ({lack}); compute less at a time (--chunk, --eval_batch), use '
-                             '--precision bf16, smaller sizes, or another --device.'))
+                             '--precision bf16, smaller sizes, or another --device, if it has such flags.'))
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

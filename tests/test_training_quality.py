@@ -24,3 +24,10 @@ def test_quick_measurements_touch_no_random_state(monkeypatch):
     measures = quick_evaluation(generator, images, opt, CPU)
     assert torch.equal(torch.get_rng_state(), before)
     assert measures['swd'] > 0 and measures == quick_evaluation(generator, images, opt, CPU)
+
+
+def test_images_smaller_than_a_patch_have_no_patch_distance(monkeypatch):
+    monkeypatch.setattr('training.quality.EVAL_IDENTITIES', 1)
+    monkeypatch.setattr('surfaces.rendering.SURFACE_RESOLUTION', 16)
+    generator, opt = tiny_training_pair('full_pipeline')
+    assert 'swd' not in quick_evaluation(generator, [torch.zeros(3, 4, 4)] * 4, opt, CPU)

@@ -21,13 +21,14 @@ def numbered_images(generator, opt, numbers, device, psi=1., means=None):
 def quick_evaluation(generator, images, opt, device):
     """{'swd', 'depth'} of a generator, from few images and identities: a trend for the log, no numbers to publish.
 
-    swd: the mean over levels, against the first of the real images (dataset.Images). depth:
-    metrics.identity.measure_identity; left out where no identity has a surface. Touches no random state.
+    swd: the mean over levels, against the first of the real images (dataset.Images); left out where these are smaller
+    than a patch. depth: metrics.identity.measure_identity; left out where no identity has a surface. Touches no random
+    state.
     """
-    from metrics.distances import patch_descriptors, swd  # SciPy and trimesh, which trainings without it need not load
+    from metrics.distances import PATCH, patch_descriptors, swd  # SciPy and trimesh, which trainings without it need not load
     from metrics.identity import measure_identity
 
-    count = min(EVAL_IMAGES, len(images))
+    count = min(EVAL_IMAGES, len(images)) if images[0].shape[-1] >= PATCH else 0
     descriptors = {'real': [], 'fake': []}
     for indices in chunks(0, count, checked_chunk(opt)):
         numbers = range(indices.start, indices.stop)
@@ -37,7 +38,7 @@ def quick_evaluation(generator, images, opt, device):
             pixels = torch.from_numpy(to_uint8(batch)).movedim(-1, 1)
             descriptors[kind].append(patch_descriptors(pixels, numbers))
     real, fake = ([torch.cat(level) for level in zip(*batches, strict=True)] for batches in descriptors.values())
-    measures = {'swd': float(np.mean(swd(real, fake)))}
+    measures = {'swd': float(np.mean(swd(real, fake)))} if count else {}
     latents = draw_fakes(opt, 'evaluation', 0, range(EVAL_IDENTITIES), device).z
     depths = [measure_identity(few_samples(generator), z[None], opt, ('depth',))['depth']['depth'] for z in latents]
     found = [depth for depth in depths if not np.isnan(depth)]
