@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from munch import Munch
 
-from checkpoint import find_model, load_state, read, reconcile
+from checkpoint import find_model, has_decoder, load_state, read, reconcile
 from model import Generator, build_generator
 from op.fast import fast_parts
 from options import MAX_NAME, replaced
@@ -42,7 +42,6 @@ def load_generator(opt, device, graphs=False):
     state = saved['g_ema']
     opt = reconcile(opt, saved, path)
     torch.manual_seed(opt.experiment.seed)  # for noise maps that the file may lack
-    generator = build_generator(opt, full_pipeline=any(key.startswith('decoder.') for key in state),
-                                **fast_parts(opt, graphs=graphs))
+    generator = build_generator(opt, full_pipeline=has_decoder(state), **fast_parts(opt, graphs=graphs))
     load_state(generator, state, path).to(device).eval().requires_grad_(False)
     return Loaded(generator, opt, path, name)

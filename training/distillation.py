@@ -18,12 +18,13 @@ WARM_UP = 50  # steps until the learning rate is reached
 class Lesson:
     """What the copy is taught in each step. A command derives from this, or from FieldLesson, and defines the rest.
 
-    part: the name of the generator's part that learns. memory: of the moving average of its weights from step to step.
-    The constructor gets the LoadedModel, whose part is the given one (`given`), the copy (`new`), and the flags; it
-    raises UserError where the part cannot be mended.
+    part: the name of the generator's part that learns. rates: the first and the last learning rate. memory: of the
+    moving average of the weights from step to step. The constructor gets the LoadedModel, whose part is the given one
+    (`given`), the copy (`new`), and the flags; it raises UserError where the part cannot be mended.
     """
 
     part: str
+    rates: tuple
     memory = 0.995
 
     def __init__(self, model, new, flags):
@@ -35,7 +36,7 @@ class Lesson:
 
     def rate(self, step):
         """The learning rate of a step."""
-        raise NotImplementedError
+        return falling_rate(step, self.steps, *self.rates)
 
     def terms(self, step):
         """{name: weighted loss} of a step."""

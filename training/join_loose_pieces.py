@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import losses
 from camera import cameras_of, sample_viewpoints
-from training.distillation import FieldLesson, distill, falling_rate
+from training.distillation import FieldLesson, distill
 from training.random_numbers import image_rngs
 
 GRID = 56              # samples along each axis of the volume in which pieces are looked for
@@ -43,7 +43,6 @@ BATCH, RAYS, SAMPLES = 6, 32, 24  # pictures of a step that are compared with th
 VIEWS = 0.2, 0.12      # spread of their azimuth and elevation
 NEAR = 0.02            # distances this near to a surface are to stay as they were, above all
 JOIN, VANISH, COLOR, DISTANCE, FAR = 20., 20., 2., 10., 20.  # weights of the losses; that of features is 1
-RATE, LAST_RATE = 3e-5, 3e-6
 
 
 class Pieces(NamedTuple):
@@ -89,14 +88,12 @@ def points_along(ways, count):
 class Joining(FieldLesson):
     """Keep the field, but for what is loose."""
 
-    memory = 0.99
+    rates, memory = (3e-5, 3e-6), 0.99
 
     def __init__(self, model, new, flags):
         super().__init__(model, new, flags)
+        self.given.perturb = 1.  # its samples have the same jitter as those that are compared with them
         self.front = cameras_of(model.opt, torch.zeros(1, 2)).magnified(GRID / self.given.resolution)
-
-    def rate(self, step):
-        return falling_rate(step, self.steps, RATE, LAST_RATE)
 
     @torch.no_grad()
     def look_through(self):
@@ -133,17 +130,15 @@ class Joining(FieldLesson):
         return self.new.network(self.w[identities], self.new.scale(points, self.front))[0]
 
     def kept(self, w, step):
-        """The terms that keep pictures and surfaces of w (B,style_dim) as they were; samples have the same jitter."""
+        """The terms that keep pictures and surfaces of w (B,style_dim) as they were."""
         cameras = cameras_of(self.model.opt, sample_viewpoints(len(w), *VIEWS)).magnified(RAYS / self.given.resolution)
 
         def rendering(renderer):
             rngs = image_rngs(0, 'keep', step, range(len(w)), 'cpu')
             return renderer(w, cameras, resolution=RAYS, samples=SAMPLES, sdf=True, rng=rngs)
 
-        self.given.perturb = 1.
         with torch.no_grad():
             before = rendering(self.given)
-        self.given.perturb = 0.
         now = rendering(self.new)
         near = torch.exp(-before.sdf.abs() / NEAR)
         return {'features': (now.features - before.features).abs().mean(),

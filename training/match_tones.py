@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from camera import cameras_of, sample_viewpoints
 from dataset import open_images
-from training.distillation import Lesson, distill, falling_rate
+from training.distillation import Lesson, distill
 from utils import UserError
 
 PICTURES = 2000        # generated ones whose tones are measured
@@ -36,7 +36,6 @@ SIDE = 32              # of the grid of pixels in a picture whose values are mea
 QUANTILES = torch.linspace(0.005, 0.995, 100)
 BATCH = 8
 PSI = 0.6, 1.          # of the pictures, drawn evenly for each step
-RATE, LAST_RATE = 2e-3, 2e-5
 
 
 class Monotone(NamedTuple):
@@ -108,7 +107,7 @@ class ToneTransfer:
 class Toning(Lesson):
     """The decoder's own pictures, with the tones of photos. Its mapping to w' gets no gradient and stays."""
 
-    part = 'decoder'
+    part, rates = 'decoder', (2e-3, 2e-5)
 
     def __init__(self, model, new, flags):
         super().__init__(model, new, flags)
@@ -124,9 +123,6 @@ class Toning(Lesson):
 
     def learning(self):
         return self.new.parameters()
-
-    def rate(self, step):
-        return falling_rate(step, self.steps, RATE, LAST_RATE)
 
     @torch.no_grad()
     def draw(self, count, psi=1.):

@@ -25,7 +25,8 @@ def quick_evaluation(generator, images, opt, device):
     than a patch. depth: metrics.identity.measure_identity; left out where no identity has a surface. Touches no random
     state.
     """
-    from metrics.distances import PATCH, patch_descriptors, swd  # SciPy and trimesh, which trainings without it need not load
+    # These need SciPy and trimesh, which trainings without quick measurements need not load.
+    from metrics.distances import PATCH, patch_descriptors, swd
     from metrics.identity import measure_identity
 
     count = min(EVAL_IMAGES, len(images)) if images[0].shape[-1] >= PATCH else 0

@@ -17,7 +17,7 @@ import torch
 
 import losses
 from camera import cameras_of, sample_viewpoints
-from training.distillation import FieldLesson, distill, falling_rate
+from training.distillation import FieldLesson, distill
 
 RADIUS = 0.09              # of the sphere that reliefs are compared with
 BATCH, RAYS, SAMPLES = 6, 32, 24
@@ -26,7 +26,6 @@ PSI = 0.4, 1.              # of the identities, drawn evenly
 RELIEF = 0.8, 2.           # the least and most that surfaces have to stand out
 FINEST_BETA, COARSEST_BETA = 0.0017, 0.004  # of the new field: soft at first, so that surfaces can move
 EIKONAL, FAR, COLOR = 0.1, 20., 2.          # weights of the losses; those of features and relief are 1
-RATE, LAST_RATE = 2e-4, 2e-5
 
 
 def terms(given, new, w, opt):
@@ -53,8 +52,7 @@ def terms(given, new, w, opt):
 class Turning(FieldLesson):
     """Turn what is hollow, and keep the rest."""
 
-    def rate(self, step):
-        return falling_rate(step, self.steps, RATE, LAST_RATE)
+    rates = 2e-4, 2e-5
 
     def beta(self, step):
         """That of the new field falls straight, and ends early."""
